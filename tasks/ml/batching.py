@@ -1,0 +1,47 @@
+"""Batches of similar length, so that little is computed on padding. B = rows, S = tokens."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+
+
+def collate(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pads token ids on the right to the longest row.
+
+    Returns:
+        ``input_ids`` and ``attention_mask``, both int64 (B, S); the mask is 1 on tokens and 0 on padding.
+    """
+    length = max(len(row) for row in rows)
+    input_ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros((len(rows), length), dtype=torch.int64)
+    for index, row in enumerate(rows):
+        input_ids[index, : len(row)] = torch.as_tensor(row, dtype=torch.int64)
+        attention_mask[index, : len(row)] = 1
+    return input_ids, attention_mask
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Splits row indices, shortest first, into batches: for evaluation, where order does not matter."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def shuffled_buckets(
+    lengths: Sequence[int], batch_size: int, rng: random.Random, *, batches_per_pool: int = 50
+) -> list[list[int]]:
+    """Splits row indices into batches of similar length, in random order: for training.
+
+    Rows are shuffled, cut into pools of ``batches_per_pool`` batches, sorted by length within a pool and batched; the
+    batches are then shuffled. Neighbours in length meet in ever new company, and padding stays at a few per cent.
+    """
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    batches: list[list[int]] = []
+    for start in range(0, len(order), batch_size * batches_per_pool):
+        pool = sorted(order[start : start + batch_size * batches_per_pool], key=lengths.__getitem__)
+        batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+    rng.shuffle(batches)
+    return batches

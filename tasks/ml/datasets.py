@@ -1,0 +1,139 @@
+"""The prepared dataset on disk: one Arrow file per split, encoded once with the base model's tokenizer.
+
+Layout: ``<split>.arrow`` with columns text (string), input_ids (list of int32) and target (int64);
+``dataset.json`` with what encoding and decoding need; ``profile.json`` for people; the tokenizer in ``tokenizer/``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tasks.ml.splitting import Division, Row
+
+SCHEMA = pa.schema([("text", pa.string()), ("input_ids", pa.list_(pa.int32())), ("target", pa.int64())])
+INFO = "dataset.json"
+PROFILE = "profile.json"
+TOKENIZER = "tokenizer"
+HISTOGRAM_BINS = 16
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one split, in stored order.
+
+    Attributes:
+        input_ids: token ids with special tokens, at most ``max_length`` a row.
+        targets: (N,) int64, class indices; the problem's ``NO_TARGET`` where there is no label.
+    """
+
+    texts: list[str]
+    input_ids: list[list[int]]
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def head(self, count: int) -> Split:
+        """The first rows."""
+        return Split(self.texts[:count], self.input_ids[:count], self.targets[:count])
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What holds for every split: label names by class index, tokens after which a text is cut, whose ids these are."""
+
+    labels: list[str]
+    max_length: int
+    tokenizer_digest: str
+
+
+def encode(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[list[int]]:
+    """Token ids with the special tokens, at most ``max_length`` a row."""
+    if not texts:
+        return []
+    return tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+
+
+def write(directory: Path, division: Division, tokenizer: Any, *, max_length: int, no_target: int) -> dict[str, Any]:
+    """Writes a dataset into an existing directory and returns its profile.
+
+    Args:
+        no_target: the target of rows without a label.
+    """
+    classes = {label: index for index, label in enumerate(division.labels)}
+    lengths: dict[str, np.ndarray] = {}
+    for name, rows in division.splits.items():
+        texts = [row.text for row in rows]
+        input_ids = encode(texts, tokenizer, max_length=max_length)
+        targets = [classes.get(row.label, no_target) for row in rows]
+        table = pa.table({"text": texts, "input_ids": input_ids, "target": targets}, schema=SCHEMA)
+        with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+            writer.write_table(table)
+        lengths[name] = np.array([len(ids) for ids in input_ids], dtype=np.int64)
+    info = DatasetInfo(division.labels, max_length, _digest(tokenizer))
+    profile = _profile(division, lengths, max_length)
+    (directory / INFO).write_text(json.dumps(asdict(info), indent=1, ensure_ascii=False), encoding="utf-8")
+    (directory / PROFILE).write_text(json.dumps(profile, indent=1, ensure_ascii=False), encoding="utf-8")
+    tokenizer.save_pretrained(directory / TOKENIZER)
+    return profile
+
+
+def _profile(division: Division, lengths: Mapping[str, np.ndarray], max_length: int) -> dict[str, Any]:
+    """Rows, class balance and token lengths per split, and how many rows were dropped and why."""
+    edges = np.unique(np.linspace(0, max_length, HISTOGRAM_BINS + 1).round().astype(int))
+
+    def describe(rows: list[Row], tokens: np.ndarray) -> dict[str, Any]:
+        labels = Counter(row.label for row in rows if row.label)
+        return {
+            "rows": len(rows),
+            "labels": {label: labels[label] for label in division.labels} if labels else {},
+            "tokens_mean": round(float(tokens.mean()), 3) if len(rows) else 0.0,
+            "rows_at_max_length": int((tokens == max_length).sum()),
+            # Bin i holds lengths in (edges[i], edges[i + 1]]: no row has 0 tokens, and a cut one has max_length.
+            "token_histogram": np.histogram(tokens - 0.5, edges)[0].tolist(),
+        }
+
+    return {
+        "splits": {name: describe(rows, lengths[name]) for name, rows in division.splits.items()},
+        "token_histogram_edges": edges.tolist(),
+        "dropped": division.dropped,
+    }
+
+
+def info(directory: Path) -> DatasetInfo:
+    """Reads what holds for every split."""
+    return DatasetInfo(**json.loads((directory / INFO).read_text(encoding="utf-8")))
+
+
+def read(directory: Path, split: str, tokenizer: Any = None) -> Split:
+    """Reads one split; with a tokenizer other than the one it was encoded with, encodes its texts again.
+
+    Args:
+        split: ``train``, ``calibration``, ``selection``, ``test`` or ``unlabeled``.
+        tokenizer: whose ids are wanted, such as those of a pruned vocabulary; as stored if ``None``.
+    """
+    with pa.memory_map(str(directory / f"{split}.arrow")) as source:
+        table = pa.ipc.open_file(source).read_all()
+        texts = table["text"].to_pylist()
+        input_ids = table["input_ids"].to_pylist()
+        # A copy: the array must outlive the mapping.
+        targets = table["target"].to_numpy().copy()
+    about = info(directory)
+    if tokenizer is not None and _digest(tokenizer) != about.tokenizer_digest:
+        input_ids = encode(texts, tokenizer, max_length=about.max_length)
+    return Split(texts, input_ids, targets)
+
+
+def _digest(tokenizer: Any) -> str:
+    # Imported here, because it brings torch, which those who only look at stored rows can do without.
+    from tasks.ml import modeling
+
+    return modeling.tokenizer_digest(tokenizer)

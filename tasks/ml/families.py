@@ -1,0 +1,125 @@
+"""What surgery, layer maps and export need to know of an architecture: one description per family.
+
+A description holds dotted paths, relative to the backbone (``model.base_model``) or to one of its layers.
+torch is imported where modules are handled only: ``locators`` asks whether an architecture is supported without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from tasks.contracts import FeatherweightError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where an encoder family keeps its parts. All linear layers are ``nn.Linear`` with weight (out, in)."""
+
+    model_types: tuple[str, ...]
+    embeddings: str
+    """Token embedding table, ``nn.Embedding`` (vocabulary, hidden)."""
+    position_embeddings: str
+    """Position embedding table, ``nn.Embedding`` (positions, hidden)."""
+    embedding_norm: str
+    layers: str
+    attention: str
+    """Module that is given to the attention interface; holds ``head_counts`` attributes."""
+    query: str
+    key: str
+    value: str
+    attention_output: str
+    """Projection from concatenated heads (heads × head size) to hidden."""
+    ffn_up: str
+    ffn_down: str
+    head_count: str
+    """Attribute of ``attention`` with the number of heads."""
+    all_head_size: str
+    """Attribute of ``attention`` with heads × head size."""
+    first_position: int = 0
+    """Position id of the first token (RoBERTa counts from padding_idx + 1)."""
+
+    def backbone(self, model: nn.Module) -> nn.Module:
+        return model.base_model  # type: ignore[return-value]
+
+    def layer_list(self, model: nn.Module) -> nn.ModuleList:
+        return self.backbone(model).get_submodule(self.layers)  # type: ignore[return-value]
+
+    def token_embedding(self, model: nn.Module) -> nn.Embedding:
+        return self.backbone(model).get_submodule(self.embeddings)  # type: ignore[return-value]
+
+    def num_heads(self, layer: nn.Module) -> int:
+        return int(getattr(layer.get_submodule(self.attention), self.head_count))
+
+    def head_size(self, layer: nn.Module) -> int:
+        return int(layer.get_submodule(self.query).out_features) // self.num_heads(layer)  # type: ignore[arg-type]
+
+    def ffn_width(self, layer: nn.Module) -> int:
+        return int(layer.get_submodule(self.ffn_up).out_features)  # type: ignore[arg-type]
+
+    def set_num_heads(self, layer: nn.Module, num_heads: int, head_size: int) -> None:
+        attention = layer.get_submodule(self.attention)
+        setattr(attention, self.head_count, num_heads)
+        setattr(attention, self.all_head_size, num_heads * head_size)
+
+    def linears(self, model: nn.Module) -> dict[str, nn.Linear]:
+        """Linear layers inside the transformer layers, by qualified name: what quantization lowers to integers."""
+        from torch import nn
+
+        prefix = f"{model.base_model_prefix}.{self.layers}."
+        return {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and name.startswith(prefix)
+        }
+
+
+BERT = Family(
+    model_types=("bert",),
+    embeddings="embeddings.word_embeddings",
+    position_embeddings="embeddings.position_embeddings",
+    embedding_norm="embeddings.LayerNorm",
+    layers="encoder.layer",
+    attention="attention.self",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    attention_output="attention.output.dense",
+    ffn_up="intermediate.dense",
+    ffn_down="output.dense",
+    head_count="num_attention_heads",
+    all_head_size="all_head_size",
+)
+
+ROBERTA = replace(BERT, model_types=("roberta", "xlm-roberta"), first_position=2)
+
+FAMILIES = (BERT, ROBERTA)
+
+
+def of(model_type: str) -> Family:
+    """Returns the description of a ``config.model_type``.
+
+    Raises:
+        FeatherweightError: the architecture has no description.
+    """
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.model_types)
+    raise FeatherweightError(f"base_model: architecture {model_type!r} is not supported; supported: {known}")
+
+
+def resize_linear(linear: nn.Linear, *, out_features: int | None = None, in_features: int | None = None) -> None:
+    """Gives a linear layer new, uninitialised shapes in place; a state dict is expected to fill them."""
+    import torch
+    from torch import nn
+
+    out_features = out_features or linear.out_features
+    in_features = in_features or linear.in_features
+    linear.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=linear.weight.dtype))
+    if linear.bias is not None and linear.bias.numel() != out_features:
+        linear.bias = nn.Parameter(torch.empty(out_features, dtype=linear.bias.dtype))
+    linear.out_features, linear.in_features = out_features, in_features

@@ -1,0 +1,50 @@
+"""Learning from labels, and measuring quality on a split. B = rows, C = classes, N = rows of the split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from tasks.ml import batching, evaluation
+from tasks.ml.datasets import Split
+from tasks.ml.problems import Problem
+from tasks.ml.trainer import StepLoss
+
+
+def supervised(
+    model: nn.Module, problem: Problem, split: Split, *, pad_id: int, label_smoothing: float = 0.0
+) -> StepLoss:
+    """Makes the supervised loss of a batch of a split's rows for ``trainer.fit``."""
+    device = next(model.parameters()).device
+    targets = torch.as_tensor(split.targets, device=device)
+
+    def loss(rows: list[int]) -> tuple[torch.Tensor, dict[str, float]]:
+        ids, mask = batching.collate([split.input_ids[row] for row in rows], pad_id=pad_id)
+        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        return problem.loss(logits, targets[rows], label_smoothing=label_smoothing), {}
+
+    return loss
+
+
+def batches(split: Split, batch_size: int, *, pad_id: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Yields ``input_ids`` and ``attention_mask`` (B, S) and ``targets`` (B,), shortest rows first."""
+    for rows in batching.by_length([len(row) for row in split.input_ids], batch_size):
+        ids, mask = batching.collate([split.input_ids[row] for row in rows], pad_id=pad_id)
+        yield {"input_ids": ids, "attention_mask": mask, "targets": torch.as_tensor(split.targets[rows])}
+
+
+def quality(
+    model: nn.Module, problem: Problem, split: Split, *, pad_id: int, reference: np.ndarray | None = None
+) -> dict[str, float]:
+    """Measures ``accuracy``, ``loss`` (nats per row) and, against reference logits (N, C), ``agreement``."""
+    logits = evaluation.logits(model, split.input_ids, pad_id=pad_id)
+    measured = {
+        "accuracy": float(problem.correct(logits, split.targets).mean()),
+        "loss": float(problem.loss(torch.from_numpy(logits), torch.as_tensor(split.targets))),
+    }
+    if reference is not None:
+        measured["agreement"] = float((problem.predictions(logits) == problem.predictions(reference)).mean())
+    return measured

@@ -1,0 +1,70 @@
+"""What a student is taught by. B = rows, S = tokens, C = classes, H = hidden size, A = relation heads.
+
+Every loss is zero where student and teacher agree.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, *, temperature: float) -> torch.Tensor:
+    """KL(teacher ‖ student) between softened label distributions, in nats per row.
+
+    Hinton, Vinyals & Dean 2015 (arXiv:1503.02531), eq. 1 and section 2.1: the factor T² keeps the gradient's size
+    independent of the temperature T.
+
+    Args:
+        student, teacher: logits (B, C).
+    """
+    log_student = F.log_softmax(student.float() / temperature, dim=-1)
+    log_teacher = F.log_softmax(teacher.float() / temperature, dim=-1)
+    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def hidden_states(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean squared error between hidden states over real tokens, relative to the teacher's variance.
+
+    TinyBERT, Jiao et al. 2020 (arXiv:1909.10351), eq. 8, with W = I because a student cut from its teacher shares the
+    hidden size. Departure: dividing by the teacher's variance makes one weight fit layers of any scale.
+
+    Args:
+        student, teacher: hidden states (B, S, H).
+        mask: 1 on tokens, 0 on padding (B, S).
+    """
+    tokens = mask.bool()
+    target = teacher[tokens].float()
+    return F.mse_loss(student[tokens].float(), target) / target.var().clamp_min(1e-6)
+
+
+def relations(vectors: torch.Tensor, mask: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Log of the scaled dot-product self-relation of queries, keys or values: (B, S, H) → (B, A, S, S)."""
+    rows, length, width = vectors.shape
+    heads = vectors.float().view(rows, length, num_heads, width // num_heads).transpose(1, 2)
+    scores = heads @ heads.transpose(-1, -2) / (width // num_heads) ** 0.5
+    return F.log_softmax(scores.masked_fill(~mask.bool()[:, None, None, :], float("-inf")), dim=-1)
+
+
+def attention_relations(
+    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, *, num_heads: int
+) -> torch.Tensor:
+    """KL divergence between the self-relations of student and teacher, in nats per head and query token.
+
+    MiniLMv2, Wang et al. 2021 (arXiv:2012.15828), eqs. 2–5. The number of relation heads is free, so that student and
+    teacher may differ in width and in attention heads.
+
+    Args:
+        student: concatenated query, key or value vectors (B, S, H_student).
+        teacher: the same of the teacher (B, S, H_teacher).
+        mask: 1 on tokens, 0 on padding (B, S).
+        num_heads: relation heads A; must divide both widths.
+    """
+    log_student = relations(student, mask, num_heads)
+    log_teacher = relations(teacher, mask, num_heads)
+    queries = mask.bool()[:, None, :, None]
+    keys = mask.bool()[:, None, None, :]
+    # Padded keys hold −inf in both; exp(−inf) · (−inf − −inf) would be NaN.
+    difference = torch.where(keys, log_teacher - log_student, 0.0)
+    divergence = (log_teacher.exp() * difference).masked_fill(~queries, 0.0).sum()
+    return divergence / (mask.sum() * num_heads)

@@ -1,0 +1,38 @@
+"""What a measurement was taken on. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+
+def cpu_model() -> str:
+    """Marketing name of the processor, as the kernel gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def identity() -> str:
+    """One line that changes when timings may not be compared any more."""
+    return f"{cpu_model()} × {num_cores()}"
+
+
+def peak_memory_mb() -> float:
+    """Highest resident set of this process since it was executed, in 10^6 bytes.
+
+    From ``VmHWM``: ``ru_maxrss`` survives exec, so a child would report its parent's peak.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise OSError("/proc/self/status has no VmHWM")

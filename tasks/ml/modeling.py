@@ -1,0 +1,117 @@
+"""Models on disk: the ``torch`` bundle format, and its tokenizer.
+
+A torch bundle is a directory with ``config.json``, ``model.safetensors``, the tokenizer's files and, once quantized,
+``quantization.json``. Where layers were pruned, ``config.json`` has a ``featherweight`` entry with each layer's shape.
+Pickles are never read and remote code is never run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer
+
+from tasks.contracts import FeatherweightError
+from tasks.ml import families, problems, quantization
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+WEIGHTS = "model.safetensors"
+SHAPES = "featherweight"
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """Loads the (fast) tokenizer of a model directory.
+
+    Raises:
+        FeatherweightError: it has no fast tokenizer, which serving without transformers needs.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, use_fast=True)
+    if not tokenizer.is_fast:
+        raise FeatherweightError(f"base_model: {directory} has no fast tokenizer (tokenizer.json)")
+    return tokenizer
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 of a fast tokenizer's own description: equal digests encode equally.
+
+    Truncation and padding are left out, because every call that pads or cuts changes them.
+    """
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    description.update(truncation=None, padding=None)
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def shapes(model: nn.Module) -> list[dict[str, int]]:
+    """Heads and FFN width of each layer."""
+    family = families.of(model.config.model_type)  # type: ignore[union-attr, arg-type]
+    return [{"heads": family.num_heads(x), "ffn": family.ffn_width(x)} for x in family.layer_list(model)]
+
+
+def save(model: nn.Module, tokenizer: Any, directory: Path, *, spec: quantization.Spec | None = None) -> None:
+    """Writes a torch bundle into an existing directory."""
+    config = model.config.to_dict()  # type: ignore[union-attr, operator]
+    config.pop("_name_or_path", None)
+    config["num_hidden_layers"] = len(shapes(model))
+    config[SHAPES] = {"layers": shapes(model)}
+    (directory / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True, default=str), encoding="utf-8")
+    state = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
+    save_file(state, directory / WEIGHTS)
+    tokenizer.save_pretrained(directory)
+    if spec is not None:
+        (directory / quantization.SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
+
+
+def load(directory: Path, problem: str, *, simulate: bool = True) -> nn.Module:
+    """Loads a torch bundle, in evaluation mode; with a quantization spec, its simulation.
+
+    Args:
+        simulate: whether to apply ``quantization.json``. Export lowers it itself and wants the plain weights.
+    """
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    family = families.of(config.model_type)
+    model = problems.get(problem).build(config)
+    described = json.loads((directory / "config.json").read_text(encoding="utf-8")).get(SHAPES)
+    for layer, shape in zip(family.layer_list(model), described["layers"] if described else (), strict=False):
+        resize(family, layer, heads=shape["heads"], ffn=shape["ffn"])
+    model.load_state_dict(load_file(directory / WEIGHTS))
+    model.eval()
+    if simulate and (directory / quantization.SPEC_FILE).is_file():
+        spec = quantization.Spec.from_json((directory / quantization.SPEC_FILE).read_text(encoding="utf-8"))
+        quantization.simulate(model, spec)
+    return model
+
+
+def resize(family: families.Family, layer: nn.Module, *, heads: int, ffn: int) -> None:
+    """Gives one layer the shapes of a pruned one; its weights are then to be loaded."""
+    if heads != family.num_heads(layer):
+        size = family.head_size(layer)
+        for name in (family.query, family.key, family.value):
+            families.resize_linear(layer.get_submodule(name), out_features=heads * size)  # type: ignore[arg-type]
+        families.resize_linear(layer.get_submodule(family.attention_output), in_features=heads * size)  # type: ignore[arg-type]
+        family.set_num_heads(layer, heads, size)
+    if ffn != family.ffn_width(layer):
+        families.resize_linear(layer.get_submodule(family.ffn_up), out_features=ffn)  # type: ignore[arg-type]
+        families.resize_linear(layer.get_submodule(family.ffn_down), in_features=ffn)  # type: ignore[arg-type]
+
+
+def freeze_embeddings(model: nn.Module) -> None:
+    """Takes the token embedding out of training."""
+    families.of(model.config.model_type).token_embedding(model).weight.requires_grad_(False)  # type: ignore[union-attr, arg-type]
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def labels(directory: Path) -> list[str]:
+    """Label names of a bundle, in the order of the logits."""
+    mapping = json.loads((directory / "config.json").read_text(encoding="utf-8"))["id2label"]
+    return [mapping[key] for key in sorted(mapping, key=int)]

@@ -1,0 +1,157 @@
+"""From a PyTorch model and its quantization spec to an ONNX file. B = rows, S = tokens, C = classes."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from tasks.contracts import FeatherweightError
+from tasks.ml import families, first_token, fused_attention, onnx_fusion, onnx_lowering, quantization
+
+MODEL = "model.onnx"
+EXTERNAL_DATA_BYTES = 1_000_000_000
+"""Weights beyond this go to ``model.onnx.data``: a protobuf message ends at 2 GB."""
+ATTENTION = ("MultiHeadAttention", "QAttention")
+INTEGER_MATMUL = ("DynamicQuantizeMatMul", "QAttention")
+OPERATORS = "operators.json"
+COMPANIONS = ("config.json", "tokenizer.json", "tokenizer_config.json")
+
+Operators = dict[str, dict[str, int]]
+"""``counts``: operators of the graph by name; ``expected``: those that the architecture and the spec should give."""
+
+
+class _Positional(nn.Module):
+    """Gives a transformers model the tensor signature of its ONNX file."""
+
+    def __init__(self, model: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.inputs, self.outputs = model, tuple(inputs), tuple(outputs)
+
+    def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        result = self.model(**dict(zip(self.inputs, values, strict=True)))
+        return tuple(getattr(result, name) for name in self.outputs)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Mutes the exporter's notes to its own developers; its errors still come as exceptions."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def export_onnx(
+    model: nn.Module,
+    directory: Path,
+    *,
+    spec: quantization.Spec,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    opset: int,
+    first_token_only: bool,
+) -> Operators:
+    """Writes ``model.onnx`` with inputs int64 (B, S) and fp32 outputs, lowered with the spec.
+
+    Args:
+        first_token_only: whether the outputs are made of the last layer's first token, so that the rest can go.
+
+    Raises:
+        FeatherweightError: the graph lacks operators that the architecture and the spec should give.
+    """
+    expected = expected_operators(model, spec)
+    lowered = copy.deepcopy(model).eval()
+    onnx_lowering.lower(lowered, spec)
+    if first_token_only:
+        first_token.narrow(lowered)
+    example = torch.ones((2, 8), dtype=torch.int64)
+    with _quietly(), fused_attention.emitted(lowered), torch.no_grad():
+        program: Any = torch.onnx.export(
+            _Positional(lowered, inputs, outputs),
+            tuple(example.clone() for _ in inputs),
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=(tuple({0: "batch", 1: "sequence"} for _ in inputs),),
+            verbose=False,
+        )
+    graph: ir.Model = program.model
+    onnx_fusion.fuse(graph)
+    counts = Counter(node.op_type for node in graph.graph)
+    require_operators(counts, expected)
+    graph.producer_name, graph.producer_version = "featherweight", None
+    path = directory / MODEL
+    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
+    ir.save(graph, path, external_data=f"{MODEL}.data" if size > EXTERNAL_DATA_BYTES else None)
+    onnx.checker.check_model(str(path))
+    return {"counts": dict(sorted(counts.items())), "expected": expected}
+
+
+def read_spec(directory: Path) -> quantization.Spec:
+    """Reads the quantization spec of a torch bundle; an empty one if it has none."""
+    path = directory / quantization.SPEC_FILE
+    return quantization.Spec.from_json(path.read_text(encoding="utf-8")) if path.is_file() else quantization.Spec()
+
+
+def copy_companions(source: Path, directory: Path, *, spec: quantization.Spec, operators: Operators) -> None:
+    """Puts beside ``model.onnx`` what serving, registering and a reader need of the torch bundle."""
+    for name in COMPANIONS:
+        shutil.copyfile(source / name, directory / name)
+    (directory / quantization.SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
+    (directory / OPERATORS).write_text(json.dumps(operators, indent=1), encoding="utf-8")
+
+
+def num_bytes(directory: Path) -> int:
+    """Size of ``model.onnx`` and its external data."""
+    return sum(path.stat().st_size for path in directory.glob(f"{MODEL}*"))
+
+
+def expected_operators(model: nn.Module, spec: quantization.Spec) -> dict[str, int]:
+    """Counts the fused and quantized operators that an architecture gives under a spec, from its modules."""
+    config: Any = model.config
+    family = families.of(config.model_type)
+    layers = len(family.layer_list(model))
+    prefix = f"{model.base_model_prefix}.{family.layers}"
+    packed = sum(
+        all(f"{prefix}.{index}.{name}" in spec.linears for name in (family.query, family.key, family.value))
+        for index in range(layers)
+    )
+    norms = sum(isinstance(module, nn.LayerNorm) for module in model.modules())
+    four_bits = sum(bits == 4 for bits in spec.embeddings.values())
+    expected = {
+        "QAttention": packed,
+        "MultiHeadAttention": layers - packed,
+        "DynamicQuantizeMatMul": len(spec.linears) - 3 * packed,
+        "InstanceNormalization" if spec.linears else "LayerNormalization": norms,
+        "GatherBlockQuantized": four_bits,
+    }
+    return {operator: count for operator, count in expected.items() if count}
+
+
+def require_operators(counts: Counter[str], expected: dict[str, int]) -> None:
+    """Raises ``FeatherweightError`` if an expected operator is missing: a slow graph must not pass for a fast one."""
+    short = [f"{name}: {counts[name]} instead of {n}" for name, n in expected.items() if counts[name] != n]
+    if short:
+        raise FeatherweightError(
+            f"export: the graph lacks fused or quantized operators ({'; '.join(short)}); "
+            "the architecture or the transformers version is not one that this export knows"
+        )

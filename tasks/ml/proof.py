@@ -1,0 +1,237 @@
+"""What ``validate`` measures of each model of a run: quality on test, size, and time. N = rows, C = classes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from tasks.ml import (
+    datasets,
+    evaluation,
+    first_token,
+    machine,
+    modeling,
+    parity,
+    problems,
+    quantization,
+    runtime,
+    timing,
+)
+from tasks.ml.onnx_export import MODEL, num_bytes, read_spec
+
+logger = logging.getLogger("featherweight")
+
+Kind = Literal["torch", "simulated", "onnx"]
+
+TIMINGS = (
+    "latency_p50_ms",
+    "latency_p95_ms",
+    "latency_p99_ms",
+    "latency_p50_rounds_ms",
+    "throughput_per_s",
+    "load_time_s",
+    "peak_memory_mb",
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model of a run.
+
+    Attributes:
+        kind: ``simulated`` models have a quality and a size, but no speed of their own.
+        rows: token ids of the test split, by this model's own tokenizer.
+    """
+
+    stage: str
+    title: str
+    directory: Path
+    kind: Kind
+    rows: Sequence[Sequence[int]]
+    pad_id: int
+
+    def runtime(self, provider: str) -> str:
+        """What runs the model, for people."""
+        return {
+            "torch": "PyTorch eager fp32",
+            "simulated": "PyTorch, integers simulated",
+            "onnx": f"ONNX Runtime ({provider})",
+        }[self.kind]
+
+
+def subject(stage: str, title: str, directory: Path, data: Path, *, simulated: bool = False) -> Subject:
+    """Describes a bundle and encodes the test split for it."""
+    tokenizer = modeling.load_tokenizer(directory)
+    rows = datasets.read(data, "test", tokenizer).input_ids
+    kind: Kind = "onnx" if (directory / MODEL).is_file() else "simulated" if simulated else "torch"
+    return Subject(stage, title, directory, kind, rows, tokenizer.pad_token_id)
+
+
+def simulated(directory: Path, problem: str) -> torch.nn.Module:
+    """Loads a quantized bundle as the model that its export must equal."""
+    model = modeling.load(directory, problem)
+    if problems.get(problem).FIRST_TOKEN_ONLY:
+        first_token.narrow(model)
+    return model
+
+
+def test_logits(subject: Subject, *, problem: str, provider: str, threads: int) -> np.ndarray:
+    """Logits (N, C) on test. The shipped model answers one row at a time, as it will be asked."""
+    if subject.kind == "onnx":
+        session = runtime.open_session(subject.directory / MODEL, provider=provider, threads=threads)
+        return runtime.logits(session, subject.rows, pad_id=subject.pad_id)
+    load = simulated if subject.kind == "simulated" else modeling.load
+    return evaluation.logits(load(subject.directory, problem), subject.rows, pad_id=subject.pad_id)
+
+
+def weight(subject: Subject, *, problem: str) -> dict[str, float]:
+    """``size_mb`` of the weights (of a simulated model: as the runtime will store them) and ``num_parameters``."""
+    if subject.kind == "onnx":
+        return {"size_mb": num_bytes(subject.directory) / 1e6}
+    model = modeling.load(subject.directory, problem, simulate=False)
+    stored = (subject.directory / modeling.WEIGHTS).stat().st_size
+    if subject.kind == "simulated":
+        stored = quantization.num_bytes(model, read_spec(subject.directory))
+    return {"size_mb": stored / 1e6, "num_parameters": modeling.num_parameters(model)}
+
+
+@contextmanager
+def probes(
+    subjects: Sequence[Subject], *, problem: str, provider: str, threads: int, sentences: int
+) -> Iterator[dict[str, timing.Probe]]:
+    """Starts a timing process for every model that has a speed, one after the other."""
+    with ExitStack() as stack:
+        yield {
+            subject.stage: stack.enter_context(
+                timing.Probe(
+                    runtime="onnx" if subject.kind == "onnx" else "torch",
+                    directory=str(subject.directory),
+                    problem=problem,
+                    provider=provider,
+                    device="cuda" if provider == runtime.CUDA and torch.cuda.is_available() else "cpu",
+                    threads=threads,
+                    pad_id=subject.pad_id,
+                    rows=[list(row) for row in subject.rows[:sentences]],
+                )
+            )
+            for subject in subjects
+            if subject.kind != "simulated"
+        }
+
+
+def timings(running: Mapping[str, timing.Probe], *, rounds: int) -> dict[str, dict[str, Any]]:
+    """Latency, throughput, load time and peak memory of every running model."""
+    measured = timing.interleaved(running, rounds=rounds)
+    return {
+        stage: timing.summary(measured[stage])
+        | {
+            "throughput_per_s": probe.throughput(),
+            "load_time_s": probe.load_time_s,
+            "peak_memory_mb": probe.peak_memory_mb,
+        }
+        for stage, probe in running.items()
+    }
+
+
+def examine(
+    models: Sequence[Subject],
+    shipped: Subject,
+    *,
+    data: Path,
+    problem_name: str,
+    device: str,
+    require_gpu: bool,
+    threads: int,
+    repeats: int,
+    sentences: int,
+    max_flips: float,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Makes the whole proof.
+
+    Args:
+        models: the line in PyTorch, teacher first, the simulated model last.
+
+    Returns:
+        What ``validation.json`` holds, and the test logits (N, C) of each model by stage.
+
+    Raises:
+        FeatherweightError: a GPU was asked for and heavy nodes ran elsewhere, or the runtime is not at parity.
+    """
+    problem, about = problems.get(problem_name), datasets.info(data)
+    threads = threads or machine.num_cores()
+    file = shipped.directory / MODEL
+    sample = runtime.feed(shipped.rows[:1], pad_id=shipped.pad_id)
+    provider = runtime.choose_provider(file, sample, device=device, require_gpu=require_gpu)
+    agreement = parity.compare(
+        simulated(models[-1].directory, problem_name),
+        runtime.open_session(file, provider=provider, threads=threads),
+        problem,
+        datasets.read(data, "selection", modeling.load_tokenizer(shipped.directory)).input_ids,
+        pad_id=shipped.pad_id,
+        max_length=about.max_length,
+    )
+    parity.require(agreement, max_flips=max_flips)
+    logger.info(
+        "validate: on %s, %d of %d labels differ from the simulated model",
+        provider, agreement["label_flips"], agreement["n"],
+    )  # fmt: skip
+    everyone = [*models, shipped]
+    logits = {one.stage: test_logits(one, problem=problem_name, provider=provider, threads=threads) for one in everyone}
+    targets = datasets.read(data, "test").targets
+    logger.info("validate: test split read by %d models; timing %d rounds", len(everyone), repeats)
+    with probes(everyone, problem=problem_name, provider=provider, threads=threads, sentences=sentences) as running:
+        timed = timings(running, rounds=repeats)
+        grid = [
+            {"stage": one.stage, **cell}
+            for one in (models[0], shipped)
+            for cell in running[one.stage].grid(timing.grid_shapes(about.max_length))
+        ]
+    described: list[dict[str, Any]] = [
+        {
+            "stage": one.stage,
+            "title": one.title,
+            "runtime": one.runtime(provider),
+            "accuracy": float(problem.correct(logits[one.stage], targets).mean()),
+            "n": len(targets),
+            **weight(one, problem=problem_name),
+            **timed.get(one.stage, dict.fromkeys(TIMINGS)),
+        }
+        for one in everyone
+    ]
+    described[-1]["num_parameters"] = described[-2]["num_parameters"]
+    validation = {
+        "device": {
+            "provider": provider,
+            "cpu_model": machine.cpu_model(),
+            "threads": threads,
+            "torch_threads": threads,
+            **({"gpu": torch.cuda.get_device_name()} if provider == runtime.CUDA and torch.cuda.is_available() else {}),
+        },
+        "split": "test",
+        "n": len(targets),
+        "models": described,
+        "grid": grid,
+        "parity": agreement,
+        "nodes": runtime.placement(file, sample, provider=provider, threads=threads),
+    }
+    return validation, logits
+
+
+def write_rows(path: Path, data: Path, problem_name: str, logits: Mapping[str, np.ndarray]) -> None:
+    """Writes target, and prediction and correctness per model, of every test row: what judge resamples."""
+    problem, targets = problems.get(problem_name), datasets.read(data, "test").targets
+    columns: dict[str, np.ndarray] = {"target": targets}
+    for stage, values in logits.items():
+        columns[f"prediction_{stage}"] = problem.predictions(values)
+        columns[f"correct_{stage}"] = problem.correct(values, targets)
+    table = pa.table(columns)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)

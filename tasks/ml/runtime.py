@@ -1,0 +1,144 @@
+"""ONNX Runtime: sessions that are where they claim to be, and the proof of it. Never imports torch.
+
+B = rows, S = tokens, N = rows of a split, C = classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from tasks.contracts import FeatherweightError
+from tasks.ml import machine
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+
+MATMULS = {"MatMul", "Gemm", "FusedMatMul", "FusedGemm"}
+INTEGER_MATMULS = {"MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "DynamicQuantizeMatMul", "QGemm"}
+ATTENTIONS = {"Attention", "QAttention", "MultiHeadAttention", "GroupQueryAttention", "PackedMultiHeadAttention"}
+HEAVY = MATMULS | INTEGER_MATMULS | ATTENTIONS
+"""Operators that hold nearly all the work of a transformer: a model runs where these run."""
+
+FATAL, WARNING = 4, 2
+"""Severities of onnxruntime's log."""
+
+Feed = dict[str, np.ndarray]
+
+
+def _session(model: Path, *, provider: str, threads: int, profile: Path | None = None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or machine.num_cores()
+    options.log_severity_level = FATAL
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return ort.InferenceSession(str(model), options, providers=[CPU] if provider == CPU else [provider, CPU])
+
+
+def _cuda_starts(model: Path) -> bool:
+    """Whether a session gets CUDA. ``get_available_providers`` names it even on machines that have none."""
+    if CUDA not in ort.get_available_providers():
+        return False
+    ort.set_default_logger_severity(FATAL)  # that CUDA is not there is an answer here, and not an error
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
+            return CUDA in _session(model, provider=CUDA, threads=1).get_providers()
+    finally:
+        ort.set_default_logger_severity(WARNING)
+
+
+def placement(model: Path, feed: Feed, *, provider: str, threads: int = 0) -> dict[str, dict[str, int]]:
+    """Runs a model once under the profiler; returns which provider ran how many nodes of each operator."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = _session(model, provider=provider, threads=threads, profile=Path(folder) / "profile")
+        session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    counts: dict[str, Counter[str]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            counts.setdefault(event["args"]["provider"], Counter())[event["args"]["op_name"]] += 1
+    return {name: dict(sorted(count.items())) for name, count in sorted(counts.items())}
+
+
+def stray_nodes(nodes: Mapping[str, Mapping[str, int]], provider: str) -> dict[str, int]:
+    """Heavy operators that ran elsewhere than on a provider."""
+    elsewhere = Counter({op: n for name, ops in nodes.items() if name != provider for op, n in ops.items()})
+    return {op: n for op, n in sorted(elsewhere.items()) if op in HEAVY}
+
+
+def choose_provider(model: Path, feed: Feed, *, device: str, require_gpu: bool = False) -> str:
+    """Decides where a model runs: ``auto`` takes CUDA only if every heavy node really runs there.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        FeatherweightError: a GPU was asked for and there is none, or heavy nodes fall back from it.
+    """
+    if device == "cpu":
+        return CPU
+    demanded = require_gpu or device == "cuda"
+    if not _cuda_starts(model):
+        if demanded:
+            raise FeatherweightError(
+                "validation: a GPU was asked for, but onnxruntime cannot start a CUDA session on this machine; "
+                "install featherweight[gpu] and a driver for CUDA 13, or set validation.device to cpu"
+            )
+        return CPU
+    stray = stray_nodes(placement(model, feed, provider=CUDA), CUDA)
+    if stray and demanded:
+        listed = ", ".join(f"{n} {op}" for op, n in stray.items())
+        raise FeatherweightError(
+            f"validation: a GPU was asked for, but these nodes fell back to the CPU: {listed}; "
+            "int8-dynamic is a scheme for CPUs, so set quantization.scheme to none or validation.device to cpu"
+        )
+    return CPU if stray else CUDA
+
+
+def open_session(model: Path, *, provider: str, threads: int = 0) -> ort.InferenceSession:
+    """Opens a session and makes sure that it got its provider.
+
+    Args:
+        threads: CPU threads; 0 takes all cores this process may use.
+
+    Raises:
+        FeatherweightError: the runtime fell back to another provider.
+    """
+    session = _session(model, provider=provider, threads=threads)
+    if provider not in session.get_providers():
+        raise FeatherweightError(f"validation: onnxruntime fell back from {provider} to {session.get_providers()[0]}")
+    return session
+
+
+def feed(rows: Sequence[Sequence[int]], *, pad_id: int, length: int | None = None) -> Feed:
+    """Pads token ids on the right to the longest row (or to ``length``): int64 (B, S) ids and mask."""
+    width = length or max(len(row) for row in rows)
+    input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    attention_mask = np.zeros((len(rows), width), dtype=np.int64)
+    for index, row in enumerate(rows):
+        input_ids[index, : len(row)] = row
+        attention_mask[index, : len(row)] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def logits(
+    session: ort.InferenceSession, rows: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = 1
+) -> np.ndarray:
+    """Returns logits (N, C) in row order; batches are the same as ``evaluation.logits`` makes."""
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    parts = [
+        session.run(None, feed([rows[row] for row in order[start : start + batch_size]], pad_id=pad_id))[0]
+        for start in range(0, len(order), batch_size)
+    ]
+    result = np.concatenate(parts)
+    return result[np.argsort(order)]

@@ -1,0 +1,109 @@
+"""Bootstrap intervals for paired measurements. N = rows or timing rounds.
+
+The bootstrap is Efron & Tibshirani 1993, *An Introduction to the Bootstrap*, chapter 13 (percentile intervals); its
+paired form, which resamples rows and keeps both models' scores of a row together, is Koehn 2004, *Statistical
+Significance Tests for Machine Translation Evaluation*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+RESAMPLES = 10_000
+BLOCK = 4_000_000
+"""Most numbers that are drawn at once: 32 MB, however many rows there are."""
+
+
+class Interval(NamedTuple):
+    """A measurement and the two ends of its confidence interval."""
+
+    measured: float
+    low: float
+    high: float
+
+
+def _percentiles(samples: np.ndarray, confidence: float) -> tuple[float, float]:
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(samples, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def paired_difference(
+    first: np.ndarray, second: np.ndarray, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Mean of ``first − second`` over rows, with its paired bootstrap interval.
+
+    A resample of N rows is drawn as multinomial counts of the distinct differences. That is the same distribution as
+    drawing rows one by one, and for correctness (differences −1, 0, 1) its cost does not grow with N.
+
+    Args:
+        first: score of each row under one model, (N,), for example 1.0 where it was right.
+        second: score of the same rows, in the same order, under the other model, (N,).
+
+    Raises:
+        ValueError: the rows do not pair up, or there are none.
+    """
+    if first.shape != second.shape or first.ndim != 1 or first.size == 0:
+        raise ValueError(f"paired rows need two equal shapes (N,) with N > 0, not {first.shape} and {second.shape}")
+    values, counts = np.unique(first.astype(np.float64) - second, return_counts=True)
+    n = first.size
+    random = np.random.default_rng(seed)
+    sums: list[np.ndarray] = []
+    per_block = max(1, BLOCK // values.size)
+    for start in range(0, resamples, per_block):
+        drawn = random.multinomial(n, counts / n, size=min(per_block, resamples - start))
+        sums.append(drawn @ values)
+    return Interval(float(counts @ values) / n, *_percentiles(np.concatenate(sums) / n, confidence))
+
+
+def accuracy_difference(
+    first: np.ndarray, second: np.ndarray, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """``paired_difference`` of correctness (N,), 0 or 1, with an interval that allows for what was not seen.
+
+    Where no row of N differs, every resample agrees, and a plain bootstrap would be certain after forty rows. So the
+    resamples are taken of N + 2 rows: each model wins one more, as in Bonett & Price 2012, *Adjusted Wald Confidence
+    Interval for a Difference of Binomial Proportions Based on Paired Data*. It matters where N is small only: N equal
+    rows give about ± 3 / N at 95 %.
+    """
+    measured = paired_difference(first, second, resamples=1).measured
+    _, low, high = paired_difference(
+        np.append(first, [1.0, 0.0]),
+        np.append(second, [0.0, 1.0]),
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )
+    return Interval(measured, min(low, measured), max(high, measured))
+
+
+def ratio_of_medians(
+    numerator: Sequence[float],
+    denominator: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Median of ``numerator`` over median of ``denominator``, with a bootstrap interval over rounds.
+
+    Round i of both is resampled together: rounds are interleaved in time, so what slows the machine slows both. With a
+    handful of rounds the interval says how far they spread, and little about days on which the machine was busier.
+
+    Args:
+        numerator: one timing per round, (N,).
+        denominator: the other's timing in the same rounds, (N,), above zero.
+
+    Raises:
+        ValueError: the rounds do not pair up, or there are none, or a timing is not above zero.
+    """
+    rounds = np.array([numerator, denominator], dtype=np.float64)
+    if rounds.size == 0 or not (rounds > 0).all():
+        raise ValueError("ratio of medians: needs at least one round, each timing above zero")
+    index = np.random.default_rng(seed).integers(rounds.shape[1], size=(resamples, rounds.shape[1]))
+    medians = np.median(rounds[:, index], axis=-1)
+    above, below = np.median(rounds, axis=-1)
+    return Interval(float(above / below), *_percentiles(medians[0] / medians[1], confidence))

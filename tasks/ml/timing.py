@@ -1,0 +1,119 @@
+"""Timing models against each other so that the numbers may be compared: same rows, same threads, one at a time.
+
+Each model lives in a process of its own and only one of them is ever asked at a time. In one process they would slow
+each other several-fold: the threads of an ONNX Runtime session, and of torch's OpenMP, spin for a while after their
+work is done and take the cores from whoever comes next. Rounds are interleaved, so that a machine that grows slower
+or faster meanwhile does it to all models alike.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from tasks.ml import probe
+
+SETTLE_SECONDS = 0.1
+"""Long enough for the threads of the model before to stop spinning and sleep."""
+
+
+class Probe:
+    """One model in its own process, measured on command. A context manager; leaving it ends the process.
+
+    Attributes:
+        pid: of the process.
+        load_time_s: from a bare interpreter, imports included, to the first answer.
+        peak_memory_mb: highest resident set until then / 10^6.
+    """
+
+    def __init__(self, **setup: Any) -> None:
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", probe.__name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        self.pid = self._process.pid
+        loaded = self._ask(setup)
+        self.load_time_s: float = loaded["load_time_s"]
+        self.peak_memory_mb: float = loaded["peak_memory_mb"]
+
+    def _ask(self, question: Mapping[str, Any]) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        answer = ""
+        try:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            pass
+        if not answer:
+            self._process.wait()
+            self._errors.seek(0)
+            complaint = self._errors.read()[-2000:]
+            raise RuntimeError(f"the timing process ended with {self._process.returncode}: {complaint}")
+        time.sleep(SETTLE_SECONDS)
+        return json.loads(answer)
+
+    def latencies(self) -> list[float]:
+        """Milliseconds of each row alone."""
+        return self._ask({"measure": "latencies"})
+
+    def throughput(self, batch_sizes: Sequence[int] = (1, 8, 32)) -> float:
+        """Rows per second at the best batch size."""
+        return self._ask({"measure": "throughput", "batch_sizes": list(batch_sizes)})
+
+    def grid(self, shapes: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
+        """``batch``, ``length``, ``p50_ms`` and ``rows_per_s`` of each shape."""
+        return self._ask({"measure": "grid", "shapes": [list(shape) for shape in shapes]})
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.kill()
+        self._process.wait()
+        self._errors.close()
+
+
+def interleaved(probes: Mapping[str, Probe], *, rounds: int) -> dict[str, list[list[float]]]:
+    """Times every model once a round, in turn: name → rounds → milliseconds of each row."""
+    measured: dict[str, list[list[float]]] = {name: [] for name in probes}
+    for _ in range(rounds):
+        for name, one in probes.items():
+            measured[name].append(one.latencies())
+    return measured
+
+
+def summary(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Percentiles over all rounds, and the median of each round, which shows how far the machine wavered."""
+    p50, p95, p99 = np.percentile(np.concatenate([np.asarray(times) for times in rounds]), [50, 95, 99])
+    return {
+        "latency_p50_ms": float(p50),
+        "latency_p95_ms": float(p95),
+        "latency_p99_ms": float(p99),
+        "latency_p50_rounds_ms": [float(np.median(times)) for times in rounds],
+    }
+
+
+def grid_shapes(max_length: int) -> list[tuple[int, int]]:
+    """Batches of 1, 8 and 32 rows of 16, 32, 64 … tokens, up to the longest text."""
+    lengths = [length for length in (16, 32, 64, 128, 256, 512) if length <= max_length] or [max_length]
+    return [(batch, length) for batch in (1, 8, 32) for length in lengths]

@@ -1,0 +1,120 @@
+"""prepare: reads and checks the data, splits it by content hash, tokenizes it once, publishes Arrow."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from pydantic import Field
+
+from tasks import store, tracking
+from tasks.contracts import Scorecard, Splits, StageConfig, StageOutput
+from tasks.stage import stage
+
+logger = logging.getLogger("featherweight")
+
+
+class DataConfig(StageConfig):
+    """Where the rows are and how they are divided."""
+
+    source: str = Field(
+        "demo:movie-snippets",
+        title="Source",
+        description="demo:NAME, hf:NAME[/CONFIG] or file:PATH (CSV, JSONL, Parquet; one file, or one per split).",
+        min_length=1,
+    )
+    text: str = Field("text", title="Text column", description="Name of the column that holds the text.", min_length=1)
+    label: str = Field(
+        "label", title="Label column", description="Name of the column that holds the label.", min_length=1
+    )
+    unlabeled: str = Field(
+        "",
+        title="Unlabeled source",
+        description="More text, without labels, to distil the teacher's knowledge on; a source as above, or empty.",
+    )
+    max_rows: int = Field(
+        0,
+        ge=0,
+        title="Row limit",
+        description="Rows with labels to use, and as many without; the same ones each time. 0 uses all.",
+    )
+    max_length: int = Field(64, ge=8, le=8192, title="Maximum length", description="Tokens after which a text is cut.")
+    test_fraction: float = Field(
+        0.2, gt=0, lt=0.6, title="Test fraction", description="Fraction of rows kept for the final judgement."
+    )
+    selection_fraction: float = Field(
+        0.08,
+        gt=0,
+        lt=0.4,
+        title="Selection fraction",
+        description="Fraction of rows that early stopping and choices look at.",
+    )
+    calibration_fraction: float = Field(
+        0.02,
+        gt=0,
+        lt=0.4,
+        title="Calibration fraction",
+        description="Fraction of rows that pruning and quantization look at.",
+    )
+
+
+def _source_digest(config: DataConfig, *, base_model: str, **_: object) -> str:
+    """Identity of the inputs that lie outside the store: the rows, and the base model's tokenizer."""
+    from tasks.ml import locators, sources
+
+    rows = [sources.digest(source) for source in (config.source, config.unlabeled) if source]
+    return json.dumps([*rows, locators.directory_digest(locators.locate(base_model), weights=False)])
+
+
+@stage(salt=_source_digest)
+def prepare(config: DataConfig, *, problem: str, base_model: str) -> StageOutput:
+    """Reads and checks the rows, divides them by content, and encodes them with the base model's tokenizer."""
+    from tasks.ml import datasets, locators, modeling, problems, sources, splitting
+
+    base = locators.locate(base_model)
+    locators.require_positions(base, config.max_length)
+    cache = store.home() / "cache"
+    labeled = sources.read(config.source, text=config.text, label=config.label, cache=cache)
+    more = sources.read(config.unlabeled, text=config.text, label=None, cache=cache) if config.unlabeled else {}
+    division = splitting.divide(
+        labeled,
+        more.values(),
+        test=config.test_fraction,
+        selection=config.selection_fraction,
+        calibration=config.calibration_fraction,
+        max_rows=config.max_rows,
+    )
+    with store.workspace() as directory:
+        profile = datasets.write(
+            directory,
+            division,
+            modeling.load_tokenizer(base),
+            max_length=config.max_length,
+            no_target=problems.get(problem).NO_TARGET,
+        )
+        digest = store.publish(directory)
+    num_rows = _log(profile)
+    splits = Splits(digest=digest, problem=str(problem))
+    return StageOutput(splits=splits, scorecard=Scorecard(num_rows=num_rows), evidence=digest)
+
+
+def _log(profile: dict[str, Any]) -> int:
+    """Logs the profile of a dataset and returns its number of rows."""
+    rows = {name: split["rows"] for name, split in profile["splits"].items()}
+    balance = profile["splits"]["test"]["labels"]
+    run = tracking.current()
+    run.text(json.dumps(profile, indent=1, ensure_ascii=False), "profile.json")
+    run.metrics(
+        {f"rows_{name}": count for name, count in rows.items()}
+        | {f"dropped_{reason}": count for reason, count in profile["dropped"].items()}
+        | {f"tokens_mean_{name}": split["tokens_mean"] for name, split in profile["splits"].items()}
+        | {"majority_share_test": max(balance.values()) / rows["test"]}
+    )
+    logger.info(
+        "prepare: %s; labels in test: %s; dropped: %s",
+        ", ".join(f"{name} {count}" for name, count in rows.items()),
+        ", ".join(f"{label} {count}" for label, count in balance.items()),
+        ", ".join(f"{reason.replace('_', ' ')} {count}" for reason, count in profile["dropped"].items()),
+    )
+    return sum(rows.values())

@@ -1,0 +1,150 @@
+"""register: builds the serving bundle and makes it a version of the registered model. Idempotent by digest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks import store, tracking
+from tasks.contracts import Digest, Outcome, Release
+
+logger = logging.getLogger("featherweight")
+
+DIGEST_TAG = "featherweight.digest"
+RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
+
+
+@task(name="register", persist_result=False, cache_policy=NO_CACHE)
+def register(name: str, outcome: Outcome, *, run_id: str) -> Release:
+    """Publishes what passed as a serving bundle and as a version of the registered model ``name``."""
+    assert outcome.verdict.passed, "only a passed verdict is registered"
+    digest = serving_bundle(name, outcome, run_id)
+    with store.lock(f"register-{name}"):
+        version = _find(name, digest)
+        if version is None:
+            version = _create(name, digest, outcome, run_id)
+        else:
+            logger.info("register: %s version %s already is this bundle", name, version)
+    tracking.Run(run_id).tags({DIGEST_TAG: digest, "featherweight.version": f"{name}/{version}"})
+    return Release(name=name, version=version, digest=digest, model_uri=f"models:/{name}/{version}")
+
+
+def serving_bundle(name: str, outcome: Outcome, run_id: str) -> Digest:
+    """Builds the bundle from what ``prepare`` and ``validate`` published, and publishes it."""
+    import pyarrow as pa
+
+    from tasks.serving import bundle
+
+    stages = {stage.stage: stage for stage in outcome.stages}
+    prepared, served = stages["prepare"], stages["validate"]
+    assert prepared.splits is not None
+    assert served.bundle is not None
+    dataset = store.path(prepared.splits.digest)
+    recipe = tracking.client().get_run(run_id).data.params
+    with store.workspace() as folder:
+        bundle.build(
+            folder,
+            source=store.path(served.bundle.digest),
+            name=name,
+            problem=served.bundle.problem,
+            base_model=recipe["base_model"],
+            data=recipe["data.source"],
+            max_length=json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))["max_length"],
+            texts=pa.ipc.open_file(dataset / "selection.arrow").read_all()["text"].to_pylist(),
+            validation=json.loads((store.path(served.evidence) / "validation.json").read_text(encoding="utf-8")),
+            verdict=outcome.verdict,
+        )
+        return store.publish(folder)
+
+
+def _find(name: str, digest: Digest) -> int | None:
+    """Version of the registered model that already is this bundle, if any."""
+    query = f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'"
+    return max((int(version.version) for version in tracking.client().search_model_versions(query)), default=None)
+
+
+def _create(name: str, digest: Digest, outcome: Outcome, run_id: str) -> int:
+    from mlflow.exceptions import MlflowException
+
+    client = tracking.client()
+    tags = {
+        DIGEST_TAG: digest,
+        "featherweight.verdict": outcome.verdict.status.value,
+        "featherweight.verdict_reason": outcome.verdict.reason,
+    }
+    model_id = _log_model(store.path(digest), tags, run_id)
+    try:
+        client.create_registered_model(name, description=f"Compressed by Featherweight, recipe {outcome.recipe}.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    description = "\n".join(f"- {check.explanation}" for check in outcome.verdict.checks)
+    version = client.create_model_version(
+        name, f"models:/{model_id}", run_id, tags=tags, description=description, model_id=model_id
+    )
+    logger.info("register: %s version %s", name, version.version)
+    return int(version.version)
+
+
+def _log_model(bundle: Path, tags: dict[str, str], run_id: str) -> str:
+    """Logs the bundle as a pyfunc LoggedModel of the run, from code and without a pickle; returns its id.
+
+    The model is created by explicit ids: MLflow's active run is thread-local, and its fluent ``log_model`` would put
+    the model into the default experiment and end the run.
+    """
+    # MLflow would otherwise copy a uv project that happens to lie in the working directory into the model.
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+    import mlflow.pyfunc
+    import pandas as pd  # type: ignore[import-untyped]
+    from mlflow.models import Model
+
+    run = tracking.client().get_run(run_id)
+    logged = tracking.client().create_logged_model(
+        run.info.experiment_id, name="serving", source_run_id=run_id, tags=tags, params=run.data.params
+    )
+    example = json.loads((bundle / "golden.json").read_text(encoding="utf-8"))[0]["text"]
+    Model.log(
+        artifact_path=None,
+        name="serving",
+        flavor=mlflow.pyfunc,
+        run_id=run_id,
+        model_id=logged.model_id,
+        python_model=str(Path(__file__).parent / "serving" / "pyfunc.py"),
+        artifacts={"bundle": str(bundle)},
+        signature=_signature(),
+        input_example=pd.DataFrame({"text": [example]}),
+        pip_requirements=_requirements(),
+    )
+    return str(logged.model_id)
+
+
+def _signature() -> Any:
+    """Column ``text`` → ``label``, ``score`` and ``probabilities`` (label → probability)."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Map
+
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "text")]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "label"),
+                ColSpec(DataType.double, "score"),
+                ColSpec(Map(DataType.double), "probabilities"),
+            ]
+        ),
+    )
+
+
+def _requirements() -> list[str]:
+    """Exact versions of what serving needs; of the two onnxruntime packages, the one that is installed."""
+    installed = {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}
+    runtime = next(name for name in RUNTIMES if name in installed)
+    return [f"{name}=={importlib.metadata.version(name)}" for name in (runtime, "tokenizers", "numpy", "mlflow")]

@@ -1,0 +1,226 @@
+"""Charts as inline SVG: a few shapes with class names; the page's stylesheet gives them colour, light or dark.
+
+Lengths are in SVG user units: CSS pixels at the width of ``WIDTH``. Marks that carry ``data-tip`` answer the pointer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from tasks.reporting.numbers import aligned, change, percent, plain, points
+from tasks.reporting.numbers import unit as measure
+
+WIDTH = 340
+ROW = 48
+MAX_POINTS = 160
+
+Format = Callable[[float], str]
+Points = Sequence[tuple[float, float]]
+
+
+def element(tag: str, *children: Any, **attributes: Any) -> Markup:
+    """Returns one escaped element; ``class_`` is ``class``, other underscores are dashes, floats have two decimals."""
+    shown = ""
+    for name, value in attributes.items():
+        text = f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else escape(value)
+        shown += f' {name.rstrip("_").replace("_", "-")}="{text}"'
+    return Markup(f"<{tag}{shown}>{''.join(map(escape, children))}</{tag}>")
+
+
+def svg(height: float, label: str, *children: Any, width: float = WIDTH) -> Markup:
+    """Wraps marks into an image that scales with its column; ``label`` is what a screen reader says."""
+    return element("svg", *children, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=label)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear map of values onto pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self, count: int = 4) -> list[float]:
+        """Returns up to about ``count`` round values (steps of 1, 2 or 5 times a power of ten) inside the scale."""
+        rough = (self.high - self.low) / count
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+        first = math.ceil(self.low / step - 1e-9)
+        return [round(index * step, 12) for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def spread(values: Sequence[float], start: float, end: float, *, padding: float = 0.08) -> Scale:
+    """A scale that holds all values with some air; a single value gets a span around it."""
+    low, high = min(values), max(values)
+    margin = (high - low) * padding or abs(high) * padding or 1.0
+    return Scale(low - margin, high + margin, start, end)
+
+
+def wilson(fraction: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson, 1927)."""
+    centre = (fraction + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
+    return centre - half, centre + half
+
+
+def _row_text(y: float, label: str, value: str, note: str = "") -> Markup:
+    number_ = element("text", element("tspan", note, class_="note"), f" {value}", x=WIDTH, y=y, class_="value end")
+    return element("text", label, x=0, y=y, class_="label") + number_
+
+
+def _final(name: str, index: int, rows: Sized) -> str:
+    """Class names of a mark; the last row is the one to look at."""
+    return f"{name} final" if index == len(rows) - 1 else name
+
+
+def waterfall(rows: Sequence[tuple[str, float | None]], *, label: str, unit: str) -> Markup:
+    """Bars from zero, one per stage; the pale part of a bar is what the stage took away.
+
+    Args:
+        rows: stage title and value in ``unit``, in order; ``None`` where nothing was measured.
+        label: the quantity.
+    """
+    scale = Scale(0, max(value for _, value in rows if value is not None) or 1, 0, WIDTH)
+    marks = Markup("")
+    before: float | None = None
+    for index, (title, value) in enumerate(rows):
+        y = index * ROW
+        if value is None:
+            marks += _row_text(y + 15, title, "", "not timed")
+            continue
+        step = change(value, before) if before else ""
+        bar = element("rect", x=0, y=y + 23, width=scale(value), height=14, class_=_final("bar", index, rows))
+        if before is not None and before > value:
+            width = scale(before) - scale(value)
+            bar += element("rect", x=scale(value), y=y + 23, width=width, height=14, class_="gone")
+        tip = f"{title}: {measure(value, unit)}" + (f", {step} against the stage before" if step else "")
+        marks += _row_text(y + 15, title, measure(value, unit), step) + element("g", bar, data_tip=tip)
+        before = value
+    return svg(len(rows) * ROW, f"{label} after each stage", marks)
+
+
+def quality(rows: Sequence[tuple[str, float, int]], *, label: str, floor: float | None) -> Markup:
+    """Accuracy of each stage as a dot with its 95 % interval, against the teacher and the lowest value allowed.
+
+    Args:
+        rows: stage title, accuracy and n, in order; the first is the teacher.
+        floor: the teacher's accuracy less what the budget allows to lose.
+    """
+    intervals = [wilson(accuracy, n) for _, accuracy, n in rows]
+    bounds = [end for interval_ in intervals for end in interval_] + ([] if floor is None else [floor])
+    scale = spread(bounds, 0, WIDTH, padding=0.04)
+    marks = Markup("")
+    for index, ((title, accuracy, n), (low, high)) in enumerate(zip(rows, intervals, strict=True)):
+        top, y = index * ROW + 20, index * ROW + 30
+        strip = element("rect", x=0, y=top, width=WIDTH, height=20, class_="hit")
+        strip += element("line", x1=scale(rows[0][1]), x2=scale(rows[0][1]), y1=top, y2=top + 20, class_="reference")
+        if floor is not None:
+            strip += element("line", x1=scale(floor), x2=scale(floor), y1=top, y2=top + 20, class_="limit")
+        strip += element("line", x1=scale(low), x2=scale(high), y1=y, y2=y, class_=_final("whisker", index, rows))
+        strip += element("circle", cx=scale(accuracy), cy=y, r=5.5, class_=_final("dot", index, rows))
+        tip = f"{title}: {percent(accuracy, 2)}, 95 % interval {percent(low)} to {percent(high)}, n = {n:,}"
+        step = points(accuracy - rows[index - 1][1], signed=True) if index else ""
+        marks += _row_text(index * ROW + 15, title, percent(accuracy), step) + element("g", strip, data_tip=tip)
+    bottom = len(rows) * ROW
+    for tick in scale.ticks():
+        text = f"{plain(100 * tick)} %"
+        marks += element("text", text, x=scale(tick), y=bottom + 10, class_="tick middle")
+    return svg(bottom + 14, label, marks)
+
+
+def interval(
+    *, measured: float, low: float, high: float, limit: float, limit_text: str, at_most: bool, form: Format, label: str
+) -> Markup:
+    """One check: the measured value and its interval against the side of the limit that is allowed (shaded)."""
+    scale = spread([low, high, limit, measured, 0.0 if at_most else limit], 2, WIDTH - 2, padding=0.18)
+    x, y = scale(limit), 17
+    allowed = {"x": scale.start, "width": x - scale.start} if at_most else {"x": x, "width": scale.end - x}
+    anchor = "end" if x > WIDTH * 0.75 else "start" if x < WIDTH * 0.25 else "middle"
+    tip = f"measured {form(measured)}, interval {form(low)} to {form(high)}, {limit_text}"
+    marks = element("rect", y=y - 12, height=24, class_="allowed", **allowed)
+    marks += element("line", x1=x, x2=x, y1=y - 15, y2=y + 15, class_="limit")
+    marks += element("text", limit_text, x=x, y=y + 29, class_=f"tick {anchor}")
+    marks += element("line", x1=scale(low), x2=scale(high), y1=y, y2=y, class_="whisker final")
+    marks += element("circle", cx=scale(measured), cy=y, r=6, class_="dot final")
+    return svg(52, label, element("g", marks, data_tip=tip))
+
+
+def thin(values: Points, count: int = MAX_POINTS) -> list[tuple[float, float]]:
+    """Averages neighbouring (x, y) until at most ``count`` are left."""
+    size = math.ceil(len(values) / count)
+    chunks = [values[start : start + size] for start in range(0, len(values), size or 1)]
+    return [(sum(x for x, _ in c) / len(c), sum(y for _, y in c) / len(c)) for c in chunks]
+
+
+def lines(series: Mapping[str, Points], *, label: str, form: Format) -> Markup:
+    """Lines over epochs on one axis; the last series is the one to look at. A series of up to 30 points shows each.
+
+    Args:
+        series: name to (epoch, value) points, at least one each.
+        form: how a value reads in a tooltip.
+    """
+    drawn = {name: thin(points_) for name, points_ in series.items()}
+    everything = [point for points_ in drawn.values() for point in points_]
+    top, bottom, left, right = 8.0, 132.0, 44.0, WIDTH - 6.0
+    x_scale = Scale(0, max(x for x, _ in everything) or 1, left, right)
+    y_scale = spread([y for _, y in everything], bottom, top)
+    marks = Markup("")
+    ticks = y_scale.ticks(5)
+    for tick, text in zip(ticks, aligned(ticks), strict=True):
+        y = y_scale(tick)
+        marks += element("line", x1=left, x2=right, y1=y, y2=y, class_="grid")
+        marks += element("text", text, x=left - 7, y=y + 4, class_="tick end")
+    for tick in x_scale.ticks():
+        text = plain(tick) if tick else "epoch 0"
+        marks += element("text", text, x=x_scale(tick), y=bottom + 17, class_="tick middle")
+    for index, points_ in enumerate(drawn.values()):
+        path = " ".join(f"{x_scale(x):.1f},{y_scale(y):.1f}" for x, y in points_)
+        marks += element("polyline", points=path, class_=_final("line", index, drawn))
+        if len(points_) <= 30:
+            for x, y in points_:
+                marks += element("circle", cx=x_scale(x), cy=y_scale(y), r=3, class_=_final("dot", index, drawn))
+    return svg(bottom + 22, label, marks, _bands(drawn, x_scale, top, bottom, form))
+
+
+def _bands(drawn: Mapping[str, Points], x_scale: Scale, top: float, bottom: float, form: Format) -> Markup:
+    """Invisible columns around each x, so that the pointer need not hit a line."""
+    values: dict[float, list[str]] = {}
+    for name, points_ in drawn.items():
+        for x, y in points_:
+            values.setdefault(x, []).append(f"{name} {form(y)}")
+    xs = sorted(values)
+    edges = [x_scale.start, *(x_scale((a + b) / 2) for a, b in pairwise(xs)), x_scale.end]
+    bands = Markup("")
+    for x, (low, high) in zip(xs, pairwise(edges), strict=True):
+        tip = f"epoch {x:.2f}: {', '.join(values[x])}"
+        bands += element("rect", x=low, y=top, width=high - low, height=bottom - top, class_="hit", data_tip=tip)
+    return bands
+
+
+def histogram(edges: Sequence[float], counts: Sequence[int], *, label: str, x_name: str) -> Markup:
+    """Bars of counts between edges (one more edge than counts)."""
+    top, bottom = 8, 96
+    x_scale, y_scale = Scale(edges[0], edges[-1], 0, WIDTH), Scale(0, max(*counts, 1), bottom, top)
+    marks = Markup("")
+    for (low, high), count in zip(pairwise(edges), counts, strict=True):
+        x, width = x_scale(low), x_scale(high) - x_scale(low)
+        tip = f"{low:g} to {high:g} {x_name}: {count:,} rows"
+        bar = element("rect", x=x, y=top, width=width, height=bottom - top, class_="hit")
+        y = y_scale(count)
+        bar += element("rect", x=x + 0.5, y=y, width=max(width - 1, 0.5), height=bottom - y, class_="bar")
+        marks += element("g", bar, data_tip=tip)
+    marks += element("line", x1=0, x2=WIDTH, y1=bottom, y2=bottom, class_="zero")
+    for tick in x_scale.ticks(6):
+        anchor = "start" if tick == edges[0] else "end" if x_scale(tick) > WIDTH - 10 else "middle"
+        marks += element("text", plain(tick), x=x_scale(tick), y=bottom + 15, class_=f"tick {anchor}")
+    return svg(bottom + 20, label, marks)

@@ -1,0 +1,78 @@
+"""Numbers as a person reads them: three significant digits, a true minus sign, the unit beside the number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+MINUS = "\N{MINUS SIGN}"
+SPACE = "\N{NARROW NO-BREAK SPACE}"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Formats with ``digits`` significant digits, thousands separated, never in scientific notation unless tiny.
+
+    >>> number(1234.5), number(0.6912), number(15)
+    ('1,234', '0.691', '15')
+    """
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    magnitude = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))  # of the rounded value: 9.996 is 10.0
+    if magnitude < -4:
+        text = f"{value:.{digits - 1}e}"
+    elif isinstance(value, int):
+        text = f"{value:,}"
+    else:
+        text = f"{value:,.{max(0, digits - 1 - magnitude)}f}"
+    return text.replace("-", MINUS)
+
+
+def percent(value: float, decimals: int = 1) -> str:
+    """A fraction as a percentage: 0.8531 → ``85.3 %``."""
+    return f"{100 * value:.{decimals}f}".replace("-", MINUS) + f"{SPACE}%"
+
+
+def points(value: float, *, signed: bool = False) -> str:
+    """A difference of fractions in percentage points: 0.0042 → ``0.42 points``."""
+    rounded = round(100 * value, 2) + 0.0  # −0.0 → 0.0
+    return f"{rounded:{'+' if signed and rounded else ''}.2f}".replace("-", MINUS) + f"{SPACE}points"
+
+
+def times(value: float) -> str:
+    """A ratio: 10.42 → ``10.4×``."""
+    return f"{number(value)}×"
+
+
+def change(value: float, before: float) -> str:
+    """The relative change from ``before`` to ``value``: ``−46 %``."""
+    rounded = round(100 * (value / before - 1))
+    return f"{rounded:+d}".replace("-", MINUS).replace("+0", "±0") + f"{SPACE}%"
+
+
+def plain(value: float) -> str:
+    """A round number as it was written: 6.0 → ``6``, 0.25 → ``0.25``."""
+    return f"{round(value, 9):g}".replace("-", MINUS)
+
+
+def aligned(values: Sequence[float]) -> list[str]:
+    """Round numbers with as many decimals as the one that needs most: 0.7, 0.71 → ``0.70``, ``0.71``."""
+    decimals = max((len(plain(value).partition(".")[2]) for value in values), default=0)
+    return [f"{value:.{decimals}f}".replace("-", MINUS) for value in values]
+
+
+def capital(text: str) -> str:
+    """The text with its first letter capital, and the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def unit(value: float, name: str) -> str:
+    """A number and its unit: ``8.84 MB``."""
+    return f"{number(value)}{SPACE}{name}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``0.42 s``, ``42 s`` or ``3 min 20 s``."""
+    if seconds < 60:
+        return f"{seconds:.2g}{SPACE}s" if seconds < 10 else f"{seconds:.0f}{SPACE}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}{SPACE}min {rest}{SPACE}s"

@@ -1,0 +1,91 @@
+"""The outcome in short: metrics that compare over many runs, and the text and tables of the run page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tasks.contracts import Outcome
+from tasks.reporting import numbers
+from tasks.reporting.evidence import Evidence, models
+from tasks.reporting.sections import headline, limit, reading
+
+FINAL = (
+    "accuracy",
+    "size_mb",
+    "num_parameters",
+    "latency_p50_ms",
+    "latency_p95_ms",
+    "latency_p99_ms",
+    "throughput_per_s",
+)
+BY_MODEL = ("accuracy", "size_mb", "num_parameters", "latency_p50_ms")
+
+
+def _measured(row: dict[str, Any], names: Sequence[str], prefix: str) -> dict[str, float]:
+    return {f"{prefix}{name}": float(row[name]) for name in names if row.get(name) is not None}
+
+
+def final_metrics(outcome: Outcome, evidence: Evidence) -> dict[str, float]:
+    """Returns ``teacher_…`` and ``shipped_…`` numbers and the parity, under names that never change."""
+    rows = models(outcome, evidence)
+    found: dict[str, float] = {}
+    for prefix, stage in (("teacher_", "train"), ("shipped_", "validate")):
+        for row in rows:
+            if row["stage"] == stage:
+                found |= _measured(row, FINAL, prefix)
+    if evidence.validation:
+        found |= _measured(evidence.validation["parity"], ("label_flips", "max_abs_error"), "parity_")
+    found["computed_seconds"] = sum(result.seconds for result in outcome.stages if not result.cached)
+    return found
+
+
+def metrics_by_model(outcome: Outcome, evidence: Evidence) -> list[dict[str, float]]:
+    """Returns the waterfall as metrics, one mapping per model of the lineage: its index is the step in MLflow."""
+    return [_measured(row, BY_MODEL, "waterfall/") for row in models(outcome, evidence)]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def markdown(outcome: Outcome, evidence: Evidence, *, url: str) -> str:
+    """Returns the verdict, its checks and the models as Markdown."""
+    verdict = outcome.verdict
+    checks = []
+    for check in verdict.checks:
+        name, form, _ = reading(check)
+        checks.append([name, form(check.measured), limit(check), str(check.status), check.explanation])
+    cells = []
+    for row in models(outcome, evidence):
+        accuracy = "–" if row["accuracy"] is None else numbers.percent(row["accuracy"])
+        size = "–" if row["size_mb"] is None else numbers.unit(row["size_mb"], "MB")
+        latency = "–" if row["latency_p50_ms"] is None else numbers.unit(row["latency_p50_ms"], "ms")
+        cells.append([row["title"], accuracy, size, latency])
+    parts = [
+        f"# {verdict.status.capitalize()}: {outcome.recipe}",
+        headline(verdict.checks),
+        _table(["check", "measured", "limit", "status", "why"], checks),
+        _table(["model", "accuracy", "size", "latency p50"], cells),
+    ]
+    if outcome.release:
+        parts.append(f"Registered as **{outcome.release.name}** version {outcome.release.version}.")
+    if url:
+        parts.append(f"In MLflow: [the full report]({url}/artifacts/report.html), [the run]({url}).")
+    return "\n\n".join(parts) + "\n"
+
+
+def stage_rows(outcome: Outcome) -> list[dict[str, Any]]:
+    """Returns one row per stage for a table artifact."""
+    return [
+        {
+            "stage": result.stage,
+            "status": "Cached" if result.cached else "computed",
+            "seconds": result.seconds,
+            **{name: getattr(result.scorecard, name) for name in BY_MODEL},
+            "split": result.scorecard.split,
+            "mlflow_run": result.run_id,
+        }
+        for result in outcome.stages
+    ]

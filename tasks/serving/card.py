@@ -1,0 +1,138 @@
+"""The model card: what the model is, what it was measured to do, and how to run it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+USAGE = """\
+import json
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+labels = json.load(open("manifest.json", encoding="utf-8"))["labels"]
+tokenizer = Tokenizer.from_file("tokenizer.json")  # cuts and pads as the model was trained
+session = onnxruntime.InferenceSession("model.onnx", providers=["{provider}"])
+
+texts = ["an utter delight", "a waste of an evening"]
+encodings = tokenizer.encode_batch(texts)
+(logits,) = session.run(["logits"], {{
+    "input_ids": np.array([e.ids for e in encodings], dtype=np.int64),
+    "attention_mask": np.array([e.attention_mask for e in encodings], dtype=np.int64),
+}})
+for text, row in zip(texts, logits):
+    probabilities = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+    print(labels[row.argmax()], round(float(probabilities.max()), 3), text)
+"""
+
+CARD = """\
+# {name}
+
+Tells which of {num_labels} labels a text has: {labels}. Compressed with Featherweight from a teacher that was
+fine-tuned from `{base_model}` on `{data}`. Texts are cut after {max_length} tokens.
+
+## What was measured
+
+| | teacher | this model |
+|---|---|---|
+{measured}
+
+Accuracy over the {n} rows of the test split, which nothing before this measurement had seen. Latency of one real
+sentence at batch 1, on {machine}.
+
+| check | measured | interval | limit | n | status |
+|---|---|---|---|---|---|
+{checks}
+
+Verdict: {reason}.
+
+## Run it
+
+`pip install onnxruntime tokenizers numpy`, then in this folder:
+
+```python
+{usage}```
+
+`predictor.py` does the same with batches and checks (`python predictor.py "an utter delight"`), and
+`python predictor.py --self-test` verifies every file's digest and the golden rows. From MLflow, by the alias it was
+deployed to:
+
+```sh
+mlflow models serve -m "models:/{name}@champion" --env-manager local -p 5001
+curl localhost:5001/invocations -H 'Content-Type: application/json' \\
+  -d '{{"dataframe_records": [{{"text": "an utter delight"}}]}}'
+```
+
+## Files
+
+| file | what it is |
+|---|---|
+| `model.onnx` | the graph, opset {opset}; inputs {inputs}; output `logits` |
+| `tokenizer.json` | with truncation and padding set |
+| `manifest.json` | inputs, outputs, labels, versions, verdict, digest of every file |
+| `golden.json` | texts from the selection split with the probabilities that they must give |
+| `predictor.py` | answers with onnxruntime and tokenizers alone |
+
+## Limits
+
+It knows the domain and language of its training data and no other; the accuracy above says nothing about other text.
+{batches}
+"""
+
+BATCHES = {
+    True: "A text gets the same answer whatever texts share its batch.",
+    False: "Activations are quantized over a whole batch, so a probability differs slightly with the texts beside it.",
+}
+
+
+ROWS = (
+    ("Accuracy", "accuracy", "{:.4f}"),
+    ("Size, MB", "size_mb", "{:.2f}"),
+    ("Parameters", "num_parameters", "{:,}"),
+    ("Latency p50, ms", "latency_p50_ms", "{:.2f}"),
+    ("Latency p95, ms", "latency_p95_ms", "{:.2f}"),
+    ("Latency p99, ms", "latency_p99_ms", "{:.2f}"),
+    ("Throughput, rows/s", "throughput_per_s", "{:,.0f}"),
+    ("Load time, s", "load_time_s", "{:.2f}"),
+    ("Peak memory, MB", "peak_memory_mb", "{:.0f}"),
+    ("Runtime", "runtime", "{}"),
+)
+
+
+def render(manifest: dict[str, Any], *, base_model: str, data: str, validation: dict[str, Any]) -> str:
+    """Returns the card of a serving bundle, as Markdown."""
+    models = {model["stage"]: model for model in validation["models"]}
+    teacher, shipped = models["train"], models["validate"]
+    device = validation["device"]
+    return CARD.format(
+        name=manifest["name"],
+        num_labels=len(manifest["labels"]),
+        labels=", ".join(f"`{label}`" for label in manifest["labels"]),
+        base_model=base_model,
+        data=data,
+        max_length=manifest["max_length"],
+        measured="\n".join(
+            f"| {title} | {_cell(teacher, key, form)} | {_cell(shipped, key, form)} |" for title, key, form in ROWS
+        ),
+        n=validation["n"],
+        machine=f"{device.get('gpu') or device['cpu_model']}, {device['threads']} threads, {device['provider']}",
+        checks="\n".join(_check(check) for check in manifest["verdict"]["checks"]),
+        reason=manifest["verdict"]["reason"],
+        batches=BATCHES[manifest["batch_invariant"]],
+        usage=USAGE.format(provider=manifest["provider"]),
+        opset=manifest["versions"]["opsets"]["ai.onnx"],
+        inputs=", ".join(f"`{value['name']}` {value['dtype']}{value['shape']}" for value in manifest["inputs"]),
+    )
+
+
+def _cell(model: dict[str, Any], key: str, form: str) -> str:
+    value = model.get(key)
+    return "–" if value is None else form.format(value)
+
+
+def _check(check: dict[str, Any]) -> str:
+    limit = f"{'≤' if check['direction'] == 'at_most' else '≥'} {check['limit']:g}"
+    return (
+        f"| {check['name']} | {check['measured']:.4g} | {check['low']:.4g} to {check['high']:.4g} | {limit} "
+        f"| {check['n']} | {check['status']} |"
+    )

@@ -1,0 +1,151 @@
+"""Answers from the folder that this file lies in, with onnxruntime and tokenizers alone.
+
+::
+
+    python predictor.py "an utter delight"      prints label and probabilities as JSON
+    python predictor.py --self-test             checks every file's digest, then the golden rows
+
+B = rows, S = tokens, C = classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+TOLERANCE = 0.01
+"""Largest difference of a golden probability: another CPU's integer kernels round elsewhere."""
+
+
+class Predictor:
+    """A text classifier in ONNX Runtime.
+
+    With dynamically quantized activations, the rows that share a batch share their scales, so a probability can differ
+    in its third digit with the company it is computed in.
+    """
+
+    def __init__(self, directory: str | Path, *, provider: str = "", threads: int = 0) -> None:
+        """Opens the bundle.
+
+        Args:
+            directory: the serving bundle.
+            provider: execution provider; empty takes the one that the model was validated on.
+            threads: CPU threads; 0 takes all cores.
+
+        Raises:
+            RuntimeError: the provider does not work here. There is no silent fall-back to the CPU.
+        """
+        self.directory = Path(directory)
+        self.manifest = json.loads((self.directory / "manifest.json").read_text(encoding="utf-8"))
+        self.labels: list[str] = self.manifest["labels"]
+        self.tokenizer = Tokenizer.from_file(str(self.directory / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        provider = provider or self.manifest["provider"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        model = str(self.directory / "model.onnx")
+        if provider == "CUDAExecutionProvider":
+            onnxruntime.preload_dlls()  # finds CUDA where pip put it
+        self.session = onnxruntime.InferenceSession(model, options, providers=[provider])
+        if provider not in self.session.get_providers():
+            raise RuntimeError(f"{provider} does not work on this machine; pass provider='CPUExecutionProvider'")
+
+    def probabilities(self, texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:
+        """Probability of every label: texts (B) → (B, C), in the order of the texts.
+
+        Texts of similar length share a batch, so that little is spent on padding.
+        """
+        for position, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"row {position}: text must be a string, not {type(text).__name__}")
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        logits = np.empty((len(rows), len(self.labels)), dtype=np.float32)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            logits[chosen] = self._logits([rows[index] for index in chosen])
+        exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return exponents / exponents.sum(axis=-1, keepdims=True)
+
+    def _logits(self, rows: list[list[int]]) -> np.ndarray:
+        """Pads one batch and runs it: B lists of ids → (B, C)."""
+        length = max(len(row) for row in rows)
+        padding = self.manifest["padding"]
+        ids = np.full((len(rows), length), padding["id"], dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for index, row in enumerate(rows):
+            start = 0 if padding["side"] == "right" else length - len(row)
+            ids[index, start : start + len(row)] = row
+            mask[index, start : start + len(row)] = 1
+        return self.session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
+
+    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """Label, its probability as ``score``, and ``probabilities`` of all labels, for each text."""
+        return [
+            {
+                "label": self.labels[int(row.argmax())],
+                "score": float(row.max()),
+                "probabilities": dict(zip(self.labels, map(float, row), strict=True)),
+            }
+            for row in self.probabilities(texts)
+        ]
+
+
+def self_test(directory: str | Path) -> dict[str, Any]:
+    """Checks the digest of every file of a bundle, then the golden rows, one by one.
+
+    Raises:
+        RuntimeError: a file is missing or was changed, a golden row came out otherwise, or torch was loaded.
+    """
+    directory = Path(directory)
+    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    for name, expected in manifest["files"].items():
+        path = directory / name
+        if not path.is_file():
+            raise RuntimeError(f"{name} is missing")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                raise RuntimeError(f"{name} was changed")
+    predictor = Predictor(directory)
+    golden = json.loads((directory / "golden.json").read_text(encoding="utf-8"))
+    worst = 0.0
+    for number, row in enumerate(golden):
+        (found,) = predictor.predict([row["text"]])
+        difference = max(
+            abs(found["probabilities"][label] - row["probabilities"][label]) for label in found["probabilities"]
+        )
+        if not difference <= TOLERANCE:  # also catches NaN; a label can then only differ in a tie
+            raise RuntimeError(f"golden row {number}: expected {row['probabilities']}, found {found['probabilities']}")
+        worst = max(worst, difference)
+    if heavy := {"torch", "transformers"} & set(sys.modules):
+        raise RuntimeError(f"serving loaded {', '.join(sorted(heavy))}")
+    return {"golden_rows": len(golden), "max_abs_error": worst, "onnxruntime": onnxruntime.__version__}
+
+
+def main(arguments: list[str]) -> int:
+    directory = Path(__file__).resolve().parent
+    if not arguments:
+        print(__doc__, file=sys.stderr)
+        return 2
+    if arguments == ["--self-test"]:
+        try:
+            print(json.dumps(self_test(directory)))
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            return 1
+        return 0
+    for answer in Predictor(directory).predict(arguments):
+        print(json.dumps(answer, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,39 @@
+"""What MLflow loads and serves: a script in the sense of "models from code", so that nothing is pickled.
+
+It takes the predictor out of the serving bundle that it is logged with: a version keeps answering with its own code.
+``FEATHERWEIGHT_PROVIDER`` and ``FEATHERWEIGHT_THREADS`` choose the execution provider and the CPU threads of a server.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd  # type: ignore[import-untyped]
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+
+class TextClassifier(PythonModel):
+    """Column ``text`` → columns ``label``, ``score`` (its probability) and ``probabilities`` (label → probability)."""
+
+    def load_context(self, context: Any) -> None:
+        bundle = Path(context.artifacts["bundle"])
+        spec = importlib.util.spec_from_file_location("featherweight_predictor", bundle / "predictor.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        self.predictor = module.Predictor(
+            bundle,
+            provider=os.environ.get("FEATHERWEIGHT_PROVIDER", ""),
+            threads=int(os.environ.get("FEATHERWEIGHT_THREADS", "0")),
+        )
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        return pd.DataFrame(self.predictor.predict(model_input["text"].tolist()))
+
+
+set_model(TextClassifier())

@@ -1,0 +1,71 @@
+"""validate: the proof on the real runtime and device."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+
+from pydantic import Field
+
+from tasks import store, tracking
+from tasks.contracts import Bundle, Scorecard, Splits, StageConfig, StageOutput
+from tasks.ml import machine
+from tasks.stage import stage
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class ValidationConfig(StageConfig):
+    """Where and how thoroughly the exported model is tried."""
+
+    device: Device = Field(
+        Device.AUTO, title="Device", description="auto takes CUDA if every heavy node really runs on it, else the CPU."
+    )
+    require_gpu: bool = Field(False, title="Require a GPU", description="Fail unless every heavy node ran on the GPU.")
+    threads: int = Field(
+        0, ge=0, le=1024, title="Threads", description="CPU threads for runtime and baseline alike; 0 takes all cores."
+    )
+    repeats: int = Field(5, ge=3, le=100, title="Repeats", description="Interleaved timing rounds per model.")
+    sentences: int = Field(
+        100, ge=10, le=10000, title="Sentences", description="Real sentences timed per round at batch 1."
+    )
+    max_flips: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        title="Label flips allowed",
+        description="Fraction of selection rows whose label may differ from the simulated model.",
+    )
+
+
+TITLES = {"train": "Teacher", "distill": "Student", "prune": "Pruned", "quantize": "Quantized (simulated)"}
+
+
+@stage(salt=lambda **_: machine.identity())  # a timing belongs to the machine that it was taken on
+def validate(source: Bundle, splits: Splits, config: ValidationConfig, *, lineage: dict[str, Bundle]) -> StageOutput:
+    """Holds the shipped model against its simulation on selection, then measures every model of the line on test."""
+    from tasks.ml import proof
+
+    data = store.path(splits.digest)
+    models = [
+        proof.subject(name, TITLES[name], store.path(bundle.digest), data, simulated=name == "quantize")
+        for name, bundle in lineage.items()
+    ]
+    shipped = proof.subject("validate", "Shipped", store.path(source.digest), data)
+    validation, logits = proof.examine(
+        models, shipped, data=data, problem_name=source.problem, **config.model_dump(mode="json")
+    )
+    with store.workspace() as directory:
+        (directory / "validation.json").write_text(json.dumps(validation, indent=1), encoding="utf-8")
+        proof.write_rows(directory / "rows.arrow", data, source.problem, logits)
+        tracking.current().artifact(directory)
+        evidence = store.publish(directory)
+    measured = validation["models"][-1] | validation["parity"] | {"num_examples": validation["n"]}
+    names = Scorecard.model_fields.keys() & measured.keys()
+    return StageOutput(
+        bundle=source, evidence=evidence, scorecard=Scorecard(split="test", **{name: measured[name] for name in names})
+    )

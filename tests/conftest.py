@@ -1,0 +1,72 @@
+"""What every test gets: a home of its own, no configured servers, and, outside ``tests/ml``, a real Prefect API."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows import embedded
+
+embedded.configure()  # before any test module imports Prefect or MLflow
+
+
+def _forget_servers(patch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "PREFECT_API_URL"):
+        patch.setenv(name, "")  # so that what MLflow itself sets is taken back afterwards, too
+        patch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty ``FEATHERWEIGHT_HOME`` for this test."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("FEATHERWEIGHT_HOME", str(home))
+    _forget_servers(monkeypatch)
+    return home
+
+
+@pytest.fixture(autouse=True)
+def _servers(request: pytest.FixtureRequest) -> None:
+    """Stages and flows run under a real Prefect API and a migrated MLflow database; ``tests/ml`` needs neither."""
+    if not {"ml", "serving"} & set(request.path.parts):
+        request.getfixturevalue("prefect_api")
+        request.getfixturevalue("mlflow_database")
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of one embedded Prefect API for the whole session."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    prefect_home = tmp_path_factory.mktemp("prefect")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEATHERWEIGHT_HOME", str(prefect_home))
+        server = embedded.Api()
+        try:
+            server.wait()
+            with temporary_settings({PREFECT_API_URL: server.url, PREFECT_HOME: prefect_home}):
+                yield server.url
+        finally:
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def _migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tasks import tracking
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEATHERWEIGHT_HOME", str(folder))
+        _forget_servers(patch)
+        tracking.client()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def mlflow_database(home: Path, _migrated_database: Path) -> Path:
+    """A fresh, migrated MLflow database in this test's home: a copy, because migrating takes seconds."""
+    home.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(_migrated_database, home / "mlflow.db"))

@@ -1,0 +1,167 @@
+"""The command as people run it: a process, its standard output, its standard error, and its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks import store, tracking
+from tasks.contracts import Bundle, Check, CheckStatus, Outcome, Release, Scorecard, StageResult, Verdict
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def featherweight(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def outcome(run_id: str, status: CheckStatus = CheckStatus.PASSED) -> Outcome:
+    with store.workspace() as directory:
+        (directory / "model.onnx").write_bytes(b"onnx")
+        digest = store.publish(directory)
+    check = Check(
+        name="quality_drop", measured=0.004, low=-0.01, high=0.012, limit=0.015, direction="at_most", n=2121,
+        status=status, explanation="accuracy fell by 0.4 points",
+    )  # fmt: skip
+    stage = StageResult(
+        stage="train", run_id="child", cached=True, seconds=3.5, scorecard=Scorecard(accuracy=0.86, size_mb=90.9),
+        bundle=Bundle(digest=digest, format="torch", problem="text-classification"),
+    )  # fmt: skip
+    passed = status is CheckStatus.PASSED
+    release = Release(name="films", version=3, digest=digest, model_uri="models:/m-1") if passed else None
+    return Outcome(recipe="films", run_id=run_id, verdict=Verdict(checks=(check,)), stages=(stage,), release=release)
+
+
+def record(status: CheckStatus = CheckStatus.PASSED) -> Outcome:
+    """Leaves in MLflow what a finished run leaves there."""
+    with tracking.pipeline_run("films", {"name": "films"}, run_name="compress-films") as run_id:
+        value = outcome(run_id, status)
+        tracking.Run(run_id).text(value.model_dump_json(), "outcome.json")
+        tracking.Run(run_id).tags({"featherweight.verdict": value.verdict.status})
+    return value
+
+
+def test_help_answers_at_once() -> None:
+    """Interpreter and argparse only; the limit leaves room for a busy machine."""
+    started = time.monotonic()
+    done = featherweight("--help")
+    assert time.monotonic() - started < 1
+    assert done.returncode == 0
+    for command in ("demo", "compress", "runs", "show", "doctor"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["compress", "no-such-recipe"], "recipe 'no-such-recipe': no ready recipe and no file has this name"),
+        (["compress", "../demo"], "recipe '../demo': no such file"),
+        (["demo", "--set", "training.epochs=0"], "recipe demo: training.epochs: must be greater than 0 (got 0)"),
+        (["demo", "--set", "training.epoch=1"], "recipe demo: training: unknown key 'epoch'; did you mean 'epochs'?"),
+        (["show", "abc"], "no run's id begins with 'abc'"),
+        (["show"], "no recipe was run yet"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments: list[str], expected: str, home: Path) -> None:
+    done = featherweight(*arguments, "--json")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"featherweight: {expected}")
+    assert not (home / "store" / "objects").exists(), "nothing half-written"
+
+
+def test_bad_data_is_one_line_before_any_training(home: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\ngood,1\n,0\n", encoding="utf-8")
+    done = featherweight("compress", "smoke", "--set", f"data.source=file:{rows}", "--json")
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    said = [line for line in done.stderr.splitlines() if line.startswith("featherweight: ")]
+    assert len(said) == 1
+    assert "rows.csv" in said[0]
+    assert "Traceback" not in done.stderr
+    assert tracking.find_runs("tags.`featherweight.kind` = 'pipeline'")[0].info.status == "FAILED"
+    assert not list((home / "store" / "tmp").iterdir())
+
+
+def test_a_server_that_is_not_there_is_said(home: Path) -> None:
+    environment = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_CLIENT_MAX_RETRIES": "0"}
+    done = featherweight("compress", "smoke", **environment)
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    assert str(home / "logs" / "featherweight.log") in done.stderr
+    assert "Traceback" in (home / "logs" / "featherweight.log").read_text(encoding="utf-8")
+
+
+def test_show_gives_the_whole_outcome_as_one_document() -> None:
+    value = record()
+    document = json.loads(featherweight("show", "--json").stdout)
+    assert document["run_id"] == value.run_id
+    assert document["verdict"]["status"] == "passed"
+    assert document["verdict"]["checks"][0]["n"] == 2121
+    assert document["stages"][0]["cached"] is True
+    assert document["stages"][0]["scorecard"] == {"split": "", "accuracy": 0.86, "size_mb": 90.9}
+    assert value.release is not None
+    assert document["bundle"] == str(store.path(value.release.digest))
+
+
+def test_show_for_people_names_stage_check_and_bundle() -> None:
+    value = record()
+    done = featherweight("show", value.run_id[:8])
+    assert done.returncode == 0
+    for word in ("train", "0.8600", "Cached", "quality_drop", "passed", "films version 3", "objects"):
+        assert word in done.stdout
+
+
+def test_show_of_a_run_without_a_verdict_says_why() -> None:
+    with pytest.raises(ValueError, match="row 7"), tracking.pipeline_run("films", {}, run_name="r"):
+        raise ValueError("row 7 is empty")
+    done = featherweight("show")
+    assert done.returncode == 2
+    assert "FAILED and has no verdict: ValueError: row 7 is empty" in done.stderr
+
+
+def test_runs_lists_the_newest_first() -> None:
+    first, second = record(), record(CheckStatus.FAILED)
+    runs = json.loads(featherweight("runs", "--json").stdout)
+    assert [run["run"] for run in runs] == [second.run_id, first.run_id]
+    assert [run["verdict"] for run in runs] == ["failed", "passed"]
+    assert [run["recipe"] for run in runs] == ["films", "films"]
+    assert len(json.loads(featherweight("runs", "--json", "--limit", "1").stdout)) == 1
+    assert first.run_id in featherweight("runs").stdout
+
+
+def test_doctor_finds_this_installation_healthy() -> None:
+    done = featherweight("doctor", "--json")
+    report = json.loads(done.stdout)
+    findings = {finding["name"]: finding for finding in report["findings"]}
+    assert report["healthy"] is True, findings
+    assert done.returncode == 0
+    assert "CPUExecutionProvider" in findings["providers"]["detail"]
+    assert findings["prefect api"]["status"] == findings["mlflow"]["status"] == "ok"
+
+
+def test_doctor_finds_two_runtimes_and_a_dead_server(tmp_path: Path) -> None:
+    for name in ("onnxruntime", "onnxruntime_gpu"):
+        folder = tmp_path / "site" / f"{name}-1.0.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8")
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    done = featherweight("doctor", "--json", **environment)
+    findings = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert done.returncode == 1
+    assert findings["onnxruntime"]["status"] == "broken"
+    assert "overwrite each other" in findings["onnxruntime"]["detail"]
+    assert findings["prefect api"]["status"] == "broken"
+    assert findings["mlflow"]["status"] == "ok"

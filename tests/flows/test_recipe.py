@@ -1,0 +1,126 @@
+"""Recipes: every ready one is valid, and whatever is wrong with one is said in a line that can be acted on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from flows import recipe_files
+from flows.recipe import Recipe
+from tasks.contracts import FeatherweightError
+
+
+def write(tmp_path: Path, text: str | bytes) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize("name", recipe_files.ready_names())
+def test_ready_recipes_are_valid(name: str) -> None:
+    recipe = recipe_files.load(name)
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_the_shortest_recipe(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: mine\ndata: {source: file:rows.csv}\nbase_model: some/model\n")
+    recipe = recipe_files.load(path)
+    assert (recipe.name, recipe.data.source, recipe.base_model) == ("mine", "file:rows.csv", "some/model")
+    assert recipe.training == Recipe().training
+
+
+def test_changes_are_applied_in_order_and_parsed_as_yaml(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: mine\ntraining: {epochs: 3, batch_size: 8}\n")
+    changes = ["training.epochs=2", "training.epochs=0.5", "validation.require_gpu=true", "data.source=file:a=b.csv"]
+    recipe = recipe_files.load(path, changes)
+    assert recipe.training.epochs == 0.5
+    assert recipe.training.batch_size == 8
+    assert recipe.validation.require_gpu is True
+    assert recipe.data.source == "file:a=b.csv"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "recipe mine.yaml: is empty; a recipe is a mapping"),
+        ("- a\n", "recipe mine.yaml: holds a list"),
+        ("name: a\ntraining: {epochs: 1\n", "recipe mine.yaml: line 3, column 1: "),
+        ("name: a\nname: b\n", "recipe mine.yaml: line 2, column 1: 'name' is written twice"),
+        (b"name: \xff\n", "recipe mine.yaml: byte 6 is not UTF-8; save it as UTF-8"),
+        ("nmae: a\n", "recipe mine.yaml: unknown key 'nmae'; did you mean 'name'?"),
+        ("training: {epoch: 1}\n", "recipe mine.yaml: training: unknown key 'epoch'; did you mean 'epochs'?"),
+        ("export: {zzz: 1}\n", "recipe mine.yaml: export: unknown key 'zzz'; known keys are opset"),
+        ("training: {epochs: -1}\n", "recipe mine.yaml: training.epochs: must be greater than 0 (got -1)"),
+        ("training: {epochs: many}\n", "recipe mine.yaml: training.epochs: must be a valid number"),
+        ("training: 3\n", "recipe mine.yaml: training: must be a group of fields (got 3)"),
+        ("validation: {device: gpu}\n", "recipe mine.yaml: validation.device: must be 'auto', 'cpu' or 'cuda' (got 'gpu')"),
+        ("problem: poetry\n", "recipe mine.yaml: problem: must be 'text-classification' (got 'poetry')"),
+        ("name: ../up\n", "recipe mine.yaml: name: '../up' does not match"),
+        ("data: {text: x, label: x}\n", "recipe mine.yaml: data: text and label are both column 'x'"),
+        ("validation: {device: cpu, require_gpu: true}\n", "require_gpu contradicts device: cpu; use device: cuda or auto"),
+        ("data: {test_fraction: 0.59, selection_fraction: 0.39}\n", "less than 0.95 is needed to leave rows to train on"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_with_its_place(text: str | bytes, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(FeatherweightError) as error:
+        recipe_files.load(write(tmp_path, text))
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_each_wrong_field_gets_its_line(tmp_path: Path) -> None:
+    with pytest.raises(FeatherweightError) as error:
+        recipe_files.load(write(tmp_path, "training: {epochs: 0, batch_size: 0}\n"))
+    assert [line.split(": ")[1] for line in str(error.value).splitlines()] == ["training.epochs", "training.batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("demos", "did you mean 'demo'?"),
+        ("nothing-like-it", "ready recipes are"),
+        ("../demo", "recipe '../demo': no such file"),
+        ("some/where", "recipe 'some/where': no such file"),
+        ("absent.yaml", "recipe 'absent.yaml': no such file"),
+        ("/tmp", "is a directory"),
+    ],
+)
+def test_a_name_that_is_no_recipe(name: str, expected: str) -> None:
+    with pytest.raises(FeatherweightError, match="^recipe") as error:
+        recipe_files.load(name)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("training.epochs", "write key.path=value"),
+        ("=3", "write key.path=value"),
+        ("training..epochs=3", "write key.path=value"),
+        ("name.first=x", "name is a value, not a group of fields"),
+        ("name=[", "is not a YAML value"),
+        ("training.epoks=3", "training: unknown key 'epoks'; did you mean 'epochs'?"),
+    ],
+)
+def test_a_change_that_cannot_be_made(change: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(FeatherweightError) as error:
+        recipe_files.load(write(tmp_path, "name: mine\n"), [change])
+    assert expected in str(error.value)
+
+
+def models(model: type[BaseModel]) -> list[type[BaseModel]]:
+    inner = [field.annotation for field in model.model_fields.values()]
+    groups = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return [model, *(found for group in groups for found in models(group))]
+
+
+@pytest.mark.parametrize("model", models(Recipe), ids=lambda model: model.__name__)
+def test_every_field_has_a_title_and_every_value_a_sentence_and_a_working_default(model: type[BaseModel]) -> None:
+    assert model() == model.model_validate_json(model().model_dump_json())
+    for name, field in model.model_fields.items():
+        assert field.title, name
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            assert field.description, name
+            assert field.description.endswith("."), name

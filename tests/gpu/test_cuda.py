@@ -1,0 +1,56 @@
+"""On a machine with a GPU: what runs there, and what is refused because it would not. ``pytest -m gpu``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.contracts import FeatherweightError
+from tasks.ml import onnx_export, quantization, runtime
+from tasks.ml.problems import text_classification
+from tests.tasks import tiny_models
+
+pytestmark = pytest.mark.gpu
+
+SAMPLE = runtime.feed([[2, 5, 6, 7, 3], [2, 8, 3]], pad_id=0)
+
+
+def export(directory: Path, spec: quantization.Spec) -> Path:
+    onnx_export.export_onnx(
+        tiny_models.model(),
+        directory,
+        spec=spec,
+        inputs=text_classification.ONNX_INPUTS,
+        outputs=text_classification.ONNX_OUTPUTS,
+        opset=20,
+        first_token_only=True,
+    )
+    return directory / onnx_export.MODEL
+
+
+def test_every_heavy_node_of_an_fp32_model_runs_on_the_gpu(tmp_path: Path) -> None:
+    model = export(tmp_path, quantization.Spec())
+    assert runtime.choose_provider(model, SAMPLE, device="auto", require_gpu=True) == runtime.CUDA
+    nodes = runtime.placement(model, SAMPLE, provider=runtime.CUDA)
+    assert nodes[runtime.CUDA]["MultiHeadAttention"] == 2
+    assert runtime.stray_nodes(nodes, runtime.CUDA) == {}
+
+
+def test_the_gpu_agrees_with_pytorch(tmp_path: Path) -> None:
+    session = runtime.open_session(export(tmp_path, quantization.Spec()), provider=runtime.CUDA)
+    inputs = {name: torch.from_numpy(array) for name, array in SAMPLE.items()}
+    with torch.inference_mode():
+        expected = tiny_models.model()(**inputs).logits.numpy()
+    # The GPU multiplies in TF32: ten bits of mantissa.
+    assert np.abs(session.run(None, SAMPLE)[0] - expected).max() < 1e-2
+
+
+def test_an_integer_model_does_not_pass_for_one_on_the_gpu(tmp_path: Path) -> None:
+    spec = quantization.plan(tiny_models.model(), linears=True, token_bits=8, block_size=32)
+    model = export(tmp_path, spec)
+    assert runtime.choose_provider(model, SAMPLE, device="auto") == runtime.CPU
+    with pytest.raises(FeatherweightError, match="fell back to the CPU: .*DynamicQuantizeMatMul"):
+        runtime.choose_provider(model, SAMPLE, device="cuda")

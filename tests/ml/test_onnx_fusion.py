@@ -1,0 +1,71 @@
+"""Each pass changes the graph and nothing that it computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from tasks.ml import onnx_fusion
+
+
+def parse(body: str) -> ir.Model:
+    text = f'<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]> g {body}'
+    return ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)))
+
+
+def run(model: ir.Model, **feed: np.ndarray) -> np.ndarray:
+    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]).run(
+        None, feed
+    )[0]
+
+
+def operators(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+def test_reshapes_to_heads_and_back_are_dropped() -> None:
+    model = parse(
+        """(float[2, 3, 8] x) => (float[2, 3, 8] y)
+        <int64[4] heads = {2, 3, 2, 4}, int64[3] flat = {2, 3, 8}>
+        { a = Relu(x)  b = Reshape(a, heads)  c = Reshape(b, flat)  y = Neg(c) }"""
+    )
+    x = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
+    expected = run(model, x=x)
+    onnx_fusion.fuse(model)
+    assert operators(model) == ["Relu", "Neg"]
+    assert np.array_equal(run(model, x=x), expected)
+
+
+def test_reshapes_that_end_elsewhere_stay() -> None:
+    model = parse(
+        """(float[2, 3, 8] x) => (float[3, 2, 8] y)
+        <int64[4] heads = {2, 3, 2, 4}, int64[3] flat = {3, 2, 8}>
+        { a = Relu(x)  b = Reshape(a, heads)  c = Reshape(b, flat)  y = Neg(c) }"""
+    )
+    onnx_fusion.fuse(model)
+    assert operators(model) == ["Relu", "Reshape", "Reshape", "Neg"]
+
+
+@pytest.mark.parametrize(("constant", "left"), [("0.0", ["Relu", "Neg"]), ("0.5", ["Relu", "Add", "Neg"])])
+def test_only_zero_is_not_added(constant: str, left: list[str]) -> None:
+    model = parse(
+        f"""(float[4] x) => (float[4] y) <float nothing = {{{constant}}}>
+        {{ a = Relu(x)  b = Add(a, nothing)  y = Neg(b) }}"""
+    )
+    onnx_fusion.fuse(model)
+    assert operators(model) == left
+
+
+def test_attention_over_projections_of_different_inputs_is_not_packed() -> None:
+    node = "DynamicQuantizeMatMul"
+    model = parse(
+        f"""(float[1, 3, 8] x, float[1, 3, 8] z) => (float[1, 3, 8] y) <float[8] s = {{1, 1, 1, 1, 1, 1, 1, 1}}>
+        {{ r = Relu(z)  w = Constant<value = int8[8, 8] {{{", ".join(["1"] * 64)}}}>()
+           q = com.microsoft.{node}(x, w, s)  k = com.microsoft.{node}(r, w, s)  v = com.microsoft.{node}(r, w, s)
+           y = com.microsoft.MultiHeadAttention<num_heads = 2>(q, k, v) }}"""
+    )
+    onnx_fusion.pack_attention(model.graph)
+    assert "QAttention" not in operators(model)

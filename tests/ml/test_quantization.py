@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tasks.contracts import FeatherweightError
+from tasks.ml import modeling, quantization
+
+
+def test_rows_round_trip_within_half_a_step() -> None:
+    weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 2, 6)[:, None]
+    codes, scale = quantization.quantize_rows(weight)
+    assert codes.dtype == torch.int8
+    assert codes.abs().amax(dim=1).eq(127).all()
+    assert ((codes * scale - weight).abs() <= 0.5 * scale + 1e-9).all()
+
+
+def test_quantizing_twice_changes_nothing() -> None:
+    weight = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
+    for bits in (8, 4):
+        once = quantization.simulate_table(weight, bits, 32)
+        torch.testing.assert_close(quantization.simulate_table(once, bits, 32), once, rtol=1e-5, atol=1e-7)
+
+
+def test_blocks_use_all_sixteen_levels_and_keep_the_largest_exactly() -> None:
+    weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(2))
+    codes, scale = quantization.quantize_blocks(weight, 16)
+    assert codes.min() == -8
+    assert codes.max() <= 7
+    assert scale.shape == (4, 4)
+    restored = quantization.dequantize_blocks(codes, scale)
+    peak = weight.reshape(4, 4, 16).abs().argmax(dim=-1, keepdim=True)
+    torch.testing.assert_close(restored.reshape(4, 4, 16).gather(-1, peak), weight.reshape(4, 4, 16).gather(-1, peak))
+
+
+def test_zero_rows_stay_zero() -> None:
+    assert quantization.simulate_table(torch.zeros(2, 32), 8, 32).abs().sum() == 0
+    assert quantization.simulate_table(torch.zeros(2, 32), 4, 32).abs().sum() == 0
+
+
+def test_dynamic_uint8_matches_onnx_reference() -> None:
+    import numpy as np
+    from onnx import TensorProto, helper
+    from onnx.reference import ReferenceEvaluator
+
+    x = torch.randn(3, 50, generator=torch.Generator().manual_seed(3)) * 2 + 0.5
+    node = helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"])
+    graph = helper.make_graph(
+        [node],
+        "reference",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("q", "scale", "zero")],
+    )
+    q, scale, zero = ReferenceEvaluator(helper.make_model(graph)).run(None, {"x": x.numpy()})
+    expected = (q.astype(np.float32) - np.float32(zero)) * scale
+    torch.testing.assert_close(quantization.dynamic_uint8(x), torch.from_numpy(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_simulated_linear_is_close_and_not_equal() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(48, 16)
+    x = torch.randn(10, 48)
+    simulated = quantization.DynamicInt8Linear(linear)(x)
+    error = (simulated - linear(x)).abs().max().item()
+    assert 0 < error < 0.05
+
+
+def test_spec_survives_json(model: nn.Module) -> None:
+    spec = quantization.plan(model, linears=True, token_bits=4, block_size=16)
+    assert len(spec.linears) == 4 * 6
+    assert spec.embeddings == {"bert.embeddings.word_embeddings": 4, "bert.embeddings.position_embeddings": 8}
+    assert quantization.Spec.from_json(spec.to_json()) == spec
+
+
+def test_plan_refuses_a_block_that_does_not_divide(model: nn.Module) -> None:
+    with pytest.raises(FeatherweightError, match="block_size 48 does not divide the hidden size 32"):
+        quantization.plan(model, linears=True, token_bits=4, block_size=48)
+
+
+def test_bytes_by_hand(model: nn.Module) -> None:
+    plain = quantization.num_bytes(model, quantization.plan(model, linears=False, token_bits=32, block_size=32))
+    assert plain == 4 * modeling.num_parameters(model)
+    linears = quantization.num_bytes(model, quantization.plan(model, linears=True, token_bits=32, block_size=32))
+    per_layer = 4 * 32 * 32 + 2 * 32 * 64
+    scales = 4 * (4 * 32 + 64 + 32)
+    assert plain - linears == 4 * (3 * per_layer - scales)
+
+
+def test_a_bundle_with_a_spec_loads_simulated_or_plain(
+    tmp_path: Path, model: nn.Module, tokenizer: Any, texts: list[str]
+) -> None:
+    spec = quantization.plan(model, linears=True, token_bits=8, block_size=32)
+    modeling.save(model, tokenizer, tmp_path, spec=spec)
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    plain = modeling.load(tmp_path, "text-classification", simulate=False)
+    simulated = modeling.load(tmp_path, "text-classification")
+    assert torch.equal(plain(**batch).logits, model(**batch).logits)
+    difference = (simulated(**batch).logits - plain(**batch).logits).abs().max().item()
+    assert 0 < difference < 0.5

@@ -1,0 +1,86 @@
+"""Sessions are where they claim to be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from tasks.contracts import FeatherweightError
+from tasks.ml import runtime
+
+NO_GPU = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Sums the ids that the mask lets through, as logits (B, 2): the sum, and its negative."""
+    path = tmp_path / "model.onnx"
+    text = """<ir_version: 10, opset_import: ["": 20]>
+    g (int64[batch, sequence] input_ids, int64[batch, sequence] attention_mask) => (float[batch, 2] logits)
+    <int64[1] last = {1}, float[1, 2] signs = {1.0, -1.0}>
+    { kept = Mul(input_ids, attention_mask)  total = ReduceSum(kept, last)
+      value = Cast<to = 1>(total)  logits = MatMul(value, signs) }"""
+    onnx.save(onnx.parser.parse_model(text), path)
+    return path
+
+
+SAMPLE = runtime.feed([[1, 2, 3]], pad_id=0)
+
+
+def test_feed_pads_on_the_right() -> None:
+    feed = runtime.feed([[5, 6, 7], [8]], pad_id=9, length=4)
+    assert feed["input_ids"].tolist() == [[5, 6, 7, 9], [8, 9, 9, 9]]
+    assert feed["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
+    assert {array.dtype for array in feed.values()} == {np.dtype(np.int64)}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_logits_come_in_row_order_and_without_padding(model: Path, batch_size: int) -> None:
+    session = runtime.open_session(model, provider=runtime.CPU, threads=1)
+    rows = [[3, 4], [1], [2, 2, 2, 2], [5], [9, 9, 9]]
+    logits = runtime.logits(session, rows, pad_id=100, batch_size=batch_size)
+    assert logits[:, 0].tolist() == [7, 1, 8, 5, 27]
+
+
+def test_placement_counts_what_ran_where(model: Path) -> None:
+    nodes = runtime.placement(model, SAMPLE, provider=runtime.CPU, threads=1)
+    assert nodes == {"CPUExecutionProvider": {"Cast": 1, "MatMul": 1, "Mul": 1, "ReduceSum": 1}}
+
+
+def test_heavy_nodes_elsewhere_are_stray() -> None:
+    nodes = {"CPUExecutionProvider": {"Shape": 3, "QAttention": 2}, "CUDAExecutionProvider": {"MatMul": 4}}
+    assert runtime.stray_nodes(nodes, runtime.CUDA) == {"QAttention": 2}
+    assert runtime.stray_nodes(nodes, runtime.CPU) == {"MatMul": 4}
+
+
+@NO_GPU
+@pytest.mark.parametrize(("device", "require_gpu"), [("cuda", False), ("auto", True), ("cuda", True)])
+def test_a_gpu_that_is_not_there_is_an_error(model: Path, device: str, require_gpu: bool) -> None:
+    with pytest.raises(FeatherweightError, match="cannot start a CUDA session"):
+        runtime.choose_provider(model, SAMPLE, device=device, require_gpu=require_gpu)
+
+
+@NO_GPU
+def test_auto_is_the_cpu_without_a_gpu_and_quiet_about_it(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert runtime.choose_provider(model, SAMPLE, device="auto") == runtime.CPU
+    assert capfd.readouterr() == ("", "")
+
+
+@NO_GPU
+def test_a_session_that_fell_back_is_refused(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    if runtime.CUDA not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime was built without CUDA")
+    with pytest.raises(FeatherweightError, match="fell back from CUDAExecutionProvider to CPUExecutionProvider"):
+        runtime.open_session(model, provider=runtime.CUDA)
+
+
+def test_it_imports_neither_torch_nor_transformers() -> None:
+    code = "import sys, tasks.ml.runtime, tasks.ml.probe; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,99 @@
+"""Removing nothing changes nothing, and a shrunk model equals the full one with the removed units gated to zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tasks.contracts import FeatherweightError
+from tasks.ml import families, modeling, surgery
+from tasks.ml.importance import LayerImportance
+
+
+def importance(seed: int) -> list[LayerImportance]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        LayerImportance(heads=torch.rand(4, generator=generator), ffn=torch.rand(64, generator=generator))
+        for _ in range(4)
+    ]
+
+
+def encode(tokenizer: Any, texts: list[str]) -> Any:
+    return tokenizer(texts, return_tensors="pt", padding=True)
+
+
+@pytest.mark.parametrize(
+    ("total", "keep", "expected"), [(6, 3, [1, 3, 5]), (6, 6, [0, 1, 2, 3, 4, 5]), (12, 1, [11]), (4, 3, [0, 2, 3])]
+)
+def test_spread_is_even_and_ends_with_the_last(total: int, keep: int, expected: list[int]) -> None:
+    assert surgery.spread(total, keep) == expected
+
+
+def test_spread_refuses_more_layers_than_there_are() -> None:
+    with pytest.raises(FeatherweightError, match=r"layers is 7, but the teacher has 6"):
+        surgery.spread(6, 7)
+
+
+def test_keeping_everything_changes_nothing(model: nn.Module, tokenizer: Any, texts: list[str]) -> None:
+    batch = encode(tokenizer, texts)
+    expected = model(**batch).logits
+    same = surgery.keep_layers(model, range(4))
+    same = surgery.keep_top(same, importance(0), keep_heads=1.0, keep_ffn=1.0)
+    same, tokens = surgery.keep_tokens(same, tokenizer, range(len(tokenizer)))
+    assert torch.equal(same(**encode(tokens, texts)).logits, expected)
+
+
+def test_cut_model_equals_the_gated_full_model(model: nn.Module, tokenizer: Any, texts: list[str]) -> None:
+    scores = importance(1)
+    smaller = surgery.keep_top(model, scores, keep_heads=0.5, keep_ffn=0.25)
+    assert modeling.shapes(smaller) == [{"heads": 2, "ffn": 16}] * 4
+    handles = []
+    for layer, score in zip(families.BERT.layer_list(model), scores, strict=True):
+        for name, kept, width in (("attention_output", score.heads.topk(2), 8), ("ffn_down", score.ffn.topk(16), 1)):
+            gate = torch.zeros_like(score.heads if width == 8 else score.ffn)
+            gate[kept.indices] = 1.0
+            gate = gate.repeat_interleave(width)
+            module = layer.get_submodule(getattr(families.BERT, name))
+            handles.append(module.register_forward_pre_hook(lambda _, args, gate=gate: (args[0] * gate,)))
+    batch = encode(tokenizer, texts)
+    torch.testing.assert_close(smaller(**batch).logits, model(**batch).logits)
+
+
+def test_the_argument_is_left_alone(model: nn.Module, tokenizer: Any) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    surgery.keep_layers(model, [0])
+    surgery.keep_top(model, importance(0), keep_heads=0.25, keep_ffn=0.1)
+    surgery.keep_tokens(model, tokenizer, range(40))
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_pruned_model_survives_the_disk(tmp_path: Any, model: nn.Module, tokenizer: Any, texts: list[str]) -> None:
+    smaller = surgery.keep_top(surgery.keep_layers(model, [1, 3]), importance(2)[:2], keep_heads=0.75, keep_ffn=0.3)
+    modeling.save(smaller, tokenizer, tmp_path)
+    batch = encode(tokenizer, texts)
+    assert torch.equal(modeling.load(tmp_path, "text-classification")(**batch).logits, smaller(**batch).logits)
+
+
+def test_kept_texts_are_encoded_alike_and_others_fall_back(model: nn.Module, tokenizer: Any, texts: list[str]) -> None:
+    rows = tokenizer(texts[:2])["input_ids"]
+    tokens = surgery.choose_tokens(tokenizer, rows, keep=0.84)
+    smaller, small_tokenizer = surgery.keep_tokens(model, tokenizer, tokens)
+    assert len(small_tokenizer) == len(tokens) < len(tokenizer)
+    assert small_tokenizer.tokenize(texts[0]) == tokenizer.tokenize(texts[0])
+    assert small_tokenizer.tokenize("acting")[0] == "a"
+    assert "[UNK]" not in small_tokenizer.tokenize("unfunny acting")
+    expected = model(**encode(tokenizer, texts[:2])).logits
+    assert torch.equal(smaller(**encode(small_tokenizer, texts[:2])).logits, expected)
+
+
+def test_vocabulary_of_other_tokenizers_is_refused(model: nn.Module, tokenizer: Any) -> None:
+    from tokenizers import Tokenizer, models
+
+    tokenizer._tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    with pytest.raises(FeatherweightError, match=r"set pruning.keep_vocabulary to 1"):
+        surgery.keep_tokens(model, tokenizer, [0, 1])

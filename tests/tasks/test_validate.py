@@ -1,0 +1,130 @@
+"""The stage: a whole proof of a tiny line, and what makes it fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pytest
+
+from tasks import store, tracking
+from tasks.contracts import Bundle, FeatherweightError, Splits, StageResult
+from tasks.export import ExportConfig, export
+from tasks.validate import ValidationConfig, validate
+from tests.tasks import tiny_models
+
+QUICK = ValidationConfig(device="cpu", threads=1, repeats=3, sentences=10)
+
+
+@pytest.fixture
+def run_id() -> Iterator[str]:
+    with tracking.pipeline_run("validate", {}, run_name="validate") as run_id:
+        yield run_id
+
+
+@pytest.fixture
+def splits() -> Splits:
+    return tiny_models.publish_data()
+
+
+@pytest.fixture
+def lineage() -> dict[str, Bundle]:
+    return tiny_models.publish_line()
+
+
+@pytest.fixture
+def shipped(run_id: str, lineage: dict[str, Bundle]) -> Bundle:
+    bundle = export(lineage["quantize"], ExportConfig(), run_id=run_id).bundle
+    assert bundle is not None
+    return bundle
+
+
+def corrupted(bundle: Bundle, *, factor: float) -> Bundle:
+    """The bundle with the weights of its classifier multiplied."""
+    with store.workspace() as directory:
+        for path in store.path(bundle.digest).iterdir():
+            if path.name != store.FILES:
+                (directory / path.name).write_bytes(path.read_bytes())
+        model = onnx.load(directory / "model.onnx")
+        weight = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("classifier.weight"))
+        values = onnx.numpy_helper.to_array(weight) * np.float32(factor)
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        onnx.save(model, directory / "model.onnx")
+        return Bundle(digest=store.publish(directory), format="onnx", problem=bundle.problem)
+
+
+def evidence(result: StageResult) -> Path:
+    return store.path(result.evidence)
+
+
+def test_a_whole_proof(run_id: str, splits: Splits, lineage: dict[str, Bundle], shipped: Bundle) -> None:
+    result = validate(shipped, splits, QUICK, lineage=lineage, run_id=run_id)
+    assert result.bundle == shipped
+    proof = tiny_models.read_json(evidence(result), "validation.json")
+
+    models = {model["stage"]: model for model in proof["models"]}
+    assert [model["title"] for model in proof["models"]] == [
+        "Teacher",
+        "Student",
+        "Pruned",
+        "Quantized (simulated)",
+        "Shipped",
+    ]
+    assert models["quantize"]["latency_p50_ms"] is None
+    for stage in ("train", "distill", "prune", "validate"):
+        assert 0 < models[stage]["latency_p50_ms"] <= models[stage]["latency_p99_ms"]
+        assert len(models[stage]["latency_p50_rounds_ms"]) == QUICK.repeats
+        assert models[stage]["throughput_per_s"] > 0
+    assert models["validate"]["runtime"] == "ONNX Runtime (CPUExecutionProvider)"
+    assert models["validate"]["peak_memory_mb"] < models["train"]["peak_memory_mb"]
+    assert models["validate"]["size_mb"] == (store.path(shipped.digest) / "model.onnx").stat().st_size / 1e6
+    sizes = [models[stage]["size_mb"] for stage in ("train", "distill", "prune", "quantize")]
+    assert sizes == sorted(sizes, reverse=True)
+
+    assert proof["device"] | {"cpu_model": ""} == {
+        "provider": "CPUExecutionProvider",
+        "cpu_model": "",
+        "threads": 1,
+        "torch_threads": 1,
+    }
+    assert {(cell["stage"], cell["length"]) for cell in proof["grid"]} == {("train", 16), ("validate", 16)}
+    assert proof["parity"]["n"] == 60
+    assert proof["parity"]["median_abs_error"] < 1e-4
+    assert len({tuple(shape) for shape in proof["parity"]["shapes"]}) == 4
+    assert proof["nodes"]["CPUExecutionProvider"]["QAttention"] == 1
+
+    rows = pa.ipc.open_file(evidence(result) / "rows.arrow").read_all()
+    assert rows.num_rows == proof["n"] == 60
+    for stage, model in models.items():
+        correct = rows[f"correct_{stage}"].to_numpy()
+        assert np.array_equal(correct, rows[f"prediction_{stage}"].to_numpy() == rows["target"].to_numpy())
+        assert model["accuracy"] == pytest.approx(correct.mean())
+    card = result.scorecard
+    assert (card.split, card.num_examples, card.accuracy) == ("test", 60, models["validate"]["accuracy"])
+    assert card.latency_p50_ms == models["validate"]["latency_p50_ms"]
+    assert card.max_abs_error == proof["parity"]["max_abs_error"]
+    assert card.label_flips == proof["parity"]["label_flips"]
+
+    assert validate(shipped, splits, QUICK, lineage=lineage, run_id=run_id).cached
+
+
+@pytest.mark.parametrize(
+    ("factor", "complaint"), [(-1.0, r"of 60 labels .* differ"), (float("nan"), "NaN or infinity as logits of")]
+)
+def test_a_runtime_that_says_something_else_fails(
+    run_id: str, splits: Splits, lineage: dict[str, Bundle], shipped: Bundle, factor: float, complaint: str
+) -> None:
+    with pytest.raises(FeatherweightError, match=complaint):
+        validate(corrupted(shipped, factor=factor), splits, QUICK, lineage=lineage, run_id=run_id)
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
+def test_a_gpu_that_was_asked_for_and_is_missing_fails(
+    run_id: str, splits: Splits, lineage: dict[str, Bundle], shipped: Bundle
+) -> None:
+    demanding = ValidationConfig(require_gpu=True)
+    with pytest.raises(FeatherweightError, match="cannot start a CUDA session"):
+        validate(shipped, splits, demanding, lineage=lineage, run_id=run_id)

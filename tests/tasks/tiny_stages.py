@@ -1,0 +1,56 @@
+"""Stages of a few lines, which count how often they really ran. In a module of their own, as real stages are."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from tasks import store, tracking
+from tasks.contracts import Bundle, FeatherweightError, Scorecard, StageConfig, StageOutput, StageResult
+from tasks.stage import stage
+
+executions: list[str] = []
+
+
+class TinyConfig(StageConfig):
+    width: int = 1
+
+
+def salt(source: str, **_: object) -> str:
+    return source.partition("@")[2]
+
+
+@stage(salt=salt)
+def make(source: str, config: TinyConfig, *, seed: int = 0) -> StageOutput:
+    """Publishes a bundle that depends on the arguments."""
+    executions.append("make")
+    with store.workspace() as directory:
+        (directory / "model").write_text(f"{source} {config.width} {seed}", encoding="utf-8")
+        digest = store.publish(directory)
+    tracking.current().metrics({"loss": 0.5}, step=1)
+    return StageOutput(bundle=Bundle(digest=digest, format="torch", problem="tiny"), scorecard=Scorecard(accuracy=0.75))
+
+
+@stage
+def shrink(source: Bundle, config: TinyConfig) -> StageOutput:
+    executions.append("shrink")
+    store.path(source.digest)
+    if config.width < 0:
+        raise FeatherweightError("config.width: must not be negative")
+    return StageOutput(bundle=source)
+
+
+@stage(reuse=False)
+def effect(source: Bundle) -> StageOutput:
+    executions.append("effect")
+    return StageOutput(bundle=source)
+
+
+@flow(name="tiny", persist_result=False)
+def tiny(source: str = "a", width: int = 1, shrink_width: int = 1) -> list[StageResult]:
+    """Two stages and one with effects elsewhere."""
+    with tracking.pipeline_run("tiny", {"source": source}, run_name="tiny") as run_id:
+        made = make(source, TinyConfig(width=width), run_id=run_id)
+        assert made.bundle is not None
+        shrunk = shrink(made.bundle, TinyConfig(width=shrink_width), run_id=run_id)
+        done = effect(made.bundle, run_id=run_id)
+    return [made, shrunk, done]

@@ -1,0 +1,35 @@
+"""The README tells the truth: its tree and its recipe reference are what the code says, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+
+from flows import reference
+from flows.recipe import Recipe
+
+README = reference.README.read_text(encoding="utf-8")
+
+
+def test_the_tree_and_the_recipe_reference_are_the_present_ones() -> None:
+    assert reference.up_to_date(README) == README, "run: infra/run python -m flows.reference"
+
+
+def test_every_module_is_in_the_tree() -> None:
+    tree = reference.tree()
+    for folder in ("flows", "tasks"):
+        for path in (reference.ROOT / folder).rglob("*.py"):
+            if path.name != "__init__.py":
+                assert re.search(rf"^ +{re.escape(path.name)} +\S", tree, re.MULTILINE), path
+
+
+def test_every_field_is_in_the_reference() -> None:
+    text = reference.reference()
+    for name in ("name", "data.source", "training.learning_rate", "quantization.scheme", "budget.max_quality_drop"):
+        assert f"| `{name}` |" in text
+    assert text.count("\n#### ") == sum(reference._is_group(field) for field in Recipe.model_fields.values())
+
+
+def test_linked_files_exist() -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)
+    assert links
+    assert [link for link in links if not (reference.ROOT / link).exists()] == []
