@@ -6,9 +6,10 @@ Exit status: 0 passed, 1 verdict not passed or something is broken, 2 bad input,
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefect.states import State
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:
         return _fail(error, FeatherweightError)
+    finally:
+        gc.freeze()  # all of it goes with the process; looking through it first would take half a second
 
 
 def _fail(error: BaseException, mendable: type[Exception]) -> int:
@@ -121,14 +124,15 @@ def run(recipe: str, changes: Sequence[str] = ()) -> Outcome:
 
     values = recipe_files.read(recipe, changes)
     with embedded.api() as server:
-        loaded = recipe_files.validate(values, recipe)
-        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+        with embedded.quick_imports():
+            loaded = recipe_files.validate(values, recipe)
+            from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-        from flows.compress import compress
-        from tasks import tracking
+            from flows.compress import compress
+            from tasks import tracking
 
+            tracking.client()
         console.start_logging()
-        tracking.client()
         if server is None:
             return _result(compress(loaded, return_state=True))
         server.wait()
@@ -136,12 +140,13 @@ def run(recipe: str, changes: Sequence[str] = ()) -> Outcome:
             return _result(compress(loaded, return_state=True))
 
 
-def _result(state: State[Outcome]) -> Outcome:
+def _result(state: State[Any]) -> Outcome:
     """Takes the outcome out of a flow's final state, which holds one also when the verdict was not passed."""
     result = state.result(raise_on_failure=False)
     if isinstance(result, BaseException):
         raise result
-    return result
+    outcome: Outcome = result
+    return outcome
 
 
 def _runs(options: argparse.Namespace) -> int:

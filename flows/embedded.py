@@ -1,4 +1,4 @@
-"""Embedded mode: where no server is configured, Prefect's API runs beside the command and everything stays on this disk.
+"""Embedded mode: where no server is configured, Prefect's API runs beside the command and all stays on this disk.
 
 Imports neither Prefect nor MLflow, because both read their settings from the environment while they are imported.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from tasks import store
 from tasks.contracts import FeatherweightError
 
-STARTUP_TIMEOUT_S = 120.0
+STARTUP_TIMEOUT_S = 300.0
 """The first start also creates Prefect's database: 8 s on two idle cores."""
 
 PRIVACY = {
@@ -63,7 +63,7 @@ def configure() -> None:
 
 @contextlib.contextmanager
 def quick_imports() -> Iterator[None]:
-    """Imports in the block go without garbage collection: they free next to nothing, and looking takes a sixth of the time.
+    """Imports in the block go without garbage collection: they free next to nothing, and looking takes a sixth of it.
 
     What they made is not looked through at the end of the process either, if ``gc.freeze`` is called there again.
     """

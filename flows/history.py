@@ -13,7 +13,7 @@ OUTCOME = "outcome.json"
 
 
 def runs(*, limit: int) -> list[dict[str, Any]]:
-    """Returns the newest runs of recipes: id, recipe, start (UTC), wall time, status, and the verdict if there is one."""
+    """Returns the newest runs: id, recipe, start (UTC), wall time, status, and the verdict or error if there is one."""
     return [_row(run) for run in tracking.find_runs(PIPELINES, max_results=limit)]
 
 

@@ -14,6 +14,9 @@ class DistillationConfig(tutoring.TutoringConfig):
 
     epochs: float = Field(4, gt=0, le=1000, title="Epochs", description="Passes over the distillation texts.")
     learning_rate: float = Field(3e-4, gt=0, le=1, title="Learning rate", description="Peak learning rate of AdamW.")
+    attention_weight: float = Field(
+        0.5, ge=0, title="Attention weight", description="Weight of the loss between attention relations."
+    )
     layers: int = Field(
         3, ge=1, le=1000, title="Student layers", description="Transformer layers, spread evenly over the teacher's."
     )
@@ -21,7 +24,10 @@ class DistillationConfig(tutoring.TutoringConfig):
 
 @stage
 def distill(source: Bundle, splits: Splits, config: DistillationConfig, *, seed: int) -> StageOutput:
-    """Cuts a student out of the teacher and teaches it with logits, hidden states and attention relations."""
+    """Cuts a student out of the teacher and teaches it with logits, hidden states and attention relations.
+
+    The losses and their papers are in ``tasks.ml.losses``.
+    """
     from tasks.ml import modeling, surgery
 
     teacher = modeling.load(store.path(source.digest), source.problem)

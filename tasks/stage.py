@@ -88,6 +88,14 @@ def _without_docstrings(tree: ast.AST) -> ast.AST:
 
 
 @functools.cache
+def _read(path: Path) -> tuple[str, frozenset[str]]:
+    """Digest of a file's syntax tree without docstrings, and the names that it imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imports = frozenset(_imports(tree))
+    return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest(), imports
+
+
+@functools.cache
 def code_digest(module: str) -> str:
     """Digest of a stage's module and of everything of ours that it imports, directly or not, but for ``MOVERS``.
 
@@ -99,10 +107,9 @@ def code_digest(module: str) -> str:
         name, path = queue.popitem()
         if name in seen:
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for imported in _imports(tree):
+        seen[name], imports = _read(path)
+        for imported in imports:
             queue.update(_sources(imported))
-        seen[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""The README tells the truth: its tree and its recipe reference are what the code says, and its links lead somewhere."""
+"""The README tells the truth: its tree and recipe reference are what the code says, and its links lead somewhere."""
 
 from __future__ import annotations
 

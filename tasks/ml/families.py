@@ -66,14 +66,17 @@ class Family:
         setattr(attention, self.all_head_size, num_heads * head_size)
 
     def linears(self, model: nn.Module) -> dict[str, nn.Linear]:
-        """Linear layers inside the transformer layers, by qualified name: what quantization lowers to integers."""
+        """Linear layers of the backbone, pooler included, by qualified name: what quantization lowers to integers.
+
+        The head that sits on the backbone is small and decides, so it stays as it is.
+        """
         from torch import nn
 
-        prefix = f"{model.base_model_prefix}.{self.layers}."
+        backbone = f"{model.base_model_prefix}."
         return {
             name: module
             for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and name.startswith(prefix)
+            if isinstance(module, nn.Linear) and name.startswith(backbone)
         }
 
 

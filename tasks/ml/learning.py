@@ -39,10 +39,12 @@ def batches(split: Split, batch_size: int, *, pad_id: int) -> Iterator[dict[str,
 def quality(
     model: nn.Module, problem: Problem, split: Split, *, pad_id: int, reference: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Measures ``accuracy``, ``loss`` (nats per row) and, against reference logits (N, C), ``agreement``."""
+    """Measures ``accuracy``, its ``standard_error``, ``loss`` (nats per row), ``agreement`` with reference logits."""
     logits = evaluation.logits(model, split.input_ids, pad_id=pad_id)
+    correct = problem.correct(logits, split.targets)
     measured = {
-        "accuracy": float(problem.correct(logits, split.targets).mean()),
+        "accuracy": float(correct.mean()),
+        "standard_error": float(correct.std() / len(correct) ** 0.5),
         "loss": float(problem.loss(torch.from_numpy(logits), torch.as_tensor(split.targets))),
     }
     if reference is not None:

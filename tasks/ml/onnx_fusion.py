@@ -1,22 +1,27 @@
 """Graph surgery on the exported model: what modules cannot say because it crosses their borders.
 
-Each pass is exact and takes an ``onnx_ir`` graph. B = rows, S = tokens, N = heads, D = head size.
+Each pass is exact and works on an ``onnx_ir`` graph in place. B = rows, S = tokens, N = heads, D = head size.
 """
 
 from __future__ import annotations
 
-import os
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-ATTENTION = ("com.microsoft", "MultiHeadAttention")
-INTEGER_MATMUL = ("com.microsoft", "DynamicQuantizeMatMul")
+CONTRIB = "com.microsoft"
 
 
-def _is(node: ir.Node | None, operator: tuple[str, str]) -> bool:
-    return node is not None and (node.domain, node.op_type) == operator
+class Projection(NamedTuple):
+    """Inputs of a ``DynamicQuantizeMatMul``: x (B, S, K), codes (K, M), scale (M,), bias (M,)."""
+
+    source: ir.Value | None
+    name: str
+    codes: np.ndarray
+    scale: np.ndarray
+    bias: np.ndarray
 
 
 def drop_round_trips(graph: ir.Graph) -> None:
@@ -50,37 +55,43 @@ def pack_attention(graph: ir.Graph) -> None:
     96 µs for (27, 384) → 9 heads on one core, instead of 117.
     """
     for node in list(graph):
-        if not _is(node, ATTENTION):
+        if (node.domain, node.op_type) != (CONTRIB, "MultiHeadAttention"):
             continue
-        projections = [value.producer() for value in node.inputs[:3] if value is not None]
-        if not all(_is(projection, INTEGER_MATMUL) for projection in projections):
+        projections = [_projection(value) for value in node.inputs[:3]]
+        query, key, value = projections
+        if query is None or key is None or value is None:
             continue
-        inputs = [list(projection.inputs) for projection in projections if projection is not None]
-        sources = {x for x, *_ in inputs}
-        widths = {codes.shape for _, codes, *_ in inputs if codes is not None}
-        if len(sources) == len(widths) == 1:
-            _pack(graph, node, inputs)
+        if query.source is key.source is value.source and query.codes.shape == key.codes.shape == value.codes.shape:
+            _pack(graph, node, [query, key, value])
 
 
-def _pack(graph: ir.Graph, node: ir.Node, inputs: list[list[ir.Value | None]]) -> None:
-    """Replaces an attention node; ``inputs`` are those of its projections: x, codes, scale, zero point, bias."""
-    names = [codes.name for _, codes, *_ in inputs if codes is not None]
-    name = f"{os.path.commonprefix([str(name) for name in names])}qkv"
+def _projection(value: ir.Value | None) -> Projection | None:
+    """Reads the integer product with a bias that gave a value, if one did."""
+    node = value.producer() if value is not None else None
+    if node is None or (node.domain, node.op_type) != (CONTRIB, "DynamicQuantizeMatMul") or len(node.inputs) < 5:
+        return None
+    constants = [ir.convenience.get_const_tensor(x) for x in node.inputs if x is not None]
+    _, codes, scale, bias = constants
+    if codes is None or scale is None or bias is None:
+        return None
+    return Projection(node.inputs[0], str(codes.name), codes.numpy(), scale.numpy(), bias.numpy())
 
-    def joined(index: int, suffix: str) -> ir.Value:
-        parts = [ir.convenience.get_const_tensor(values[index]) for values in inputs]  # type: ignore[arg-type]
-        return _initializer(
-            graph, f"{name}.{suffix}", np.concatenate([part.numpy() for part in parts if part], axis=-1)
-        )
 
-    quantized = ir.node("DynamicQuantizeLinear", [inputs[0][0]], num_outputs=3)
-    x, scale, zero_point = quantized.outputs
-    mask, weight_zero_point = node.inputs[4], _initializer(graph, "weight_zero_point", np.zeros((), np.int8))
+def _pack(graph: ir.Graph, node: ir.Node, projections: list[Projection]) -> None:
+    """Replaces an attention node and its projections by one node and the quantization of its input."""
+    name = projections[0].name.removesuffix(".codes").rpartition(".")[0]
+    codes, scale, bias = (
+        _initializer(graph, f"{name}.qkv.{part}", np.concatenate([getattr(one, part) for one in projections], axis=-1))
+        for part in ("codes", "scale", "bias")
+    )
+    quantized = ir.node("DynamicQuantizeLinear", [projections[0].source], num_outputs=3)
+    x, x_scale, x_zero_point = quantized.outputs
+    mask, zero_point = node.inputs[4], _initializer(graph, "weight_zero_point", np.zeros((), np.int8))
     attention = ir.node(
         "QAttention",
-        [x, joined(1, "codes"), joined(4, "bias"), scale, joined(2, "scale"), mask, zero_point, weight_zero_point],
+        [x, codes, bias, x_scale, scale, mask, x_zero_point, zero_point],
         attributes={"num_heads": node.attributes["num_heads"], "scale": node.attributes["scale"]},
-        domain="com.microsoft",
+        domain=CONTRIB,
     )
     graph.insert_before(node, [quantized, attention])
     node.outputs[0].replace_all_uses_with(attention.outputs[0])
@@ -94,7 +105,7 @@ def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 
 def fuse(model: ir.Model) -> None:
-    """Runs all passes, in place, and leaves a graph without leftovers, machine paths or stale shapes."""
+    """Runs all passes, in place, and leaves a graph without leftovers or paths of the machine that exported."""
     drop_round_trips(model.graph)
     drop_zero_additions(model.graph)
     pack_attention(model.graph)
@@ -105,7 +116,8 @@ def fuse(model: ir.Model) -> None:
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),
         common.NameFixPass(),
-        # The exporter notes the source line of every node: paths of the machine that exported.
-        common.ClearMetadataAndDocStringPass(),
+        common.ClearMetadataAndDocStringPass(),  # the exporter notes the source line of every node
     )
     cleanup(model)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.metadata_props.clear()

@@ -33,9 +33,11 @@ def compare(
 ) -> dict[str, Any]:
     """Compares logits on every row of a split, and at shapes that were not exported.
 
-    Median errors are of the size of float rounding. Where a value lies on the edge between two codes, rounding tips
-    it, and from there on the two differ like any two roundings of the activations do: the largest error is
-    that of quantization itself. So it is labels that are held against a limit.
+    Without quantization the two differ by float rounding (1e-6). With it, most rows still do when asked one at a
+    time; but a value on the edge between two codes can tip over, and its row, or with a scale that is shared any row
+    of the batch, is then off by a fraction of what quantization itself costs. In batches that is common: for a
+    3-layer MiniLM the median is 4e-7 at batch 1 and 8e-4 at batch 32, beside 3e-2 between quantized and not.
+    So it is labels that are held against a limit.
 
     Returns:
         ``n``, ``label_flips``, ``max_abs_error``, ``mean_abs_error``, ``median_abs_error``, ``non_finite``, ``shapes``.

@@ -49,7 +49,7 @@ class Spec:
 
 
 def plan(model: nn.Module, *, linears: bool, token_bits: int, block_size: int) -> Spec:
-    """Writes the spec of a model: all linear layers inside the transformer, its token and its position table.
+    """Writes the spec of a model: all linear layers of its backbone, its token and its position table.
 
     Args:
         token_bits: 8 or 4 for the token table, 32 to leave the tables alone. Positions are few, so they take 8 bits.

@@ -150,12 +150,14 @@ def fit(
     patience: int | None = None,
     checkpoint: Path | None = None,
 ) -> History:
-    """Trains a model in place and leaves it with the best weights that an evaluation saw.
+    """Trains a model in place and leaves it with the weights of the evaluation that it chose.
 
-    AdamW is Loshchilov & Hutter 2019 (arXiv:1711.05101), in its fused kernel. Best is the highest ``accuracy``, then
-    the lowest ``loss``, of ``evaluate()`` on the selection split.
+    AdamW is Loshchilov & Hutter 2019 (arXiv:1711.05101), in its fused kernel. Chosen is the latest evaluation whose
+    ``accuracy`` is within one standard error of the highest (Breiman et al. 1984, section 3.4.3): smaller differences
+    are noise, and later weights have had more of the decaying learning rate.
 
     Args:
+        evaluate: ``accuracy`` and, if it is measured on a sample, its ``standard_error``, on the selection split.
         step_loss: rows → loss; called under autocast.
         lengths: tokens per row (N,), for the buckets.
         epochs: passes over the rows; fractions are fine.
@@ -174,7 +176,7 @@ def fit(
     trained = [p for p in model.parameters() if p.requires_grad]
     history = History(notes={"precision": chosen.reason, "device": str(device), "total_steps": total})
     saver = _Checkpoint(checkpoint)
-    first_step, bad_evaluations, best_score = 0, 0, (-math.inf, -math.inf)
+    first_step, bad_evaluations, highest = 0, 0, -math.inf
     best = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
     if (resumed := saver.load()) is not None:
@@ -186,7 +188,7 @@ def fit(
         history = History(**state["history"])
         history.notes["resumed_at_step"] = state["step"]
         first_step, bad_evaluations = state["step"], state["bad_evaluations"]
-        best_score = tuple(state["best_score"])
+        highest = state["highest"]
 
     model.train()
     observer.start(total_steps=total, first_step=first_step)
@@ -231,15 +233,13 @@ def fit(
             model.train()
             history.evaluations.append({"step": done, **evaluation})
             observer.evaluation(done, evaluation)
-            score = (evaluation["accuracy"], -evaluation["loss"])
-            if score > best_score:
-                best_score, bad_evaluations = score, 0
+            highest = max(highest, evaluation["accuracy"])
+            if evaluation["accuracy"] >= highest - evaluation.get("standard_error", 0.0):
+                bad_evaluations = 0
                 best = {k: v.detach().clone() for k, v in model.state_dict().items()}
             else:
                 bad_evaluations += 1
-            saver.save(
-                done, model, best, optimizer, history, {"bad_evaluations": bad_evaluations, "best_score": best_score}
-            )
+            saver.save(done, model, best, optimizer, history, {"bad_evaluations": bad_evaluations, "highest": highest})
             if patience is not None and bad_evaluations >= patience:
                 history.notes["stopped_early_at_step"] = done
                 break

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 def featherweight(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "flows.cli", *arguments],
-        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=240, check=False,
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
 
 
@@ -81,10 +81,23 @@ def test_bad_input_is_one_line_and_status_2(arguments: list[str], expected: str,
     assert not (home / "store" / "objects").exists(), "nothing half-written"
 
 
-def test_bad_data_is_one_line_before_any_training(home: Path, tmp_path: Path) -> None:
+LISTEN_IN = """
+import sys
+def listen(event, details):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+        with open({log!r}, "a") as log:
+            print(event, *details[1:] if event != "socket.getaddrinfo" else details[:1], file=log)
+sys.addaudithook(listen)
+"""
+
+
+def test_bad_data_is_one_line_before_any_training_and_nothing_calls_home(home: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.csv"
     rows.write_text("text,label\ngood,1\n,0\n", encoding="utf-8")
-    done = featherweight("compress", "smoke", "--set", f"data.source=file:{rows}", "--json")
+    calls = tmp_path / "calls.txt"
+    (tmp_path / "sitecustomize.py").write_text(LISTEN_IN.format(log=str(calls)), encoding="utf-8")
+    environment = {"PYTHONPATH": str(tmp_path), "CI": ""}  # Prefect's analytics stay off in CI of their own accord
+    done = featherweight("compress", "smoke", "--set", f"data.source=file:{rows}", "--json", **environment)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     said = [line for line in done.stderr.splitlines() if line.startswith("featherweight: ")]
@@ -93,6 +106,9 @@ def test_bad_data_is_one_line_before_any_training(home: Path, tmp_path: Path) ->
     assert "Traceback" not in done.stderr
     assert tracking.find_runs("tags.`featherweight.kind` = 'pipeline'")[0].info.status == "FAILED"
     assert not list((home / "store" / "tmp").iterdir())
+    heard = calls.read_text(encoding="utf-8").splitlines()
+    assert heard
+    assert [call for call in heard if "127.0.0.1" not in call] == []
 
 
 def test_a_server_that_is_not_there_is_said(home: Path) -> None:
@@ -165,3 +181,45 @@ def test_doctor_finds_two_runtimes_and_a_dead_server(tmp_path: Path) -> None:
     assert "overwrite each other" in findings["onnxruntime"]["detail"]
     assert findings["prefect api"]["status"] == "broken"
     assert findings["mlflow"]["status"] == "ok"
+
+
+@pytest.mark.timeout(900)
+def test_smoke_from_start_to_end_and_again(home: Path) -> None:
+    """The whole line through the real engine; everything reused; a late change; and a budget that nothing can meet."""
+    done = featherweight("compress", "smoke", "--json")
+    assert done.returncode == 0, done.stderr
+    first = json.loads(done.stdout)
+    names = ["prepare", "train", "distill", "prune", "quantize", "export", "validate"]
+    assert first["verdict"]["passed"] is True
+    assert {check["name"] for check in first["verdict"]["checks"]} == {"quality_drop", "shrink", "speedup"}
+    assert [stage["stage"] for stage in first["stages"]] == names
+    assert not any(stage["cached"] for stage in first["stages"])
+    bundle = Path(first["bundle"])
+    for name in ("model.onnx", "tokenizer.json", "manifest.json", "README.md"):
+        assert (bundle / name).is_file()
+    assert "</html>" in Path(first["report"]).read_text(encoding="utf-8")
+
+    again = json.loads(featherweight("compress", "smoke", "--json").stdout)
+    assert all(stage["cached"] for stage in again["stages"])
+    assert [stage["scorecard"] for stage in again["stages"]] == [stage["scorecard"] for stage in first["stages"]]
+    assert again["bundle"] == first["bundle"]
+    assert again["release"] == first["release"], "the same bundle is the same version"
+    assert json.loads(featherweight("show", "--json").stdout) == again
+
+    late = featherweight("compress", "smoke", "--set", "quantization.embeddings=int4", "--json")
+    cached = {stage["stage"]: stage["cached"] for stage in json.loads(late.stdout)["stages"]}
+    assert [name for name in names if cached[name]] == ["prepare", "train", "distill", "prune"]
+
+    done = featherweight("compress", "smoke", "--set", "budget.min_shrink=1000", "--json")
+    rejected = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert rejected["verdict"]["status"] == "failed"
+    assert [check["name"] for check in rejected["verdict"]["checks"] if check["status"] == "failed"] == ["shrink"]
+    assert all(stage["cached"] for stage in rejected["stages"])
+    assert rejected["release"] is rejected["bundle"] is None
+    assert Path(rejected["report"]).is_file()
+    versions = tracking.client().search_model_versions("name='smoke'")
+    assert len(versions) == 2, "what was rejected is not registered"
+
+    assert json.loads(featherweight("runs", "--json").stdout)[0]["verdict"] == "failed"
+    assert not list((home / "store" / "tmp").iterdir())

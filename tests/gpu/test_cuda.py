@@ -52,5 +52,5 @@ def test_an_integer_model_does_not_pass_for_one_on_the_gpu(tmp_path: Path) -> No
     spec = quantization.plan(tiny_models.model(), linears=True, token_bits=8, block_size=32)
     model = export(tmp_path, spec)
     assert runtime.choose_provider(model, SAMPLE, device="auto") == runtime.CPU
-    with pytest.raises(FeatherweightError, match="fell back to the CPU: .*DynamicQuantizeMatMul"):
+    with pytest.raises(FeatherweightError, match=r"fell back to the CPU: .*DynamicQuantizeMatMul"):
         runtime.choose_provider(model, SAMPLE, device="cuda")

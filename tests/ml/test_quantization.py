@@ -71,7 +71,7 @@ def test_simulated_linear_is_close_and_not_equal() -> None:
 
 def test_spec_survives_json(model: nn.Module) -> None:
     spec = quantization.plan(model, linears=True, token_bits=4, block_size=16)
-    assert len(spec.linears) == 4 * 6
+    assert len(spec.linears) == 4 * 6 + 1  # and the pooler
     assert spec.embeddings == {"bert.embeddings.word_embeddings": 4, "bert.embeddings.position_embeddings": 8}
     assert quantization.Spec.from_json(spec.to_json()) == spec
 
@@ -85,9 +85,9 @@ def test_bytes_by_hand(model: nn.Module) -> None:
     plain = quantization.num_bytes(model, quantization.plan(model, linears=False, token_bits=32, block_size=32))
     assert plain == 4 * modeling.num_parameters(model)
     linears = quantization.num_bytes(model, quantization.plan(model, linears=True, token_bits=32, block_size=32))
-    per_layer = 4 * 32 * 32 + 2 * 32 * 64
-    scales = 4 * (4 * 32 + 64 + 32)
-    assert plain - linears == 4 * (3 * per_layer - scales)
+    weights = 4 * (4 * 32 * 32 + 2 * 32 * 64) + 32 * 32
+    scales = 4 * (4 * 32 + 64 + 32) + 32
+    assert plain - linears == 3 * weights - 4 * scales
 
 
 def test_a_bundle_with_a_spec_loads_simulated_or_plain(

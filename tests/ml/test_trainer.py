@@ -109,6 +109,19 @@ def test_the_best_weights_are_kept_and_patience_stops() -> None:
     assert not torch.equal(kept[1], kept[3])
 
 
+def test_of_evaluations_that_differ_by_noise_the_latest_is_kept() -> None:
+    task = Regression()
+    scores = iter([0.80, 0.85, 0.845, 0.82])
+    kept: list[torch.Tensor] = []
+
+    def evaluate() -> dict[str, float]:
+        kept.append(task.model[1].weight.detach().clone())
+        return {"accuracy": next(scores), "standard_error": 0.01, "loss": 1.0}
+
+    task.fit(Recorder(), evaluate=evaluate, epochs=4)
+    assert torch.equal(task.model[1].weight, kept[2])
+
+
 def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
     task = Regression()
     task.x[3] = float("nan")

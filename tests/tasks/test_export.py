@@ -35,7 +35,7 @@ def test_it_publishes_a_bundle_and_counts_its_operators(run_id: str) -> None:
     assert tiny_models.read_json(directory, "config.json")["id2label"] == {"0": "negative", "1": "positive"}
     operators = tiny_models.read_json(store.path(result.evidence), "operators.json")
     assert operators == tiny_models.read_json(directory, "operators.json")
-    assert operators["expected"] == {"DynamicQuantizeMatMul": 6, "InstanceNormalization": 5, "QAttention": 2}
+    assert operators["expected"] == {"DynamicQuantizeMatMul": 7, "InstanceNormalization": 5, "QAttention": 2}
     card = result.scorecard
     assert (card.fused_attention_nodes, card.quantized_matmul_nodes) == (2, 8)
     assert card.size_mb == (directory / "model.onnx").stat().st_size / 1e6

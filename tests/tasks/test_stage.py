@@ -21,12 +21,18 @@ from tests.tasks.tiny_stages import TinyConfig, executions, tiny
 ROOT = Path(__file__).parent.parent.parent
 
 
+def forget_code() -> None:
+    """A process reads its own code once; these tests change it."""
+    machinery.code_digest.cache_clear()
+    machinery._read.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def _count_from_zero() -> Iterator[None]:
     executions.clear()
-    machinery.code_digest.cache_clear()
+    forget_code()
     yield
-    machinery.code_digest.cache_clear()
+    forget_code()
 
 
 def test_the_same_again_is_cached() -> None:
@@ -107,7 +113,7 @@ def digest_of(source: str, helper: str, tmp_path: Path, monkeypatch: pytest.Monk
     fake.__file__ = str(module)
     monkeypatch.setitem(sys.modules, "tasks.melt", fake)
     monkeypatch.setattr(machinery, "ROOT", tmp_path)
-    machinery.code_digest.cache_clear()
+    forget_code()
     return machinery.code_digest("tasks.melt")
 
 
@@ -143,7 +149,7 @@ def test_what_moves_bytes_does_not_count(tmp_path: Path, monkeypatch: pytest.Mon
     before = digest_of(STAGE, KERNEL, tmp_path, monkeypatch)
     for name in ("store.py", "ml/stranger.py"):
         (tmp_path / "tasks" / name).write_text("changed = True", encoding="utf-8")
-    machinery.code_digest.cache_clear()
+    forget_code()
     assert machinery.code_digest("tasks.melt") == before
 
 

@@ -51,9 +51,13 @@ def test_the_digest_is_of_names_and_contents_only() -> None:
 
 
 def test_an_exception_publishes_nothing(home: Path) -> None:
-    with pytest.raises(RuntimeError), store.workspace() as directory:
-        (directory / "half").write_text("half", encoding="utf-8")
-        raise RuntimeError
+    def fail_half_way() -> None:
+        with store.workspace() as directory:
+            (directory / "half").write_text("half", encoding="utf-8")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert not leftovers()
     assert not (home / "store" / "objects").exists()
 

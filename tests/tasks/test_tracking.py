@@ -36,9 +36,12 @@ def test_a_pipeline_run_is_finished_with_its_parameters() -> None:
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError("bad row 7"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
 def test_how_a_block_ended_is_how_its_run_ended(error: BaseException, status: str) -> None:
-    with pytest.raises(type(error)), tracking.pipeline_run("recipe", {}, run_name="r") as run_id:
-        with tracking.stage_run("train", run_id, {}) as stage:
-            raise error
+    with (
+        pytest.raises(type(error)),
+        tracking.pipeline_run("recipe", {}, run_name="r") as run_id,
+        tracking.stage_run("train", run_id, {}) as stage,
+    ):
+        raise error
     for name in (run_id, stage.run_id):
         run = tracking.client().get_run(name)
         assert run.info.status == status

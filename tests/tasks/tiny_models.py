@@ -20,26 +20,6 @@ PROBLEM = "text-classification"
 LABELS = ["negative", "positive"]
 TEXT = "a the film is was not very great dull story acting plot funny moving flat and but of with"
 WORDS = TEXT.split()
-    "a",
-    "the",
-    "film",
-    "is",
-    "was",
-    "not",
-    "very",
-    "great",
-    "dull",
-    "story",
-    "acting",
-    "plot",
-    "funny",
-    "moving",
-    "flat",
-    "and",
-    "but",
-    "of",
-    "with",
-]
 MAX_LENGTH = 16
 
 
