@@ -29,6 +29,7 @@ CLAUSES = {
     "infra": "the environment, and why things are as they are",
     "infra/constraints.txt": "the versions that were tested together",
     "infra/decisions": "short records of why",
+    "infra/images": "pictures for this page",
     "infra/run": "runs any command in the project's own environment",
     "tasks/reporting": "from an outcome to a page; knows neither Prefect nor MLflow",
     "tests": "mirror the source; real servers, real models, no mocks",
@@ -38,7 +39,7 @@ CLAUSES = {
 LONGEST_CLAUSE = 130
 """Characters after which a clause is cut at its colon."""
 
-FOLDED = {"tests", "tasks/reporting/templates"}
+FOLDED = {"infra/images", "tests", "tasks/reporting/templates"}
 """Folders whose files are not listed."""
 
 
