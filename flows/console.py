@@ -84,6 +84,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
                 "seconds": stage.seconds,
                 "run_id": stage.run_id,
                 "digest": stage.bundle.digest if stage.bundle else stage.splits.digest if stage.splits else "",
+                "evidence": stage.evidence,
                 "scorecard": stage.scorecard.model_dump(mode="json", exclude_none=True),
             }
             for stage in outcome.stages
