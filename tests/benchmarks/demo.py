@@ -20,8 +20,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-MODEL_STAGES = ("train", "distill", "prune", "quantize", "export", "validate")
-
 
 def run(home: Path, *arguments: str) -> tuple[float, dict[str, Any]]:
     """Runs ``featherweight … --json`` and returns its wall time in seconds and its document."""

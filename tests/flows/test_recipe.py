@@ -55,12 +55,21 @@ def test_changes_are_applied_in_order_and_parsed_as_yaml(tmp_path: Path) -> None
         ("training: {epochs: -1}\n", "recipe mine.yaml: training.epochs: must be greater than 0 (got -1)"),
         ("training: {epochs: many}\n", "recipe mine.yaml: training.epochs: must be a valid number"),
         ("training: 3\n", "recipe mine.yaml: training: must be a group of fields (got 3)"),
-        ("validation: {device: gpu}\n", "validation.device: must be 'auto', 'cpu' or 'cuda' (got 'gpu')"),
+        (
+            "validation: {device: gpu}\n",
+            "recipe mine.yaml: validation.device: must be 'auto', 'cpu' or 'cuda' (got 'gpu')",
+        ),
         ("problem: poetry\n", "recipe mine.yaml: problem: must be 'text-classification' (got 'poetry')"),
         ("name: ../up\n", "recipe mine.yaml: name: '../up' does not match"),
         ("data: {text: x, label: x}\n", "recipe mine.yaml: data: text and label are both column 'x'"),
-        ("validation: {device: cpu, require_gpu: true}\n", "require_gpu contradicts device: cpu; use"),
-        ("data: {test_fraction: 0.59, selection_fraction: 0.39}\n", "less than 0.95 is needed"),
+        (
+            "validation: {device: cpu, require_gpu: true}\n",
+            "require_gpu contradicts device: cpu; use device: cuda or auto",
+        ),
+        (
+            "data: {test_fraction: 0.59, selection_fraction: 0.39}\n",
+            "less than 0.95 is needed to leave rows to train on",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_with_its_place(text: str | bytes, expected: str, tmp_path: Path) -> None:
