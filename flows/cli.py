@@ -132,6 +132,9 @@ def run(recipe: str, changes: Sequence[str] = ()) -> Outcome:
             from tasks import tracking
 
             tracking.client()
+            if server is not None and server.is_first_start:
+                # Nothing is cached in a new home, so what the stages import is wanted, and there is time now.
+                import tasks.ml.modeling  # noqa: F401
         console.start_logging()
         if server is None:
             return _result(compress(loaded, return_state=True))

@@ -27,12 +27,26 @@ def identity() -> str:
     return f"{cpu_model()} × {num_cores()}"
 
 
+def _status(field: str) -> float:
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def resident_memory_mb() -> float:
+    """Resident set of this process, in 10^6 bytes."""
+    return _status("VmRSS")
+
+
 def peak_memory_mb() -> float:
     """Highest resident set of this process since it was executed, in 10^6 bytes.
 
     From ``VmHWM``: ``ru_maxrss`` survives exec, so a child would report its parent's peak.
     """
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise OSError("/proc/self/status has no VmHWM")
+    return _status("VmHWM")
+
+
+def forget_peak_memory() -> None:
+    """Lets ``peak_memory_mb`` begin anew at what is resident now (proc(5), ``clear_refs``)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -7,6 +7,7 @@ Pickles are never read and remote code is never run.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
+from transformers.initialization import no_init_weights
 
 from tasks.contracts import FeatherweightError
 from tasks.ml import families, problems, quantization
@@ -38,6 +40,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+@functools.lru_cache(maxsize=8)
 def tokenizer_digest(tokenizer: Any) -> str:
     """SHA-256 of a fast tokenizer's own description: equal digests encode equally.
 
@@ -68,18 +71,25 @@ def save(model: nn.Module, tokenizer: Any, directory: Path, *, spec: quantizatio
         (directory / quantization.SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
 
 
+def skeleton(directory: Path, problem: str) -> nn.Module:
+    """Builds the model of a torch bundle with its shapes; its weights are yet to be loaded."""
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    family = families.of(config.model_type)
+    with no_init_weights():  # they come from the file, and random numbers take longer than reading it
+        model = problems.get(problem).build(config)
+    described = json.loads((directory / "config.json").read_text(encoding="utf-8")).get(SHAPES)
+    for layer, shape in zip(family.layer_list(model), described["layers"] if described else (), strict=False):
+        resize(family, layer, heads=shape["heads"], ffn=shape["ffn"])
+    return model
+
+
 def load(directory: Path, problem: str, *, simulate: bool = True) -> nn.Module:
     """Loads a torch bundle, in evaluation mode; with a quantization spec, its simulation.
 
     Args:
         simulate: whether to apply ``quantization.json``. Export lowers it itself and wants the plain weights.
     """
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    family = families.of(config.model_type)
-    model = problems.get(problem).build(config)
-    described = json.loads((directory / "config.json").read_text(encoding="utf-8")).get(SHAPES)
-    for layer, shape in zip(family.layer_list(model), described["layers"] if described else (), strict=False):
-        resize(family, layer, heads=shape["heads"], ffn=shape["ffn"])
+    model = skeleton(directory, problem)
     model.load_state_dict(load_file(directory / WEIGHTS))
     model.eval()
     if simulate and (directory / quantization.SPEC_FILE).is_file():

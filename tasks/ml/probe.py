@@ -1,8 +1,8 @@
-"""A clean process that holds one model and times it: ``python -m tasks.ml.probe``, driven by ``tasks.ml.timing``.
+"""A clean process of one runtime that holds models and times them: ``python -m tasks.ml.probe``.
 
-It reads one JSON line a command and writes one JSON line an answer. The first line says what to load; the answer to it
-is how long that took, from here to the first logits, and the highest memory until then. A model in ONNX Runtime loads
-neither torch nor transformers, so that its numbers are those of a server.
+Driven by ``tasks.ml.timing``, it reads one JSON line a command and writes one JSON line an answer. The first line says
+what to load; the answer to it is how long that took, and the highest memory. A process of ONNX Runtime loads neither
+torch nor transformers, so that its numbers are those of a server.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,37 +26,50 @@ Prepare = Callable[[Rows, int | None], Callable[[], Any]]
 """Makes of rows, padded to a length, a call that runs the model once and hands back host memory."""
 
 
-def _torch_model(directory: Path, *, problem: str, threads: int, pad_id: int, device: str) -> Prepare:
+Load = Callable[[Path, int], Prepare]
+"""Loads the model in a directory, padded with a token id."""
+
+
+def _torch(*, problem: str, threads: int, device: str, models: Mapping[str, Any], **_: Any) -> Load:
     import torch
 
     from tasks.ml import modeling, runtime
 
     torch.set_num_threads(threads)
-    model = modeling.load(directory, problem, simulate=False).to(device)
+    with torch.device("meta"):  # transformers imports an architecture on its first use, and all models here share it
+        modeling.skeleton(Path(next(iter(models.values()))["directory"]), problem)
 
-    def prepare(rows: Rows, length: int | None) -> Callable[[], Any]:
-        feed = runtime.feed(rows, pad_id=pad_id, length=length)
-        inputs = {name: torch.from_numpy(array).to(device) for name, array in feed.items()}
+    def load(directory: Path, pad_id: int) -> Prepare:
+        model = modeling.load(directory, problem, simulate=False).to(device)
 
-        def call() -> Any:
-            with torch.inference_mode():
-                return model(**inputs).logits.cpu()
+        def prepare(rows: Rows, length: int | None) -> Callable[[], Any]:
+            feed = runtime.feed(rows, pad_id=pad_id, length=length)
+            inputs = {name: torch.from_numpy(array).to(device) for name, array in feed.items()}
 
-        return call
+            def call() -> Any:
+                with torch.inference_mode():
+                    return model(**inputs).logits.cpu()
 
-    return prepare
+            return call
+
+        return prepare
+
+    return load
 
 
-def _onnx_model(directory: Path, *, threads: int, pad_id: int, provider: str) -> Prepare:
+def _onnx(*, threads: int, provider: str, **_: Any) -> Load:
     from tasks.ml import runtime
 
-    session = runtime.open_session(directory / "model.onnx", provider=provider, threads=threads)
+    def load(directory: Path, pad_id: int) -> Prepare:
+        session = runtime.open_session(directory / "model.onnx", provider=provider, threads=threads)
 
-    def prepare(rows: Rows, length: int | None) -> Callable[[], Any]:
-        feed = runtime.feed(rows, pad_id=pad_id, length=length)
-        return lambda: session.run(None, feed)
+        def prepare(rows: Rows, length: int | None) -> Callable[[], Any]:
+            feed = runtime.feed(rows, pad_id=pad_id, length=length)
+            return lambda: session.run(None, feed)
 
-    return prepare
+        return prepare
+
+    return load
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:
@@ -100,6 +113,34 @@ def grid(prepare: Prepare, rows: Rows, shapes: Sequence[tuple[int, int]]) -> lis
     return cells
 
 
+class Holder:
+    """Loads models one after the other and notes what each took: from a bare interpreter, imports included.
+
+    A later model's share is what it would have been without the models before it.
+    """
+
+    def __init__(self, load: Load) -> None:
+        from tasks.ml import machine
+
+        self.load = load
+        self.import_seconds = time.perf_counter() - STARTED
+        self.import_memory, self.import_peak = machine.resident_memory_mb(), machine.peak_memory_mb()
+
+    def hold(self, directory: Path, rows: Rows, *, pad_id: int) -> tuple[Prepare, dict[str, float]]:
+        """Returns the model, which has answered the first row, and its ``load_time_s`` and ``peak_memory_mb``."""
+        from tasks.ml import machine
+
+        held_by_others = machine.resident_memory_mb() - self.import_memory
+        machine.forget_peak_memory()
+        started = time.perf_counter()
+        prepare = self.load(directory, pad_id)
+        prepare(rows[:1], None)()
+        return prepare, {
+            "load_time_s": self.import_seconds + time.perf_counter() - started,
+            "peak_memory_mb": max(self.import_peak, machine.peak_memory_mb() - held_by_others),
+        }
+
+
 def main() -> None:
     # Whatever a library prints must not come between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -110,25 +151,18 @@ def main() -> None:
         answers.flush()
 
     setup = json.loads(sys.stdin.readline())
-    rows: Rows = setup["rows"]
-    directory = Path(setup["directory"])
-    shared = {"threads": setup["threads"], "pad_id": setup["pad_id"]}
-    if setup["runtime"] == "torch":
-        prepare = _torch_model(directory, problem=setup["problem"], device=setup["device"], **shared)
-    else:
-        prepare = _onnx_model(directory, provider=setup["provider"], **shared)
-    prepare(rows[:1], None)()
-    from tasks.ml import machine
-
-    answer({"load_time_s": time.perf_counter() - STARTED, "peak_memory_mb": machine.peak_memory_mb()})
+    runtimes: dict[str, Callable[..., Load]] = {"torch": _torch, "onnx": _onnx}
+    holder = Holder(runtimes[setup["runtime"]](**setup))
+    models: dict[str, tuple[Prepare, Rows]] = {}
+    loaded: dict[str, dict[str, float]] = {}
+    for name, model in setup["models"].items():
+        prepare, loaded[name] = holder.hold(Path(model["directory"]), model["rows"], pad_id=model["pad_id"])
+        models[name] = prepare, model["rows"]
+    answer(loaded)
+    measures: dict[str, Callable[..., Any]] = {"latencies": latencies, "throughput": throughput, "grid": grid}
     for line in sys.stdin:
         command = json.loads(line)
-        if command["measure"] == "latencies":
-            answer(latencies(prepare, rows))
-        elif command["measure"] == "throughput":
-            answer(throughput(prepare, rows, command["batch_sizes"]))
-        else:
-            answer(grid(prepare, rows, command["shapes"]))
+        answer(measures[command.pop("measure")](*models[command.pop("model")], **command))
 
 
 if __name__ == "__main__":

@@ -107,36 +107,36 @@ def weight(subject: Subject, *, problem: str) -> dict[str, float]:
 def probes(
     subjects: Sequence[Subject], *, problem: str, provider: str, threads: int, sentences: int
 ) -> Iterator[dict[str, timing.Probe]]:
-    """Starts a timing process for every model that has a speed, one after the other."""
+    """Starts the timing processes of all models that have a speed, one after the other; yields each model's process."""
+    groups = [[subject for subject in subjects if subject.kind == "torch"]]
+    groups += [[subject] for subject in subjects if subject.kind == "onnx"]
+    running: dict[str, timing.Probe] = {}
     with ExitStack() as stack:
-        yield {
-            subject.stage: stack.enter_context(
-                timing.Probe(
-                    runtime="onnx" if subject.kind == "onnx" else "torch",
-                    directory=str(subject.directory),
-                    problem=problem,
-                    provider=provider,
-                    device="cuda" if provider == runtime.CUDA and torch.cuda.is_available() else "cpu",
-                    threads=threads,
-                    pad_id=subject.pad_id,
-                    rows=[list(row) for row in subject.rows[:sentences]],
-                )
+        for group in filter(None, groups):
+            probe = timing.Probe(
+                runtime=group[0].kind,
+                models={
+                    subject.stage: {
+                        "directory": str(subject.directory),
+                        "pad_id": subject.pad_id,
+                        "rows": [list(row) for row in subject.rows[:sentences]],
+                    }
+                    for subject in group
+                },
+                problem=problem,
+                provider=provider,
+                device="cuda" if provider == runtime.CUDA and torch.cuda.is_available() else "cpu",
+                threads=threads,
             )
-            for subject in subjects
-            if subject.kind != "simulated"
-        }
+            running |= dict.fromkeys((subject.stage for subject in group), stack.enter_context(probe))
+        yield running
 
 
 def timings(running: Mapping[str, timing.Probe], *, rounds: int) -> dict[str, dict[str, Any]]:
     """Latency, throughput, load time and peak memory of every running model."""
     measured = timing.interleaved(running, rounds=rounds)
     return {
-        stage: timing.summary(measured[stage])
-        | {
-            "throughput_per_s": probe.throughput(),
-            "load_time_s": probe.load_time_s,
-            "peak_memory_mb": probe.peak_memory_mb,
-        }
+        stage: timing.summary(measured[stage]) | {"throughput_per_s": probe.throughput(stage), **probe.loaded[stage]}
         for stage, probe in running.items()
     }
 
@@ -192,7 +192,7 @@ def examine(
         grid = [
             {"stage": one.stage, **cell}
             for one in (models[0], shipped)
-            for cell in running[one.stage].grid(timing.grid_shapes(about.max_length))
+            for cell in running[one.stage].grid(one.stage, timing.grid_shapes(about.max_length))
         ]
     described: list[dict[str, Any]] = [
         {

@@ -1,9 +1,9 @@
 """Timing models against each other so that the numbers may be compared: same rows, same threads, one at a time.
 
-Each model lives in a process of its own and only one of them is ever asked at a time. In one process they would slow
-each other several-fold: the threads of an ONNX Runtime session, and of torch's OpenMP, spin for a while after their
-work is done and take the cores from whoever comes next. Rounds are interleaved, so that a machine that grows slower
-or faster meanwhile does it to all models alike.
+PyTorch models share a process, and its threads, apart from this one; every ONNX Runtime session has one of its own.
+Only one model is ever asked at a time. In one process sessions would slow each other several-fold: their threads, like
+those of torch's OpenMP, spin for a while after their work is done and take the cores from whoever comes next. Rounds
+are interleaved, so that a machine that grows slower or faster meanwhile does it to all models alike.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ SETTLE_SECONDS = 0.1
 
 
 class Probe:
-    """One model in its own process, measured on command. A context manager; leaving it ends the process.
+    """A process with models of one runtime, measured on command by name. A context manager: leaving it ends it.
 
     Attributes:
         pid: of the process.
-        load_time_s: from a bare interpreter, imports included, to the first answer.
-        peak_memory_mb: highest resident set until then / 10^6.
+        loaded: of each model, ``load_time_s``, from a bare interpreter, imports included, to the first answer, and
+            ``peak_memory_mb``, the highest resident set until then / 10^6.
     """
 
-    def __init__(self, **setup: Any) -> None:
+    def __init__(self, *, models: Mapping[str, Mapping[str, Any]], **setup: Any) -> None:
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", probe.__name__],
@@ -46,9 +46,7 @@ class Probe:
             cwd=Path(__file__).parents[2],
         )
         self.pid = self._process.pid
-        loaded = self._ask(setup)
-        self.load_time_s: float = loaded["load_time_s"]
-        self.peak_memory_mb: float = loaded["peak_memory_mb"]
+        self.loaded: dict[str, dict[str, float]] = self._ask({"models": models, **setup})
 
     def _ask(self, question: Mapping[str, Any]) -> Any:
         assert self._process.stdin is not None
@@ -68,17 +66,17 @@ class Probe:
         time.sleep(SETTLE_SECONDS)
         return json.loads(answer)
 
-    def latencies(self) -> list[float]:
+    def latencies(self, model: str) -> list[float]:
         """Milliseconds of each row alone."""
-        return self._ask({"measure": "latencies"})
+        return self._ask({"measure": "latencies", "model": model})
 
-    def throughput(self, batch_sizes: Sequence[int] = (1, 8, 32)) -> float:
+    def throughput(self, model: str, batch_sizes: Sequence[int] = (1, 8, 32)) -> float:
         """Rows per second at the best batch size."""
-        return self._ask({"measure": "throughput", "batch_sizes": list(batch_sizes)})
+        return self._ask({"measure": "throughput", "model": model, "batch_sizes": list(batch_sizes)})
 
-    def grid(self, shapes: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
+    def grid(self, model: str, shapes: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
         """``batch``, ``length``, ``p50_ms`` and ``rows_per_s`` of each shape."""
-        return self._ask({"measure": "grid", "shapes": [list(shape) for shape in shapes]})
+        return self._ask({"measure": "grid", "model": model, "shapes": [list(shape) for shape in shapes]})
 
     def __enter__(self) -> Probe:
         return self
@@ -94,11 +92,15 @@ class Probe:
 
 
 def interleaved(probes: Mapping[str, Probe], *, rounds: int) -> dict[str, list[list[float]]]:
-    """Times every model once a round, in turn: name → rounds → milliseconds of each row."""
+    """Times every model once a round, in turn: name → rounds → milliseconds of each row.
+
+    Args:
+        probes: the process that holds each model, by the model's name.
+    """
     measured: dict[str, list[list[float]]] = {name: [] for name in probes}
     for _ in range(rounds):
         for name, one in probes.items():
-            measured[name].append(one.latencies())
+            measured[name].append(one.latencies(name))
     return measured
 
 

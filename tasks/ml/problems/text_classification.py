@@ -39,7 +39,7 @@ def load_base(directory: str | Path, labels: Sequence[str], *, dropout: float = 
 
 
 def build(config: Any) -> nn.Module:
-    """Builds the model of a config, with random weights."""
+    """Builds the model of a config."""
     return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
 
 
