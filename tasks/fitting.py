@@ -46,6 +46,8 @@ def fit(
 
     problem = problems.get(problem_name)
     pad_id = tokenizer.pad_token_id
+    if config.freeze_embeddings:
+        modeling.freeze_embeddings(model)
 
     def evaluate() -> dict[str, float]:
         return learning.quality(model, problem, selection, pad_id=pad_id, reference=reference)

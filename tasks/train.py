@@ -17,11 +17,6 @@ class TrainingConfig(OptimizerConfig):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, title="Label smoothing", description="Probability mass spread over all labels."
     )
-    freeze_embeddings: bool = Field(
-        False,
-        title="Freeze embeddings",
-        description="Leaves the token embeddings as pretrained: less memory, faster steps.",
-    )
     evaluations_per_epoch: int = Field(
         1, ge=1, le=100, title="Evaluations per epoch", description="Looks at the selection split."
     )
@@ -46,8 +41,6 @@ def train(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int)
     tokenizer = modeling.load_tokenizer(directory)
     model = problem.load_base(directory, datasets.info(data).labels, dropout=config.dropout)
     model.to(trainer.default_device())
-    if config.freeze_embeddings:
-        modeling.freeze_embeddings(model)
     rows = datasets.read(data, "train", tokenizer)
     pad_id = tokenizer.pad_token_id
     return fitting.fit(
