@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -84,6 +84,31 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument(
         "of", nargs="?", default="", metavar="RUN", help="MLflow run id or its beginning (default: latest)"
     )
+    up = command("up", _up, "run a Prefect server, an MLflow server and a worker on this machine")
+    up.add_argument("--prefect-port", type=int, default=4200, metavar="PORT", help="default: 4200")
+    up.add_argument("--mlflow-port", type=int, default=5000, metavar="PORT", help="default: 5000")
+    up.add_argument("--limit", type=int, default=1, metavar="N", help="runs to execute at once (default: 1)")
+    up.add_argument("--check", action="store_true", help="start everything, see each part answer, end it again")
+    promote = command("promote", _promote, "make a version of a registered model the champion")
+    promote.add_argument("name", metavar="NAME", help="registered model")
+    promote.add_argument("--version", type=int, default=0, metavar="N", help="default: the candidate, the newest")
+    rollback = command("rollback", _rollback, "make the champion before the present one the champion again")
+    rollback.add_argument("name", metavar="NAME", help="registered model")
+    for sub in (promote, rollback):
+        sub.add_argument("--reason", default="", metavar="TEXT", help="needed where the verdict is not passed")
+    serve = command("serve", _serve, "answer over HTTP with a registered model")
+    serve.add_argument(
+        "model", metavar="NAME[@ALIAS]", help="registered model and alias or version (default: champion)"
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
+    serve.add_argument("--port", type=int, default=8080, metavar="PORT", help="default: 8080")
+    deploy = command("deploy", _deploy, "write a registered model out for another server")
+    deploy.add_argument(
+        "model", metavar="NAME[@ALIAS]", help="registered model and alias or version (default: champion)"
+    )
+    deploy.add_argument(
+        "--to", nargs=2, required=True, metavar=("KIND", "DIR"), help="triton, and the model repository"
+    )
     command("doctor", _doctor, "check versions, runtimes, disk and databases")
     return top
 
@@ -115,41 +140,59 @@ def _compress(options: argparse.Namespace) -> int:
 def run(recipe: str, changes: Sequence[str] = ()) -> Outcome:
     """Runs a recipe in this process, under an embedded Prefect API where no server is configured.
 
-    Prefect and MLflow are imported, and a fresh MLflow database is migrated, while that API starts.
-
     Raises:
         FeatherweightError: the recipe, the data or the base model is not right.
     """
-    from flows import console, embedded, recipe_files
+    from flows import recipe_files
 
     values = recipe_files.read(recipe, changes)
+
+    def prepare() -> Callable[[], Any]:
+        loaded = recipe_files.validate(values, recipe)
+        from flows.compress import compress
+
+        return lambda: compress(loaded, return_state=True)
+
+    outcome: Outcome = _in_prefect(prepare, heavy=True)
+    return outcome
+
+
+def _in_prefect(prepare: Callable[[], Callable[[], State[Any]]], *, heavy: bool = False) -> Any:
+    """Runs a flow in this process and returns its result.
+
+    Prefect and MLflow are imported, and a fresh MLflow database is migrated, while an embedded API starts.
+
+    Args:
+        prepare: imports the flow, and returns what calls it.
+        heavy: whether the flow needs what the stages import, unless all is cached.
+    """
+    from flows import console, embedded
+
     with embedded.api() as server:
         with embedded.quick_imports():
-            loaded = recipe_files.validate(values, recipe)
+            call = prepare()
             from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-            from flows.compress import compress
             from tasks import tracking
 
             tracking.client()
-            if server is not None and server.is_first_start:
+            if heavy and server is not None and server.is_first_start:
                 # Nothing is cached in a new home, so what the stages import is wanted, and there is time now.
                 import tasks.ml.modeling  # noqa: F401
         console.start_logging()
         if server is None:
-            return _result(compress(loaded, return_state=True))
+            return _result(call())
         server.wait()
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # no one listens, and stopping takes 1 s
-            return _result(compress(loaded, return_state=True))
+            return _result(call())
 
 
-def _result(state: State[Any]) -> Outcome:
-    """Takes the outcome out of a flow's final state, which holds one also when the verdict was not passed."""
+def _result(state: State[Any]) -> Any:
+    """Takes the result out of a flow's final state, which holds one also when the verdict was not passed."""
     result = state.result(raise_on_failure=False)
     if isinstance(result, BaseException):
         raise result
-    outcome: Outcome = result
-    return outcome
+    return result
 
 
 def _runs(options: argparse.Namespace) -> int:
@@ -172,6 +215,62 @@ def _show(options: argparse.Namespace) -> int:
         console.print_json(console.document(outcome))
     else:
         console.print_outcome(outcome)
+    return PASSED
+
+
+def _up(options: argparse.Namespace) -> int:
+    from flows import servers
+
+    servers.up(servers.Ports(options.prefect_port, options.mlflow_port), limit=options.limit, check=options.check)
+    return PASSED
+
+
+def _promote(options: argparse.Namespace) -> int:
+    def prepare() -> Callable[[], Any]:
+        from flows.promote import promote
+
+        return lambda: promote(options.name, options.version, options.reason, return_state=True)
+
+    return _moved(prepare, options)
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    def prepare() -> Callable[[], Any]:
+        from flows.promote import rollback
+
+        return lambda: rollback(options.name, options.reason, return_state=True)
+
+    return _moved(prepare, options)
+
+
+def _moved(prepare: Callable[[], Callable[[], Any]], options: argparse.Namespace) -> int:
+    from flows import console
+
+    release = _in_prefect(prepare)
+    if options.json:
+        console.print_json(release.model_dump(mode="json"))
+    else:
+        print(f"{release.name}@champion is version {release.version}", file=sys.stderr)
+    return PASSED
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from flows import console, serving
+
+    console.start_logging()
+    return serving.serve(options.model, host=options.host, port=options.port)
+
+
+def _deploy(options: argparse.Namespace) -> int:
+    from flows import console, serving
+
+    console.start_logging()
+    kind, directory = options.to
+    written = serving.write(options.model, kind, directory)
+    if options.json:
+        console.print_json({"model": str(written)})
+    else:
+        print(f"written: {written}", file=sys.stderr)
     return PASSED
 
 

@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.states import Failed, State
 
+from flows import links, orphans, recipe_files
 from flows.recipe import Recipe
 from tasks import store, tracking
 from tasks.contracts import Outcome
@@ -22,17 +23,28 @@ from tasks.train import train
 from tasks.validate import validate
 
 
-@flow(name="compress", flow_run_name="compress-{recipe.name}", persist_result=False)
+def _run_name() -> str:
+    recipe = flow_run.parameters["recipe"]
+    return f"compress-{recipe['name'] if isinstance(recipe, dict) else recipe.name}"
+
+
+# Prefect would explain wrong fields in its own words: the recipe is checked here, and explained as on the command line.
+@flow(name="compress", flow_run_name=_run_name, persist_result=False, validate_parameters=False)
 def compress(recipe: Recipe = Recipe()) -> Outcome | State[Outcome]:
     """Train, shrink, prove and ship one language model."""
+    orphans.end_with_worker()
+    recipe = recipe_files.checked(recipe)
     store.require_free_space()
     store.sweep()
-    tags = {"prefect.flow_run_id": flow_run.id or ""}
+    orphans.close()
+    tags = {"prefect.flow_run_id": flow_run.id or "", "prefect.flow_run_url": links.flow_run_url()}
     with tracking.pipeline_run(
         recipe.name, recipe.model_dump(mode="json"), run_name=flow_run.name or "compress", tags=tags
     ) as run_id:
+        links.show_run(run_id)
         prepared = prepare(recipe.data, problem=recipe.problem, base_model=recipe.base_model, run_id=run_id)
         splits = prepared.splits
+        tracking.Run(run_id).dataset(recipe.data.source, splits.digest, rows=prepared.scorecard.num_rows)
         teacher = train(recipe.base_model, splits, recipe.training, seed=recipe.seed, run_id=run_id)
         student = distill(teacher.bundle, splits, recipe.distillation, seed=recipe.seed, run_id=run_id)
         pruned = prune(student.bundle, splits, recipe.pruning, teacher=teacher.bundle, seed=recipe.seed, run_id=run_id)

@@ -35,6 +35,7 @@ MANNERS = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "featherweight",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
@@ -162,6 +163,7 @@ def api() -> Iterator[Api | None]:
         PREFECT_API_URL=server.url,
         PREFECT_HOME=str(store.home() / "prefect"),
         PREFECT_LOGGING_TO_API_ENABLED="false",
+        PREFECT_SERVER_UI_ENABLED="false",  # so that no one links to it
     )
     try:
         yield server
@@ -170,11 +172,28 @@ def api() -> Iterator[Api | None]:
         del os.environ["PREFECT_API_URL"]
 
 
+def _stay_on_one_core() -> None:
+    """Prefect hands every SQL statement to a thread and back: across cores that takes twice as long as on one."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def _migrate() -> None:
+    """Brings Prefect's database up to date."""
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    _stay_on_one_core()
+    with quick_imports():
+        import asyncio
+
+        from prefect.server.database import provide_database_interface
+
+    asyncio.run(provide_database_interface().create_db())
+    gc.freeze()
+
+
 def _serve(listener: int) -> None:
     """Runs Prefect's API on an inherited socket until standard input closes."""
-    if hasattr(os, "sched_setaffinity"):
-        # Every SQL statement is handed to a thread and back: across cores that takes twice as long as on one.
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    _stay_on_one_core()
     with quick_imports():
         import threading
 
@@ -193,4 +212,7 @@ def _serve(listener: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    if sys.argv[1] == "migrate":
+        _migrate()
+    else:
+        _serve(int(sys.argv[1]))

@@ -26,6 +26,12 @@ def ready_names() -> list[str]:
     return sorted(path.stem for path in READY.glob("*.yaml"))
 
 
+def description(name: str) -> str:
+    """What a ready recipe says of itself in its first line."""
+    first = (READY / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+    return first.lstrip("# ")
+
+
 def find(name: str) -> Path:
     """Finds a ready recipe by name, or a YAML file by path.
 
@@ -76,6 +82,13 @@ def validate(values: dict[str, Any], name: str) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise FeatherweightError("\n".join(explain(error, f"recipe {Path(name).name}"))) from None
+
+
+def checked(recipe: Recipe | dict[str, Any]) -> Recipe:
+    """Returns a recipe that came as fields, such as those of a form, as a ``Recipe``."""
+    if not isinstance(recipe, dict):
+        return recipe
+    return validate(recipe, str(recipe.get("name") or ""))
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,6 +1,7 @@
-"""What README.md says of the code, written from the code: ``python -m flows.reference`` brings it up to date.
+"""What README.md and prefect.yaml say of the code, written from it by ``python -m flows.reference``.
 
-The tree takes each file's clause from its first line; the recipe reference comes from the models.
+The tree takes each file's clause from its first line; the recipe reference comes from the models; every ready recipe
+becomes a deployment with all its fields, which is what the form in the Prefect UI starts from.
 """
 
 from __future__ import annotations
@@ -8,14 +9,17 @@ from __future__ import annotations
 import ast
 import enum
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from flows import deployments, recipe_files
 from flows.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +34,7 @@ CLAUSES = {
     "infra/constraints.txt": "the versions that were tested together",
     "infra/decisions": "short records of why",
     "infra/images": "pictures for this page",
+    "infra/prefect.yaml": "deployments of the flows, with a nightly schedule to switch on",
     "infra/run": "runs any command in the project's own environment",
     "tasks/reporting": "from an outcome to a page; knows neither Prefect nor MLflow",
     "tests": "mirror the source; real servers, real models, no mocks",
@@ -114,17 +119,56 @@ def _allowed(field: FieldInfo) -> str:
     return ", ".join([getattr(kind, "__name__", str(kind)), *bounds])
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"tree": tree, "recipe reference": reference}
+def ready_recipes() -> str:
+    """Returns a deployment of ``compress`` for each ready recipe, as YAML."""
+    entries = [
+        {
+            "name": name,
+            "description": recipe_files.description(name),
+            "tags": ["featherweight", "compress"],
+            "entrypoint": "flows.compress.compress",
+            "parameters": {"recipe": recipe_files.load(name).model_dump(mode="json")},
+            "work_pool": {"name": deployments.POOL},
+            "concurrency_limit": CONCURRENCY,
+            "schedules": [NIGHTLY],
+        }
+        for name in recipe_files.ready_names()
+    ]
+    text = yaml.dump(entries, Dumper=_Plain, sort_keys=False, width=110, allow_unicode=True)
+    return textwrap.indent(text, "  ").rstrip()
 
 
-def up_to_date(text: str) -> str:
-    """Returns the README with what stands between its markers replaced by what the code says now."""
-    for name, write in SECTIONS.items():
-        begin, end = f"<!-- {name}: begin (python -m flows.reference) -->", f"<!-- {name}: end -->"
+class _Plain(yaml.SafeDumper):
+    """Writes what occurs twice out twice: a person edits one deployment at a time."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+CONCURRENCY = {"limit": 2, "collision_strategy": "ENQUEUE", "grace_period_seconds": 600}
+"""What exceeds the limit waits its turn; to cancel it instead would let one stuck run cancel every night's."""
+NIGHTLY = {"slug": "nightly", "cron": "0 2 * * *", "timezone": "Etc/UTC", "active": False}
+
+SECTIONS: dict[Path, dict[str, Callable[[], str]]] = {
+    README: {"tree": tree, "recipe reference": reference},
+    deployments.FILE: {"ready recipes": ready_recipes},
+}
+MARKS = {".md": ("<!-- ", " -->"), ".yaml": ("  # ", "")}
+"""What opens and closes a remark, by the ending of the file."""
+
+
+def up_to_date(path: Path) -> str:
+    """Returns a file's text with what stands between its markers replaced by what the code says now."""
+    text = path.read_text(encoding="utf-8")
+    opening, closing = MARKS[path.suffix]
+    for name, write in SECTIONS[path].items():
+        begin = f"{opening}{name}: begin (python -m flows.reference){closing}"
+        end = f"{opening}{name}: end{closing}"
         before, rest = text.split(begin)
         text = f"{before}{begin}\n{write()}\n{end}{rest.split(end)[1]}"
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(up_to_date(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in SECTIONS:
+        path.write_text(up_to_date(path), encoding="utf-8")

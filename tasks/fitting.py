@@ -52,7 +52,7 @@ def fit(
     def evaluate() -> dict[str, float]:
         return learning.quality(model, problem, selection, pad_id=pad_id, reference=reference)
 
-    with progress.training(title) as observer:
+    with tracking.current().system_metrics(), progress.training(title) as observer:
         history = trainer.fit(
             model,
             step_loss,

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on the terminal, curves in MLflow. An ``Observer`` of ``tasks.ml.trainer``."""
+"""Progress of long work: a bar on the terminal, a progress artifact in Prefect's run page, curves in MLflow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
+from uuid import UUID
 
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from tqdm import tqdm
 
 from tasks import tracking
@@ -16,13 +19,41 @@ logger = logging.getLogger("featherweight")
 
 SECONDS_BETWEEN_LOGS = 20.0
 """How often a run without a terminal says how far it is."""
+SECONDS_BETWEEN_UPDATES = 5.0
+"""How often the run page learns how far a stage is."""
+
+
+class Live:
+    """How far a stage is, in the run page of Prefect's UI; a server that does not listen is not worth failing for."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.artifact: UUID | None = None
+        self.spoke = -float("inf")
+
+    def update(self, fraction: float, description: str) -> None:
+        """Shows the fraction done and a line about it, unless it did so a moment ago and more is to come."""
+        now = time.monotonic()
+        if now - self.spoke < SECONDS_BETWEEN_UPDATES and fraction < 1:
+            return
+        self.spoke = now
+        try:
+            if self.artifact is None:
+                created = create_progress_artifact(
+                    100 * fraction, key=f"{self.title}-progress", description=description
+                )
+                self.artifact = cast(UUID, created)  # a coroutine only where an event loop runs
+            else:
+                update_progress_artifact(self.artifact, 100 * fraction, description=description)
+        except Exception as error:  # whatever a network may do
+            logger.warning("%s: its progress could not be shown in Prefect: %s", self.title, error)
 
 
 class TrainingProgress:
-    """Shows loss, rows per second and time left; logs the points of the curves to the stage's MLflow run."""
+    """An ``Observer`` of ``tasks.ml.trainer``: shows loss, rows per second and time left; logs curves to the run."""
 
     def __init__(self, title: str) -> None:
-        self.title, self.run = title, tracking.current()
+        self.title, self.run, self.live = title, tracking.current(), Live(title)
         self.bar: tqdm[None] | None = None
         self.total, self.first, self.started, self.spoke = 0, 0, 0.0, 0.0
 
@@ -42,13 +73,15 @@ class TrainingProgress:
         self.bar.set_postfix_str(f"loss {point['loss']:.3f}, {point['samples_per_s']:.0f} samples/s")
         self.run.metrics(point, step=step)
         now = time.monotonic()
+        left = (now - self.started) / (step - self.first) * (self.total - step)
+        line = (
+            f"step {step} of {self.total}, loss {point['loss']:.3f}, "
+            f"{point['samples_per_s']:.0f} samples/s, {left:.0f} s left"
+        )
+        self.live.update(step / self.total, line)
         if self.bar.disable and now - self.spoke > SECONDS_BETWEEN_LOGS:
             self.spoke = now
-            left = (now - self.started) / (step - self.first) * (self.total - step)
-            logger.info(
-                "%s: step %d of %d, loss %.3f, %.0f samples/s, %.0f s left",
-                self.title, step, self.total, point["loss"], point["samples_per_s"], left,
-            )  # fmt: skip
+            logger.info("%s: %s", self.title, line)
 
     def evaluation(self, step: int, point: Mapping[str, float]) -> None:
         self.run.metrics({f"selection_{name}": value for name, value in point.items() if name != "epoch"}, step=step)

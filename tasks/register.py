@@ -12,12 +12,11 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks import store, tracking
+from tasks import registry, store, tracking
 from tasks.contracts import Digest, Outcome, Release
 
 logger = logging.getLogger("featherweight")
 
-DIGEST_TAG = "featherweight.digest"
 RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 
 
@@ -32,7 +31,8 @@ def register(name: str, outcome: Outcome, *, run_id: str) -> Release:
             version = _create(name, digest, outcome, run_id)
         else:
             logger.info("register: %s version %s already is this bundle", name, version)
-    tracking.Run(run_id).tags({DIGEST_TAG: digest, "featherweight.version": f"{name}/{version}"})
+    tracking.client().set_registered_model_alias(name, registry.CANDIDATE, str(version))
+    tracking.Run(run_id).tags({registry.DIGEST_TAG: digest, "featherweight.version": f"{name}/{version}"})
     return Release(name=name, version=version, digest=digest, model_uri=f"models:/{name}/{version}")
 
 
@@ -66,7 +66,7 @@ def serving_bundle(name: str, outcome: Outcome, run_id: str) -> Digest:
 
 def _find(name: str, digest: Digest) -> int | None:
     """Version of the registered model that already is this bundle, if any."""
-    query = f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'"
+    query = f"name = '{name}' and tags.`{registry.DIGEST_TAG}` = '{digest}'"
     return max((int(version.version) for version in tracking.client().search_model_versions(query)), default=None)
 
 
@@ -75,8 +75,8 @@ def _create(name: str, digest: Digest, outcome: Outcome, run_id: str) -> int:
 
     client = tracking.client()
     tags = {
-        DIGEST_TAG: digest,
-        "featherweight.verdict": outcome.verdict.status.value,
+        registry.DIGEST_TAG: digest,
+        registry.VERDICT_TAG: outcome.verdict.status.value,
         "featherweight.verdict_reason": outcome.verdict.reason,
     }
     model_id = _log_model(store.path(digest), tags, run_id)

@@ -9,7 +9,6 @@ import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -45,16 +44,6 @@ def gather(outcome: Outcome) -> Evidence:
     )
 
 
-def run_url(run_id: str) -> str:
-    """Returns the address of a run in the MLflow UI without credentials, or nothing where no server shows it."""
-    uri = urlsplit(tracking.tracking_uri())
-    if not uri.scheme.startswith("http"):
-        return ""
-    experiment_id = tracking.client().get_run(run_id).info.experiment_id
-    server = uri._replace(netloc=uri.netloc.rpartition("@")[2]).geturl().rstrip("/")
-    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}"
-
-
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of every library that the result or its record depends on."""
     ours = {name: importlib.metadata.version(name) for name in ("featherweight", "mlflow", "prefect")}
@@ -65,7 +54,7 @@ def versions() -> dict[str, str]:
 def report(outcome: Outcome, recipe: dict[str, Any], *, run_id: str) -> Path:
     """Writes the report page and returns its path; logs it, its figures and its numbers to the parent run."""
     evidence = gather(outcome)
-    url = run_url(run_id)
+    url = tracking.Run(run_id).url()
     surroundings = page.Surroundings(date=datetime.now().astimezone(), versions=versions(), run_url=url)
     pages = page.render(outcome, recipe, evidence, surroundings)
     path = store.home() / "reports" / f"{run_id}.html"

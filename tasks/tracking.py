@@ -7,22 +7,26 @@ import contextvars
 import json
 import math
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
+import psutil
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from tasks import store
 from tasks.contracts import FeatherweightError
 
+ERROR_TAG = "featherweight.error"
 PARAM_LIMIT = 6000
 """Characters of a value that MLflow stores."""
 PARAMS_PER_BATCH = 100
@@ -122,6 +126,39 @@ class Run:
         """Stores a text artifact, for example ``history.json`` or ``report.html``."""
         client().log_text(self.run_id, content, name)
 
+    def dataset(self, name: str, digest: str, *, rows: int | None = None) -> None:
+        """Names the dataset that the run rests on; MLflow keeps 36 characters of a digest."""
+        used = Dataset(
+            name,
+            digest[:36],
+            "featherweight",
+            json.dumps({"source": name, "digest": digest}),
+            schema=json.dumps({"mlflow_colspec": [{"name": n, "type": "string"} for n in ("text", "label")]}),
+            profile=json.dumps({"num_rows": rows}),
+        )
+        client().log_inputs(self.run_id, [DatasetInput(used, [InputTag("mlflow.data.context", "training")])])
+
+    @contextlib.contextmanager
+    def system_metrics(self) -> Iterator[None]:
+        """Logs processor, memory, disk, network and GPU use as ``system/…`` while the block runs."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=tracking_uri())
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
+
+    def url(self) -> str:
+        """Returns the address of the run in the MLflow UI without credentials, or nothing where no server shows it."""
+        uri = urlsplit(tracking_uri())
+        if not uri.scheme.startswith("http"):
+            return ""
+        experiment_id = client().get_run(self.run_id).info.experiment_id
+        server = uri._replace(netloc=uri.netloc.rpartition("@")[2]).geturl().rstrip("/")
+        return f"{server}/#/experiments/{experiment_id}/runs/{self.run_id}"
+
     def finish(self, status: str = "FINISHED") -> None:
         """Ends the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
         client().set_terminated(self.run_id, status)
@@ -135,9 +172,45 @@ def current() -> Run:
     return _current.get()
 
 
+PROCESS_TAG = "featherweight.process"
+
+
+def this_process() -> str:
+    """Names this process among all that ever ran on any machine: host, id, and second of its start."""
+    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
+
+
+def is_gone(process: str) -> bool:
+    """Whether a process, as ``this_process`` named it, is known to have ended: one of another host never is."""
+    host, pid, started = process.rsplit(" ", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.0f}" != started
+    except psutil.NoSuchProcess:
+        return True
+
+
+def close_orphans() -> list[Any]:
+    """Closes as ``KILLED`` what a process of this host left running when it was killed; returns the runs closed."""
+    found = find_runs(f"attributes.status = 'RUNNING' and tags.`{PROCESS_TAG}` LIKE '{socket.gethostname()} %'")
+    closed = [run for run in found if is_gone(run.data.tags[PROCESS_TAG])]
+    for run in closed:
+        orphan = Run(run.info.run_id)
+        orphan.tags({ERROR_TAG: "the process was killed before it could close this run"})
+        orphan.finish("KILLED")
+    return closed
+
+
+def was_left(filter_string: str) -> bool:
+    """Whether there are runs that meet the filter, and the processes of all of them are known to have ended."""
+    found = find_runs(filter_string)
+    return bool(found) and all(is_gone(run.data.tags.get(PROCESS_TAG, "? 0 0")) for run in found)
+
+
 def start(name: str, *, experiment_id: str, parent: str | None = None, tags: Mapping[str, str] | None = None) -> Run:
     """Creates a run; as a child if ``parent`` is given."""
-    all_tags = {MLFLOW_RUN_NAME: name, **(tags or {})}
+    all_tags = {MLFLOW_RUN_NAME: name, PROCESS_TAG: this_process(), **(tags or {})}
     if parent:
         all_tags[MLFLOW_PARENT_RUN_ID] = parent
     return Run(client().create_run(experiment_id, run_name=name, tags=all_tags).info.run_id)
@@ -149,7 +222,7 @@ def _closing(run: Run) -> Iterator[Run]:
     try:
         yield run
     except Exception as error:
-        run.tags({"featherweight.error": f"{type(error).__name__}: {error}"[:4000]})
+        run.tags({ERROR_TAG: f"{type(error).__name__}: {error}"[:4000]})
         run.finish("FAILED")
         raise
     except BaseException:

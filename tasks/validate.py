@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from tasks import store, tracking
+from tasks import progress, store, tracking
 from tasks.contracts import Bundle, Scorecard, Splits, StageConfig, StageOutput
 from tasks.ml import machine
 from tasks.stage import stage
@@ -57,7 +57,12 @@ def validate(source: Bundle, splits: Splits, config: ValidationConfig, *, lineag
     ]
     shipped = proof.subject("validate", "Shipped", store.path(source.digest), data)
     validation, logits = proof.examine(
-        models, shipped, data=data, problem_name=source.problem, **config.model_dump(mode="json")
+        models,
+        shipped,
+        data=data,
+        problem_name=source.problem,
+        progress=progress.Live("validate").update,
+        **config.model_dump(mode="json"),
     )
     with store.workspace() as directory:
         (directory / "validation.json").write_text(json.dumps(validation, indent=1), encoding="utf-8")

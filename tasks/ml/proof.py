@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,11 +153,13 @@ def examine(
     repeats: int,
     sentences: int,
     max_flips: float,
+    progress: Callable[[float, str], None] = lambda fraction, text: None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Makes the whole proof.
 
     Args:
         models: the line in PyTorch, teacher first, the simulated model last.
+        progress: told now and then which fraction is done, and what comes next.
 
     Returns:
         What ``validation.json`` holds, and the test logits (N, C) of each model by stage.
@@ -170,6 +172,7 @@ def examine(
     file = shipped.directory / MODEL
     sample = runtime.feed(shipped.rows[:1], pad_id=shipped.pad_id)
     provider = runtime.choose_provider(file, sample, device=device, require_gpu=require_gpu)
+    progress(0.0, "parity with the simulated model")
     agreement = parity.compare(
         simulated(models[-1].directory, problem_name),
         runtime.open_session(file, provider=provider, threads=threads),
@@ -184,11 +187,14 @@ def examine(
         provider, agreement["label_flips"], agreement["n"],
     )  # fmt: skip
     everyone = [*models, shipped]
+    progress(0.2, f"{len(everyone)} models read the test split")
     logits = {one.stage: test_logits(one, problem=problem_name, provider=provider, threads=threads) for one in everyone}
     targets = datasets.read(data, "test").targets
     logger.info("validate: test split read by %d models; timing %d rounds", len(everyone), repeats)
     with probes(everyone, problem=problem_name, provider=provider, threads=threads, sentences=sentences) as running:
+        progress(0.5, f"timing {len(running)} models in turn, {repeats} rounds")
         timed = timings(running, rounds=repeats)
+        progress(0.8, "timing the grid of batch sizes and lengths")
         grid = [
             {"stage": one.stage, **cell}
             for one in (models[0], shipped)
@@ -207,6 +213,7 @@ def examine(
         for one in everyone
     ]
     described[-1]["num_parameters"] = described[-2]["num_parameters"]
+    progress(1.0, "done")
     validation = {
         "device": {
             "provider": provider,

@@ -15,7 +15,7 @@ from prefect.client.orchestration import get_client
 
 from tasks import store, tracking
 from tasks.contracts import CheckStatus, Outcome
-from tasks.report import gather, report, run_url, versions
+from tasks.report import gather, report, versions
 from tasks.reporting import charts, numbers, page, sections, summary
 from tasks.reporting.evidence import Evidence, models
 from tests import report_samples as samples
@@ -161,7 +161,7 @@ def test_report_refuses_corrupt_evidence() -> None:
 
 
 def test_run_url_never_carries_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_url("any") == ""
+    assert tracking.Run("any").url() == ""
 
     class Client:
         """Stands in for a tracking server with basic authentication."""
@@ -172,7 +172,7 @@ def test_run_url_never_carries_a_password(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ann:secret@mlflow.example/base/")
     monkeypatch.setattr(tracking, "client", Client)
-    assert run_url("abc") == "https://mlflow.example/base/#/experiments/7/runs/abc"
+    assert tracking.Run("abc").url() == "https://mlflow.example/base/#/experiments/7/runs/abc"
 
 
 def test_markdown_has_one_row_per_check_and_model_and_links_only_to_a_server() -> None:

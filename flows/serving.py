@@ -1,0 +1,64 @@
+"""serve and deploy: a registered model, tried on its golden rows, answers over HTTP or is written out for Triton."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from flows.supervisor import end_tree, interruptible
+from tasks import registry
+from tasks.contracts import FeatherweightError, Release
+from tasks.serving import triton
+
+KINDS = ("triton",)
+
+
+def chosen(model: str) -> Release:
+    """Finds the version that ``NAME``, ``NAME@ALIAS`` or ``NAME@VERSION`` means; the champion by default.
+
+    Raises:
+        FeatherweightError: there is none.
+    """
+    name, _, which = model.partition("@")
+    return registry.release(registry.find(name, which or registry.CHAMPION))
+
+
+def serve(model: str, *, host: str, port: int) -> int:
+    """Runs MLflow's scoring server on a model until interrupted, and returns its exit status.
+
+    The version is settled at the start: to swap the model, move the alias and start the server again.
+    """
+    release = chosen(model)
+    with interruptible(), registry.downloaded(release) as directory:
+        registry.self_test(directory, release)
+        print(
+            f"featherweight: {release.name} version {release.version} answers at http://{host}:{port}/invocations",
+            file=sys.stderr,
+        )
+        command = ["models", "serve", "--model-uri", str(directory), "--env-manager", "local", "--host", host]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command, "--port", str(port), "--workers", "1"],
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            return process.wait()
+        finally:
+            end_tree(process)
+
+
+def write(model: str, kind: str, directory: str) -> Path:
+    """Writes a model out for another server and returns its folder.
+
+    Raises:
+        FeatherweightError: the kind of server is unknown, or the folder already holds something else.
+    """
+    if kind not in KINDS:
+        raise FeatherweightError(f"--to {kind}: no such server; known are {', '.join(KINDS)}")
+    release = chosen(model)
+    with registry.downloaded(release) as downloaded:
+        registry.self_test(downloaded, release)
+        return triton.write(registry.bundle(downloaded, release), Path(directory), release.name, release.version)

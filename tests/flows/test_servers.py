@@ -1,0 +1,54 @@
+"""``featherweight up``: every part answers, and nothing is left afterwards."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+import servers
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def up(home: Path, *options: str, ports: list[int]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        servers.command(*options, ports=ports), cwd=servers.ROOT, env=servers.environment(home),
+        capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+
+
+def test_check_sees_every_part_answer_and_leaves_nothing(home: Path) -> None:
+    ports = servers.free_ports(2)
+    done = up(home, "--check", ports=ports)
+    assert done.returncode == 0, done.stderr
+    lines = [line.partition(" (")[0] for line in done.stderr.splitlines()]
+    assert f"prefect: http://127.0.0.1:{ports[0]}" in lines
+    assert f"mlflow: http://127.0.0.1:{ports[1]}" in lines
+    assert any(line.startswith("worker: ") for line in lines)
+    assert any("compress/demo" in line and "promote/champion" in line for line in lines)
+    left = [
+        p.pid for p in psutil.process_iter(["cmdline"]) if any(str(port) in (p.info["cmdline"] or []) for port in ports)
+    ]
+    assert not left
+
+
+def test_a_port_that_is_taken_is_named(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = up(home, "--check", ports=[port, *servers.free_ports(1)])
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"featherweight: port {port} on 127.0.0.1 cannot be used (Address already in use); "
+        "end what uses it, or give --prefect-port\n"
+    )
+    assert not (home / "prefect").exists()
+
+
+def test_two_servers_need_two_ports(home: Path) -> None:
+    (port,) = servers.free_ports(1)
+    done = up(home, ports=[port, port])
+    assert done.returncode == 2
+    assert "two are needed" in done.stderr
