@@ -37,7 +37,7 @@ def compress(recipe: Recipe = Recipe()) -> Outcome | State[Outcome]:
     store.require_free_space()
     store.sweep()
     orphans.close()
-    tags = {"prefect.flow_run_id": flow_run.id or "", "prefect.flow_run_url": links.flow_run_url()}
+    tags = {"prefect.flow_run_id": flow_run.id or "", tracking.FLOW_RUN_URL_TAG: links.flow_run_url()}
     with tracking.pipeline_run(
         recipe.name, recipe.model_dump(mode="json"), run_name=flow_run.name or "compress", tags=tags
     ) as run_id:

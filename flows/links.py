@@ -17,4 +17,9 @@ def flow_run_url() -> str:
 def show_run(run_id: str) -> None:
     """Links the MLflow run on the page of this flow run, if a server shows it."""
     if url := tracking.Run(run_id).url():
-        create_link_artifact(url, key="mlflow-run", link_text="Curves, figures and the report in MLflow")
+        create_link_artifact(
+            url,
+            key="mlflow-run",
+            link_text="Curves, figures and the report in MLflow",
+            description=f"[Curves, figures and the report in MLflow]({url})",
+        )

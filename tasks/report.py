@@ -64,6 +64,7 @@ def report(outcome: Outcome, recipe: dict[str, Any], *, run_id: str) -> Path:
     for name, content in {**pages, "outcome.json": outcome.model_dump_json(indent=1)}.items():
         run.text(content, name)
     run.metrics(summary.final_metrics(outcome, evidence))
+    run.describe(summary.markdown(outcome, evidence, url=""))
     for step, metrics in enumerate(summary.metrics_by_model(outcome, evidence)):
         run.metrics(metrics, step=step)
 

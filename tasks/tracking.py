@@ -21,12 +21,13 @@ import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
 from tasks import store
 from tasks.contracts import FeatherweightError
 
 ERROR_TAG = "featherweight.error"
+FLOW_RUN_URL_TAG = "prefect.flow_run_url"
 PARAM_LIMIT = 6000
 """Characters of a value that MLflow stores."""
 PARAMS_PER_BATCH = 100
@@ -72,7 +73,12 @@ def experiment(name: str) -> str:
     if tracking_uri().startswith("sqlite:///"):
         location = (store.home() / "mlartifacts").as_uri()
     try:
-        return str(client().create_experiment(name, artifact_location=location))
+        # The kind lets the UI open on runs and metrics, and not on traces of agents.
+        return str(
+            client().create_experiment(
+                name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"}
+            )
+        )
     except MlflowException:
         found = client().get_experiment_by_name(name)
         if found is None:  # else created by another run in the meantime
@@ -125,6 +131,12 @@ class Run:
     def text(self, content: str, name: str) -> None:
         """Stores a text artifact, for example ``history.json`` or ``report.html``."""
         client().log_text(self.run_id, content, name)
+
+    def describe(self, markdown: str) -> None:
+        """Sets what the page of the run says first, with the way back to Prefect where there is one."""
+        url = client().get_run(self.run_id).data.tags.get(FLOW_RUN_URL_TAG)
+        back = f"\n[The run in Prefect]({url})\n" if url else ""
+        self.tags({MLFLOW_RUN_NOTE: (markdown + back)[:8000]})
 
     def dataset(self, name: str, digest: str, *, rows: int | None = None) -> None:
         """Names the dataset that the run rests on; MLflow keeps 36 characters of a digest."""
