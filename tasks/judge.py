@@ -70,7 +70,7 @@ def _quality_drop(teacher: Any, shipped: Any, budget: BudgetConfig) -> Check:
     moved = f"fell by {100 * measured:.2f}" if measured >= 0 else f"rose by {-100 * measured:.2f}"
     explanation = (
         f"accuracy {moved} points on {n} paired test rows ({100 * budget.confidence:g} % interval of the loss "
-        f"{100 * interval.low:.2f} to {100 * interval.high:.2f}); at most {100 * limit:g} may be lost"
+        f"{_points(interval.low)} to {_points(interval.high)}); at most {100 * limit:g} may be lost"
     )
     if status is CheckStatus.UNDECIDABLE:
         ruled_out = 100 * (limit + abs(limit) if measured <= limit else limit - abs(limit))
@@ -104,6 +104,11 @@ def _speedup(teacher: dict[str, Any], shipped: dict[str, Any], budget: BudgetCon
     if status is CheckStatus.UNDECIDABLE:
         explanation += "; the timings spread too far, use a quieter machine or more repeats"
     return _check("speedup", interval, limit, "at_least", len(fast), status, explanation)
+
+
+def _points(fraction: float) -> str:
+    """A fraction in points, with the sign that typography has for it."""
+    return f"{100 * fraction:.2f}".replace("-", "−")
 
 
 def _check(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
-import shutil
 import struct
 import subprocess
 from datetime import UTC, datetime
@@ -21,17 +19,6 @@ from tasks.reporting import page
 from tests import report_samples as samples
 
 PROBE = Path(__file__).with_name("probe.js")
-
-
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    """The browser, which a developer's machine may lack and the continuous integration may not."""
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None and os.environ.get("CI") == "true":
-        pytest.fail("no chromium on this machine; install Debian's chromium package")
-    if found is None:
-        pytest.skip("no chromium on this machine; apt-get install chromium")
-    return found
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from typing import Any
 
 import psutil
 import pytest
-import servers
 from mlflow import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
@@ -21,6 +20,8 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.states import StateType
+
+from tests import servers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-import servers
+
+from tests import servers
 
 pytestmark = pytest.mark.timeout(600)
 

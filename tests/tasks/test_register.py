@@ -10,9 +10,9 @@ import pytest
 import yaml
 from shippable import TEXTS, outcome
 
-from tasks import store, tracking
+from tasks import registry, store, tracking
 from tasks.contracts import Release
-from tasks.register import DIGEST_TAG, register, serving_bundle
+from tasks.register import register, serving_bundle
 
 RECIPE = {"name": "polarity", "base_model": "package:tiny/model", "data": {"source": "demo:movie-snippets"}}
 
@@ -36,11 +36,11 @@ def test_the_version_carries_digest_verdict_and_model(release: Release, run_id: 
     assert release.model_uri == "models:/polarity/1"
     assert version.status == "READY"
     assert version.run_id == run_id
-    assert version.tags[DIGEST_TAG] == release.digest
+    assert version.tags[registry.DIGEST_TAG] == release.digest
     assert version.tags["featherweight.verdict"] == "passed"
     assert "accuracy fell by 0.71 points" in version.description
     tags = tracking.client().get_run(run_id).data.tags
-    assert (tags[DIGEST_TAG], tags["featherweight.version"]) == (release.digest, "polarity/1")
+    assert (tags[registry.DIGEST_TAG], tags["featherweight.version"]) == (release.digest, "polarity/1")
 
 
 def test_the_model_is_logged_on_the_run_and_in_its_experiment(release: Release, run_id: str) -> None:
