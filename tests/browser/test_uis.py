@@ -1,0 +1,106 @@
+"""A person's way through both UIs: fill the form, see the run, follow it into MLflow. Real servers, real Chromium.
+
+Screenshots go to ``FEATHERWEIGHT_SCREENSHOTS``, or to pytest's temporary directory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+from tests import servers
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+PATIENCE_MS = 30_000
+
+
+@pytest.fixture(scope="module")
+def day(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Running]:
+    folder = tmp_path_factory.mktemp("uis")
+    with servers.up(folder / "home", folder / "log") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(os.environ.get("FEATHERWEIGHT_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def page(chromium: str) -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
+        yield page
+        browser.close()
+
+
+def open_form(page: Page, day: servers.Running) -> None:
+    """As a person gets there: deployments, smoke, Run, Custom run."""
+    page.goto(f"http://127.0.0.1:{day.prefect}/deployments")
+    page.get_by_role("link", name="smoke").first.click()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Custom run").click()
+    expect(page.get_by_text("Row limit")).to_be_visible()
+
+
+def field(page: Page, title: str) -> Locator:
+    """The number input under a title; the innermost group that has the title is the field itself."""
+    return page.locator(".schema-form-property", has_text=f"{title} (Optional)").last.locator("input")
+
+
+def test_the_form_starts_from_the_recipe_and_refuses_what_is_out_of_bounds(
+    day: servers.Running, page: Page, screenshots: Path
+) -> None:
+    open_form(page, day)
+    expect(field(page, "Row limit")).to_have_value("400")
+    page.screenshot(path=screenshots / "form.png")
+    field(page, "Row limit").fill("-5")
+    page.get_by_role("button", name="Submit").click()
+    refusal = page.get_by_text("-5 is less than the minimum of 0").first
+    expect(refusal).to_be_visible()
+    refusal.scroll_into_view_if_needed()
+    page.screenshot(path=screenshots / "refused.png")
+    assert "/run" in page.url
+
+
+def test_a_run_from_the_form_to_the_charts(day: servers.Running, page: Page, screenshots: Path) -> None:
+    open_form(page, day)
+    field(page, "Row limit").fill("300")
+    page.get_by_role("button", name="Submit").click()
+    page.wait_for_url(lambda url: "/run?" not in url)
+    page.goto(f"http://127.0.0.1:{day.prefect}/runs")
+    page.get_by_role("link", name=re.compile("compress-smoke")).first.click(timeout=120_000)
+    expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=300_000)
+    page.reload()
+    expect(page.get_by_text("train: computing").first).to_be_visible()
+    page.get_by_role("tab", name="Artifacts").or_(page.get_by_text("Artifacts", exact=True)).first.click()
+    expect(page.get_by_text("train-progress").first).to_be_visible()
+    expect(page.get_by_text("smoke-verdict").first).to_be_visible()
+    page.screenshot(path=screenshots / "prefect-run.png")
+
+    link = page.get_by_role("link", name="Curves, figures and the report in MLflow").first
+    expect(link).to_be_visible()
+    address = link.get_attribute("href")
+    assert address is not None
+    assert address.startswith(f"http://127.0.0.1:{day.mlflow}/")
+    page.goto(address)
+    expect(page.get_by_text("compress-smoke").first).to_be_visible()
+    expect(page.get_by_text("demo:movie-snippets").first).to_be_visible()
+    expect(page.get_by_role("link", name="The run in Prefect").first).to_be_visible()
+    page.screenshot(path=screenshots / "mlflow-run.png")
+    page.get_by_role("link", name=re.compile("^train")).first.click()
+    page.get_by_text("Model metrics", exact=True).click()
+    expect(page.locator(".js-plotly-plot, canvas, svg.main-svg").first).to_be_visible()
+    page.wait_for_timeout(2000)
+    page.screenshot(path=screenshots / "mlflow-charts.png")
