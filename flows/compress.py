@@ -25,7 +25,8 @@ from tasks.validate import validate
 
 def _run_name() -> str:
     recipe = flow_run.parameters["recipe"]
-    return f"compress-{recipe['name'] if isinstance(recipe, dict) else recipe.name}"
+    name = recipe.get("name", Recipe().name) if isinstance(recipe, dict) else recipe.name
+    return f"compress-{name}"
 
 
 # Prefect would explain wrong fields in its own words: the recipe is checked here, and explained as on the command line.

@@ -31,6 +31,8 @@ CLAUSES = {
     "flows/recipes": "ready recipes",
     "tasks/reporting/templates": "skeleton, styles and script of the report",
     "infra": "the environment, and why things are as they are",
+    "infra/Dockerfile": "a worker or a server in a container, for CPU or GPU",
+    "infra/compose.yaml": "a team's servers: PostgreSQL, object store, Prefect, MLflow, workers",
     "infra/constraints.txt": "the versions that were tested together",
     "infra/decisions": "short records of why",
     "infra/images": "pictures for this page",

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from flows import deployments
-from flows.supervisor import Service, Supervisor, interruptible, say
+from flows.supervisor import Service, Supervisor, interruptible, say, search_path
 from tasks import store
 from tasks.contracts import FeatherweightError
 
@@ -58,6 +59,7 @@ def environment(ports: Ports) -> dict[str, str]:
         "FEATHERWEIGHT_HOME": str(store.home()),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_TRACKING_URI": ports.mlflow_url,
+        "PATH": search_path(),
         "PREFECT_API_URL": f"{ports.prefect_url}/api",
         "PREFECT_HOME": str(store.home() / "prefect"),
         "PREFECT_LOGGING_LEVEL": "INFO",
@@ -149,7 +151,11 @@ def up(ports: Ports, *, limit: int, check: bool = False) -> None:
         supervisor.wait_until_ready(service)
         say(f"{service.name}: {text} ({time.monotonic() - started:.0f} s)")
 
-    with interruptible(), Supervisor(shared, say=say if not check else _keep_quiet) as supervisor:
+    with (
+        interruptible(),
+        _heard_on_failure() if check else nullcontext(say) as hear,
+        Supervisor(shared, say=hear) as supervisor,
+    ):
         say(f"bringing the databases under {store.home()} up to date")
         migrate(shared)
         for service in (prefect, mlflow):
@@ -169,5 +175,13 @@ def up(ports: Ports, *, limit: int, check: bool = False) -> None:
         supervisor.watch()
 
 
-def _keep_quiet(_: str) -> None:
-    pass
+@contextmanager
+def _heard_on_failure() -> Iterator[Callable[[str], None]]:
+    """Keeps lines to itself unless the block fails."""
+    lines: list[str] = []
+    try:
+        yield lines.append
+    except FeatherweightError:
+        for line in lines:
+            say(line)
+        raise

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flows.supervisor import end_tree, interruptible
+from flows.supervisor import end_tree, interruptible, search_path
 from tasks import registry
 from tasks.contracts import FeatherweightError, Release
 from tasks.serving import triton
@@ -40,7 +40,7 @@ def serve(model: str, *, host: str, port: int) -> int:
         command = ["models", "serve", "--model-uri", str(directory), "--env-manager", "local", "--host", host]
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *command, "--port", str(port), "--workers", "1"],
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            env={**os.environ, "PATH": search_path()},
             text=True,
             start_new_session=True,
         )

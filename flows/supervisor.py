@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -139,11 +140,20 @@ def _end(processes: Sequence[psutil.Process], *, grace: float) -> None:
     for one in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.terminate()
-    _, stubborn = psutil.wait_procs(processes, timeout=grace)
-    for one in stubborn:
+    deadline = time.monotonic() + grace
+    while (left := [one for one in processes if _works(one)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for one in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
-    psutil.wait_procs(stubborn, timeout=5)
+
+
+def _works(process: psutil.Process) -> bool:
+    """Whether it has not ended yet; one that its parent has not asked about is a zombie, and has."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextlib.contextmanager
@@ -161,6 +171,11 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def search_path() -> str:
+    """``PATH`` with what is installed beside this interpreter first: MLflow starts uvicorn by its name."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 def say(line: str) -> None:

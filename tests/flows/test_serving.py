@@ -1,0 +1,111 @@
+"""``promote``, ``serve`` and ``deploy`` as people run them, on a registered model."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tasks import registry, tracking
+from tasks.deploy import DeploymentConfig, deploy
+from tasks.register import register
+from tests import servers
+from tests.tasks.shippable import outcome
+
+RECIPE = {"name": "polarity", "base_model": "package:tiny/model", "data": {"source": "demo:movie-snippets"}}
+
+pytestmark = pytest.mark.usefixtures("registered")
+
+
+@pytest.fixture
+def registered() -> None:
+    """Version 1 is the champion, version 2 the candidate."""
+    with tracking.pipeline_run("polarity", RECIPE, run_name="first") as run_id:
+        deploy.fn(register.fn("polarity", outcome(run_id), run_id=run_id), DeploymentConfig(), run_id=run_id)
+        register.fn("polarity", outcome(run_id, lost=61), run_id=run_id)
+
+
+def featherweight(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=servers.ROOT, env=servers.environment(home), capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+
+
+def test_promote_and_rollback_say_what_is_champion(home: Path) -> None:
+    done = featherweight(home, "promote", "polarity", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["version"] == 2
+    done = featherweight(home, "rollback", "polarity")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "polarity@champion is version 1"
+    assert registry.aliases("polarity") == {"candidate": 2, "champion": 1, "previous": 2}
+
+
+def test_what_cannot_be_promoted_is_one_line(home: Path) -> None:
+    done = featherweight(home, "promote", "poldarity")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == ("featherweight: no model 'poldarity' is registered; there are polarity")
+
+
+def test_written_for_triton(home: Path, tmp_path: Path) -> None:
+    done = featherweight(home, "deploy", "polarity@candidate", "--to", "triton", str(tmp_path / "models"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "models" / "polarity" / "2" / "model.onnx").is_file()
+    done = featherweight(home, "deploy", "polarity", "--to", "torchserve", str(tmp_path / "models"))
+    assert done.returncode == 2
+    assert "--to torchserve: no such server; known are triton" in done.stderr
+
+
+def ask(port: int, text: str) -> Any:
+    body = json.dumps({"dataframe_records": [{"text": text}]}).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.loads(response.read())["predictions"][0]
+
+
+def test_the_champion_answers_over_http_and_leaves_nothing(home: Path, tmp_path: Path) -> None:
+    (port,) = servers.free_ports(1)
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "serve", "polarity@champion", "--port", str(port)],
+            cwd=servers.ROOT, env=servers.environment(home), stdout=file, stderr=file, start_new_session=True,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            try:
+                answer = ask(port, "a great film")
+                break
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.5)
+        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-3)
+        assert "answered 16 golden rows" in log.read_text()
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert family
+    finally:
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(timeout=60)
+    assert status == 130
+    assert not psutil.wait_procs(family, timeout=5)[1]
+
+
+def test_a_damaged_model_gets_no_traffic(home: Path) -> None:
+    release = registry.release(registry.find("polarity", "champion"))
+    (path,) = (home / "mlartifacts").rglob(f"{release.digest}/model.onnx")
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    done = featherweight(home, "serve", "polarity", "--port", str(servers.free_ports(1)[0]))
+    assert done.returncode == 3
+    assert "model.onnx was changed" in done.stderr
