@@ -21,6 +21,7 @@ def up(home: Path, *options: str, ports: list[int]) -> subprocess.CompletedProce
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_check_sees_every_part_answer_and_leaves_nothing(home: Path) -> None:
     ports = servers.free_ports(2)
     done = up(home, "--check", ports=ports)

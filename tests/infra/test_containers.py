@@ -73,6 +73,7 @@ def test_what_is_kept_is_kept_in_named_volumes() -> None:
     assert used == COMPOSE["volumes"].keys()
 
 
+@pytest.mark.slow
 def test_commands_are_ones_that_this_installation_has() -> None:
     """``--with-healthcheck`` and the options of both servers exist."""
     for command, options in {
