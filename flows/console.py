@@ -47,7 +47,6 @@ def start_logging() -> None:
     file.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().handlers[:] = [lines, file]
     logging.getLogger().setLevel(logging.WARNING)
-    logger.setLevel(logging.INFO)
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
 

@@ -161,11 +161,8 @@ def self_test(model: Path, release: Release) -> dict[str, float]:
     return result
 
 
-def move(alias: str, release: Release) -> bool:
+def move(alias: str, release: Release) -> None:
     """Moves an alias to a version, which is first tried from the registry; the champion it replaces becomes previous.
-
-    Returns:
-        whether anything had to be moved.
 
     Raises:
         RuntimeError: the version is damaged or does not answer as it should; the alias stays where it is.
@@ -175,7 +172,7 @@ def move(alias: str, release: Release) -> bool:
     version = client.get_model_version(release.name, str(release.version))
     if version.tags.get(SELF_TEST_TAG) == release.digest and before.get(alias) == release.version:
         logger.info("%s@%s already is version %s", release.name, alias, release.version)
-        return False
+        return
     with downloaded(release) as model:
         self_test(model, release)
     client.set_model_version_tag(release.name, str(release.version), SELF_TEST_TAG, release.digest)
@@ -184,4 +181,3 @@ def move(alias: str, release: Release) -> bool:
         client.set_registered_model_alias(release.name, PREVIOUS, str(replaced))
     client.set_registered_model_alias(release.name, alias, str(release.version))
     logger.info("%s@%s is now version %s", release.name, alias, release.version)
-    return True

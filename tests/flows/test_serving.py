@@ -15,13 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
-from tasks import registry, tracking
-from tasks.deploy import DeploymentConfig, deploy
-from tasks.register import register
+from tasks import registry
 from tests import servers
-from tests.tasks.shippable import outcome
-
-RECIPE = {"name": "polarity", "base_model": "package:tiny/model", "data": {"source": "demo:movie-snippets"}}
+from tests.tasks.shippable import register_two
 
 pytestmark = pytest.mark.usefixtures("registered")
 
@@ -29,9 +25,7 @@ pytestmark = pytest.mark.usefixtures("registered")
 @pytest.fixture
 def registered() -> None:
     """Version 1 is the champion, version 2 the candidate."""
-    with tracking.pipeline_run("polarity", RECIPE, run_name="first") as run_id:
-        deploy.fn(register.fn("polarity", outcome(run_id), run_id=run_id), DeploymentConfig(), run_id=run_id)
-        register.fn("polarity", outcome(run_id, lost=61), run_id=run_id)
+    register_two()
 
 
 def featherweight(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -15,9 +15,11 @@ import pyarrow as pa
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from tasks import store
+from tasks import store, tracking
 from tasks.contracts import Bundle, Outcome, Scorecard, Splits, StageResult
+from tasks.deploy import DeploymentConfig, deploy
 from tasks.judge import BudgetConfig, weigh
+from tasks.register import register
 
 POLARITY = {"delight": 4.0, "great": 3.0, "moving": 2.0, "dull": -3.0, "waste": -4.0, "flat": -2.0}
 NEUTRAL = ("an", "a", "utter", "of", "evening", "film", "is", "the", "and")
@@ -165,3 +167,13 @@ def outcome(run_id: str, *, recipe: str = "polarity", texts: list[str] = TEXTS, 
             StageResult(stage="validate", run_id="validated", bundle=bundle, scorecard=Scorecard(), evidence=digest),
         ),
     )
+
+
+RECIPE = {"name": "polarity", "base_model": "package:tiny/model", "data": {"source": "demo:movie-snippets"}}
+
+
+def register_two() -> None:
+    """Registers two versions that passed: the first is deployed as champion, the second is the candidate."""
+    with tracking.pipeline_run("polarity", RECIPE, run_name="first") as run_id:
+        deploy.fn(register.fn("polarity", outcome(run_id), run_id=run_id), DeploymentConfig(), run_id=run_id)
+        register.fn("polarity", outcome(run_id, lost=61), run_id=run_id)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 from prefect import flow
-from shippable import outcome
+from shippable import RECIPE, outcome
 
 from tasks import registry, store, tracking
 from tasks.contracts import FeatherweightError, Release
@@ -27,7 +27,6 @@ from tasks.deploy import DeploymentConfig, deploy
 from tasks.judge import BudgetConfig, judge
 from tasks.register import register
 
-RECIPE = {"name": "polarity", "base_model": "package:tiny/model", "data": {"source": "demo:movie-snippets"}}
 CONFIG = DeploymentConfig()
 
 
@@ -130,7 +129,7 @@ def test_a_version_without_a_passed_verdict_is_refused(release: Release, run_id:
 def test_shipping_again_imports_neither_torch_nor_transformers(release: Release, run_id: str) -> None:
     deploy.fn(release, CONFIG, run_id=run_id)
     program = (
-        "import sys; from shippable import outcome\n"
+        "import sys; from shippable import RECIPE, outcome\n"
         "from tasks.register import register\n"
         "from tasks.deploy import DeploymentConfig, deploy\n"
         f"release = register.fn('polarity', outcome({run_id!r}), run_id={run_id!r})\n"

@@ -8,13 +8,11 @@ from collections.abc import Iterator
 import mlflow
 import pytest
 import yaml
-from shippable import TEXTS, outcome
+from shippable import RECIPE, TEXTS, outcome
 
 from tasks import registry, store, tracking
 from tasks.contracts import Release
 from tasks.register import register, serving_bundle
-
-RECIPE = {"name": "polarity", "base_model": "package:tiny/model", "data": {"source": "demo:movie-snippets"}}
 
 
 @pytest.fixture

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from shippable import outcome
+from shippable import register_two
 
 from flows.promote import promote, rollback
 from tasks import registry, tracking
 from tasks.contracts import FeatherweightError
-from tasks.deploy import DeploymentConfig, deploy
-from tasks.register import register
-
-RECIPE = {"name": "polarity", "base_model": "package:tiny/model", "data": {"source": "demo:movie-snippets"}}
 
 
 @pytest.fixture
 def versions() -> None:
     """Two versions that passed: the first was deployed, the second is the candidate."""
-    with tracking.pipeline_run("polarity", RECIPE, run_name="first") as run_id:
-        deploy.fn(register.fn("polarity", outcome(run_id), run_id=run_id), DeploymentConfig(), run_id=run_id)
-        register.fn("polarity", outcome(run_id, lost=61), run_id=run_id)
+    register_two()
 
 
 pytestmark = pytest.mark.usefixtures("versions")

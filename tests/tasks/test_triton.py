@@ -9,15 +9,13 @@ import numpy as np
 import onnxruntime
 import pytest
 from google.protobuf import text_format
-from shippable import outcome
+from shippable import RECIPE, outcome
 from tritonclient.grpc import model_config_pb2
 
 from tasks import store, tracking
 from tasks.contracts import FeatherweightError
 from tasks.register import serving_bundle
 from tasks.serving import triton
-
-RECIPE = {"name": "polarity", "base_model": "package:tiny/model", "data": {"source": "demo:movie-snippets"}}
 
 
 @pytest.fixture
