@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from shippable import write_evidence
 
 from tasks import store, tracking
 from tasks.contracts import CheckStatus, Verdict
 from tasks.judge import BudgetConfig, decide, judge, weigh
 from tasks.ml.statistics import Interval
+from tests.tasks.shippable import write_evidence
 
 PASSED, FAILED, UNDECIDABLE = CheckStatus.PASSED, CheckStatus.FAILED, CheckStatus.UNDECIDABLE
 BUDGET = BudgetConfig(max_quality_drop=0.015, min_shrink=6, min_speedup=9)

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import mlflow
 import pytest
 import yaml
-from shippable import RECIPE, TEXTS, outcome
 
 from tasks import registry, store, tracking
 from tasks.contracts import Release
 from tasks.register import register, serving_bundle
+from tests.tasks.shippable import RECIPE, TEXTS, outcome
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from shippable import register_two
 
 from flows.promote import promote, rollback
 from tasks import registry, tracking
 from tasks.contracts import FeatherweightError
+from tests.tasks.shippable import register_two
 
 
 @pytest.fixture

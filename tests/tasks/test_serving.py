@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shippable import LABELS, MAX_LENGTH, TEXTS, write_evidence, write_onnx_bundle
 
 from tasks.contracts import FeatherweightError
 from tasks.judge import BudgetConfig, weigh
 from tasks.serving import bundle as bundles
 from tasks.serving.predictor import Predictor, self_test
+from tests.tasks.shippable import LABELS, MAX_LENGTH, TEXTS, write_evidence, write_onnx_bundle
 
 
 def build(folder: Path, **changes: Any) -> Path:

@@ -9,13 +9,13 @@ import numpy as np
 import onnxruntime
 import pytest
 from google.protobuf import text_format
-from shippable import RECIPE, outcome
 from tritonclient.grpc import model_config_pb2
 
 from tasks import store, tracking
 from tasks.contracts import FeatherweightError
 from tasks.register import serving_bundle
 from tasks.serving import triton
+from tests.tasks.shippable import RECIPE, outcome
 
 
 @pytest.fixture
