@@ -8,7 +8,7 @@ from prefect.states import Failed, State
 
 from flows import links, orphans, recipe_files
 from flows.recipe import Recipe
-from tasks import store, tracking
+from tasks import disk, store, tracking
 from tasks.contracts import Outcome
 from tasks.deploy import deploy
 from tasks.distill import distill
@@ -35,7 +35,7 @@ def compress(recipe: Recipe = Recipe()) -> Outcome | State[Outcome]:
     """Train, shrink, prove and ship one language model."""
     orphans.end_with_worker()
     recipe = recipe_files.checked(recipe)
-    store.require_free_space()
+    disk.require_free_space()
     store.sweep()
     orphans.close()
     tags = {"prefect.flow_run_id": flow_run.id or "", tracking.FLOW_RUN_URL_TAG: links.flow_run_url()}

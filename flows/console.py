@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks import store
-from tasks.contracts import Outcome
+from tasks import disk
+from tasks.contracts import Outcome, Release
 
 logger = logging.getLogger("featherweight")
 
@@ -60,7 +60,7 @@ def keep(error: BaseException) -> None:
 
 def log_path() -> Path:
     """Where the command's own log is."""
-    return store.home() / "logs" / "featherweight.log"
+    return disk.home() / "logs" / "featherweight.log"
 
 
 def document(outcome: Outcome) -> dict[str, Any]:
@@ -89,14 +89,24 @@ def document(outcome: Outcome) -> dict[str, Any]:
             for stage in outcome.stages
         ],
         "release": outcome.release.model_dump(mode="json") if outcome.release else None,
-        "bundle": str(store.path(outcome.release.digest)) if outcome.release else None,
+        "bundle": _bundle_path(outcome.release),
         "report": report_path(outcome.run_id),
     }
 
 
+def _bundle_path(release: Release | None) -> str | None:
+    """Where the serving bundle of a release is on this machine, if it is."""
+    from tasks import store  # imports MLflow, which not every command needs
+
+    try:
+        return str(store.path(release.digest)) if release else None
+    except store.CorruptObjectError:
+        return None
+
+
 def report_path(run_id: str) -> str | None:
     """Where the report of a run is on this machine, if it is."""
-    path = store.home() / "reports" / f"{run_id}.html"
+    path = disk.home() / "reports" / f"{run_id}.html"
     return str(path) if path.is_file() else None
 
 

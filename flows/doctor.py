@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from flows import embedded
-from tasks import store
+from tasks import disk
 from tasks.contracts import FeatherweightError
 
 PACKAGES = ("torch", "transformers", "tokenizers", "onnx", "onnxscript", "datasets", "mlflow", "prefect", "fastapi")
@@ -112,8 +112,8 @@ def _cpu() -> list[Finding]:
 
 def _disk() -> list[Finding]:
     def look() -> str:
-        store.require_free_space()
-        return f"{store.home()}, {shutil.disk_usage(store.home()).free / 1e9:.1f} GB free"
+        disk.require_free_space()
+        return f"{disk.home()}, {shutil.disk_usage(disk.home()).free / 1e9:.1f} GB free"
 
     return [_attempt("home", look)]
 
@@ -130,7 +130,7 @@ def _prefect() -> list[Finding]:
         with embedded.api() as server:
             if server is not None:
                 server.wait()
-                return f"embedded, answers and is migrated, {store.home() / 'prefect'}"
+                return f"embedded, answers and is migrated, {disk.home() / 'prefect'}"
             from prefect.client.orchestration import get_client
 
             url = os.environ["PREFECT_API_URL"]

@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks import store
+from tasks import disk
 from tasks.contracts import FeatherweightError
 
 STARTUP_TIMEOUT_S = 300.0
@@ -83,7 +83,7 @@ def is_embedded() -> bool:
 
 def log_file() -> Path:
     """Where the embedded API writes what it has to say."""
-    return store.home() / "logs" / "prefect-api.log"
+    return disk.home() / "logs" / "prefect-api.log"
 
 
 class Api:
@@ -97,7 +97,7 @@ class Api:
     """
 
     def __init__(self) -> None:
-        home = store.home() / "prefect"
+        home = disk.home() / "prefect"
         home.mkdir(parents=True, exist_ok=True)
         self.is_first_start = not (home / "prefect.db").exists()
         log_file().parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def api() -> Iterator[Api | None]:
     server = Api()
     os.environ.update(
         PREFECT_API_URL=server.url,
-        PREFECT_HOME=str(store.home() / "prefect"),
+        PREFECT_HOME=str(disk.home() / "prefect"),
         PREFECT_LOGGING_TO_API_ENABLED="false",
         PREFECT_SERVER_UI_ENABLED="false",  # so that no one links to it
     )

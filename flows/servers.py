@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from flows import deployments
 from flows.supervisor import Service, Supervisor, interruptible, say, search_path
-from tasks import store
+from tasks import disk
 from tasks.contracts import FeatherweightError
 
 HOST = "127.0.0.1"
@@ -56,12 +56,13 @@ def environment(ports: Ports) -> dict[str, str]:
     """What servers, worker and runs share: one home, and the addresses of the servers."""
     values = {
         **os.environ,
-        "FEATHERWEIGHT_HOME": str(store.home()),
+        "FEATHERWEIGHT_HOME": str(disk.home()),
+        disk.SHARED: "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_TRACKING_URI": ports.mlflow_url,
         "PATH": search_path(),
         "PREFECT_API_URL": f"{ports.prefect_url}/api",
-        "PREFECT_HOME": str(store.home() / "prefect"),
+        "PREFECT_HOME": str(disk.home() / "prefect"),
         "PREFECT_LOGGING_LEVEL": "INFO",
         "PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "false",
         "PREFECT_SERVER_UI_ENABLED": "true",
@@ -75,7 +76,7 @@ def environment(ports: Ports) -> dict[str, str]:
 
 def migrate(shared: dict[str, str]) -> None:
     """Brings both databases up to date, once and before any server opens them."""
-    local = f"sqlite:///{store.home() / 'mlflow.db'}"
+    local = f"sqlite:///{disk.home() / 'mlflow.db'}"
     commands = (
         [sys.executable, "-m", "flows.embedded", "migrate"],
         [sys.executable, "-c", "from tasks import tracking; tracking.client()"],
@@ -87,7 +88,7 @@ def migrate(shared: dict[str, str]) -> None:
         )
         if done.returncode != 0:
             last = done.stderr.strip().splitlines()[-1:]
-            raise FeatherweightError(f"a database under {store.home()} could not be migrated: {' '.join(last)}")
+            raise FeatherweightError(f"a database under {disk.home()} could not be migrated: {' '.join(last)}")
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(run, commands))
@@ -115,8 +116,8 @@ def services(ports: Ports, *, limit: int) -> tuple[Service, Service, Service]:
         [
             *python, "mlflow", "server", "--host", HOST, "--port", str(ports.mlflow), "--workers", "1",
             "--uvicorn-opts", "--log-level warning",
-            "--backend-store-uri", f"sqlite:///{store.home() / 'mlflow.db'}",
-            "--artifacts-destination", (store.home() / "mlartifacts").as_uri(),
+            "--backend-store-uri", f"sqlite:///{disk.home() / 'mlflow.db'}",
+            "--artifacts-destination", (disk.home() / "mlartifacts").as_uri(),
             *(["--app-name", "basic-auth"] if os.environ.get("MLFLOW_AUTH_CONFIG_PATH") else []),
         ],
         _answers(f"{ports.mlflow_url}/health"),
@@ -157,7 +158,7 @@ def up(ports: Ports, *, limit: int, check: bool = False) -> None:
         _heard_on_failure() if check else nullcontext(say) as hear,
         Supervisor(shared, say=hear) as supervisor,
     ):
-        say(f"bringing the databases under {store.home()} up to date")
+        say(f"bringing the databases under {disk.home()} up to date")
         migrate(shared)
         for service in (prefect, mlflow):
             supervisor.start(service)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from tasks import store, tracking
+from tasks import disk, store, tracking
 from tasks.contracts import Scorecard, Splits, StageConfig, StageOutput
 from tasks.stage import stage
 
@@ -74,7 +74,7 @@ def prepare(config: DataConfig, *, problem: str, base_model: str) -> StageOutput
 
     base = locators.locate(base_model)
     locators.require_positions(base, config.max_length)
-    cache = store.home() / "cache"
+    cache = disk.home() / "cache"
     labeled = sources.read(config.source, text=config.text, label=config.label, cache=cache)
     more = sources.read(config.unlabeled, text=config.text, label=None, cache=cache) if config.unlabeled else {}
     division = splitting.divide(

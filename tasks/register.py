@@ -12,7 +12,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks import registry, store, tracking
+from tasks import disk, registry, store, tracking
 from tasks.contracts import Digest, Outcome, Release
 
 logger = logging.getLogger("featherweight")
@@ -25,10 +25,10 @@ def register(name: str, outcome: Outcome, *, run_id: str) -> Release:
     """Publishes what passed as a serving bundle and as a version of the registered model ``name``."""
     assert outcome.verdict.passed, "only a passed verdict is registered"
     digest = serving_bundle(name, outcome, run_id)
-    with store.lock(f"register-{name}"):
+    with disk.lock(f"register-{name}"):
         version = _find(name, digest)
         if version is None:
-            version = _create(name, digest, outcome, run_id)
+            version = _only(name, digest, _create(name, digest, outcome, run_id))
         else:
             logger.info("register: %s version %s already is this bundle", name, version)
     tracking.client().set_registered_model_alias(name, registry.CANDIDATE, str(version))
@@ -65,9 +65,19 @@ def serving_bundle(name: str, outcome: Outcome, run_id: str) -> Digest:
 
 
 def _find(name: str, digest: Digest) -> int | None:
-    """Version of the registered model that already is this bundle, if any."""
+    """The first version of the registered model that is this bundle, if any."""
     query = f"name = '{name}' and tags.`{registry.DIGEST_TAG}` = '{digest}'"
-    return max((int(version.version) for version in tracking.client().search_model_versions(query)), default=None)
+    return min((int(version.version) for version in tracking.client().search_model_versions(query)), default=None)
+
+
+def _only(name: str, digest: Digest, created: int) -> int:
+    """Takes a version back if another machine, which our lock does not hold off, registered the same bundle before."""
+    first = _find(name, digest)
+    if first is None or first == created:
+        return created
+    tracking.client().delete_model_version(name, str(created))
+    logger.info("register: %s version %s already is this bundle; another machine was first", name, first)
+    return first
 
 
 def _create(name: str, digest: Digest, outcome: Outcome, run_id: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from tasks import store, tracking
+from tasks import disk, store, tracking
 from tasks.contracts import Outcome
 from tasks.reporting import page, summary
 from tasks.reporting.evidence import Evidence
@@ -57,8 +57,8 @@ def report(outcome: Outcome, recipe: dict[str, Any], *, run_id: str) -> Path:
     url = tracking.Run(run_id).url()
     surroundings = page.Surroundings(date=datetime.now().astimezone(), versions=versions(), run_url=url)
     pages = page.render(outcome, recipe, evidence, surroundings)
-    path = store.home() / "reports" / f"{run_id}.html"
-    store.write_atomically(path, pages["report.html"])
+    path = disk.home() / "reports" / f"{run_id}.html"
+    disk.write_atomically(path, pages["report.html"])
 
     run = tracking.Run(run_id)
     for name, content in {**pages, "outcome.json": outcome.model_dump_json(indent=1)}.items():

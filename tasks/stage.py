@@ -28,7 +28,7 @@ from prefect.context import TaskRunContext
 from prefect.states import Completed, State
 from pydantic import BaseModel
 
-from tasks import store, tracking
+from tasks import disk, store, tracking
 from tasks.contracts import StageOutput, StageResult
 
 logger = logging.getLogger("featherweight")
@@ -39,7 +39,9 @@ NUMERICS = ("torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxru
 ROOT = Path(__file__).parent.parent
 """The directory that holds the package ``tasks``."""
 
-MOVERS = {f"tasks.{name}" for name in ("contracts", "progress", "publish", "stage", "store", "tracking")}
+MOVERS = {
+    f"tasks.{name}" for name in ("contracts", "disk", "exchange", "progress", "publish", "stage", "store", "tracking")
+}
 """Modules that move bytes and show progress: they do not change what a stage computes."""
 
 
@@ -180,7 +182,7 @@ def stage(
 
     def compute(key: str, run: tracking.Run, arguments: Mapping[str, Any]) -> StageResult:
         started = time.monotonic()
-        checkpoints = store.home() / "store" / "checkpoints" / key
+        checkpoints = disk.home() / "store" / "checkpoints" / key
         token = _checkpoint_directory.set(checkpoints)
         try:
             output = function(**arguments)
@@ -200,8 +202,8 @@ def stage(
         bound.apply_defaults()
         arguments = dict(bound.arguments)
         key = cache_key(function, arguments, salt=salt(**arguments))
-        tags = {"featherweight.cache_key": key, **_prefect_tags()}
-        with store.lock(key), tracking.stage_run(name, run_id, tags) as run:
+        tags = {tracking.CACHE_KEY_TAG: key, **_prefect_tags()}
+        with disk.lock(key), tracking.stage_run(name, run_id, tags) as run:
             run.params(_jsonable(arguments))
             recorded = store.read_record(key) if reuse else None
             if recorded is None:

@@ -23,10 +23,11 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
-from tasks import store
+from tasks import disk
 from tasks.contracts import FeatherweightError
 
 ERROR_TAG = "featherweight.error"
+CACHE_KEY_TAG = "featherweight.cache_key"
 FLOW_RUN_URL_TAG = "prefect.flow_run_url"
 PARAM_LIMIT = 6000
 """Characters of a value that MLflow stores."""
@@ -36,16 +37,21 @@ PARAMS_PER_BATCH = 100
 
 def tracking_uri() -> str:
     """Returns ``MLFLOW_TRACKING_URI``, or an SQLite file under the home."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.home() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{disk.home() / 'mlflow.db'}"
+
+
+def is_remote() -> bool:
+    """Whether runs are recorded by a server, and not in a database on this disk."""
+    return urlsplit(tracking_uri()).scheme in ("http", "https")
 
 
 @cache
 def _client(uri: str) -> MlflowClient:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     if uri.startswith("sqlite:///"):
-        store.home().mkdir(parents=True, exist_ok=True)
+        disk.home().mkdir(parents=True, exist_ok=True)
         # Several processes that migrate a fresh SQLite file at once corrupt each other's schema.
-        with store.lock("mlflow-migration"):
+        with disk.lock("mlflow-migration"):
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     else:
@@ -71,7 +77,7 @@ def experiment(name: str) -> str:
         return str(found.experiment_id)
     location = None
     if tracking_uri().startswith("sqlite:///"):
-        location = (store.home() / "mlartifacts").as_uri()
+        location = (disk.home() / "mlartifacts").as_uri()
     try:
         # The kind lets the UI open on runs and metrics, and not on traces of agents.
         return str(
@@ -164,9 +170,9 @@ class Run:
 
     def url(self) -> str:
         """Returns the address of the run in the MLflow UI without credentials, or nothing where no server shows it."""
-        uri = urlsplit(tracking_uri())
-        if not uri.scheme.startswith("http"):
+        if not is_remote():
             return ""
+        uri = urlsplit(tracking_uri())
         experiment_id = client().get_run(self.run_id).info.experiment_id
         server = uri._replace(netloc=uri.netloc.rpartition("@")[2]).geturl().rstrip("/")
         return f"{server}/#/experiments/{experiment_id}/runs/{self.run_id}"
@@ -278,7 +284,19 @@ def read_text(run_id: str, name: str) -> str | None:
     if name not in {artifact.path for artifact in client().list_artifacts(run_id, folder)}:
         return None
     with tempfile.TemporaryDirectory() as scratch:
-        return Path(client().download_artifacts(run_id, name, scratch)).read_text(encoding="utf-8")
+        return download(run_id, name, Path(scratch)).read_text(encoding="utf-8")
+
+
+def download(run_id: str, name: str, directory: Path) -> Path:
+    """Downloads an artifact, or a folder of them, and returns where below ``directory`` it is now.
+
+    Raises:
+        FeatherweightError: the server or its artifact store does not give it.
+    """
+    try:
+        return Path(client().download_artifacts(run_id, name, str(directory)))
+    except (MlflowException, OSError) as error:
+        raise FeatherweightError(f"artifact {name} of run {run_id} cannot be read: {error}") from error
 
 
 def find_runs(filter_string: str, *, names: Sequence[str] = (), max_results: int = 50) -> list[Any]:

@@ -20,7 +20,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from prefect import flow
 
-from tasks import registry, store, tracking
+from tasks import disk, registry, store, tracking
 from tasks.contracts import FeatherweightError, Release
 from tasks.deploy import DeploymentConfig, deploy
 from tasks.judge import BudgetConfig, judge
@@ -52,7 +52,7 @@ def _champion() -> str | None:
 
 def _in_registry(release: Release, name: str) -> Path:
     """A file of the registered model, where the artifact store keeps it."""
-    (path,) = (store.home() / "mlartifacts").rglob(f"{release.digest}/{name}")
+    (path,) = (disk.home() / "mlartifacts").rglob(f"{release.digest}/{name}")
     return path
 
 

@@ -9,7 +9,8 @@ import mlflow
 import pytest
 import yaml
 
-from tasks import registry, store, tracking
+from tasks import disk, registry, store, tracking
+from tasks import register as registering
 from tasks.contracts import Release
 from tasks.register import register, serving_bundle
 from tests.tasks.shippable import RECIPE, TEXTS, outcome
@@ -39,6 +40,17 @@ def test_the_version_carries_digest_verdict_and_model(release: Release, run_id: 
     assert "accuracy fell by 0.71 points" in version.description
     tags = tracking.client().get_run(run_id).data.tags
     assert (tags[registry.DIGEST_TAG], tags["featherweight.version"]) == (release.digest, "polarity/1")
+
+
+def test_two_machines_that_register_one_bundle_at_once_make_one_version(
+    release: Release, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second has looked before the first had created its version: their locks are not the same."""
+    find = registering._find
+    answers = iter([None])
+    monkeypatch.setattr(registering, "_find", lambda *which: next(answers, find(*which)))
+    assert register.fn("polarity", outcome(run_id), run_id=run_id) == release
+    assert [version.version for version in tracking.client().search_model_versions("name = 'polarity'")] == [1]
 
 
 def test_the_model_is_logged_on_the_run_and_in_its_experiment(release: Release, run_id: str) -> None:
@@ -97,7 +109,7 @@ def test_a_bundle_knows_nothing_of_the_run_that_made_it(run_id: str) -> None:
         assert serving_bundle("polarity", outcome(second), second) == first
     text = b"".join(path.read_bytes() for path in store.path(first).iterdir())
     assert run_id.encode() not in text
-    assert str(store.home()).encode() not in text
+    assert str(disk.home()).encode() not in text
 
 
 def test_golden_rows_come_from_the_selection_split(release: Release) -> None:

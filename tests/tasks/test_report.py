@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from prefect.client.orchestration import get_client
 
-from tasks import store, tracking
+from tasks import disk, store, tracking
 from tasks.contracts import CheckStatus, Outcome
 from tasks.report import gather, report, versions
 from tasks.reporting import charts, numbers, page, sections, summary
@@ -154,7 +154,7 @@ def test_report_of_a_recipe_named_freely_has_a_key_that_prefect_takes() -> None:
 def test_report_refuses_corrupt_evidence() -> None:
     outcome = samples.outcome(RUN_ID)
     digest = outcome.stages[1].evidence
-    (store.home() / "store" / "objects" / digest / "history.json").write_text("{}")
+    (disk.home() / "store" / "objects" / digest / "history.json").write_text("{}")
     store._verified.cache_clear()
     with pytest.raises(store.CorruptObjectError, match=r"history\.json was changed"):
         gather(outcome)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import store
+from tasks import disk, store
 from tasks.contracts import Bundle, FeatherweightError, StageResult
 
 ROOT = Path(__file__).parent.parent.parent
@@ -34,7 +34,7 @@ def result(digest: str) -> StageResult:
 
 
 def leftovers() -> list[Path]:
-    return list((store.home() / "store" / "tmp").iterdir())
+    return list((disk.home() / "store" / "tmp").iterdir())
 
 
 def test_published_files_are_read_back() -> None:
@@ -82,7 +82,7 @@ def test_damage_is_found_quarantined_and_republished(damage: str, caplog: pytest
         assert store.read_record("key") is None
     assert "quarantine" in caplog.text
     assert not directory.exists()
-    assert len(list((store.home() / "store" / "quarantine").glob(f"*/{digest}"))) == 1
+    assert len(list((disk.home() / "store" / "quarantine").glob(f"*/{digest}"))) == 1
     with pytest.raises(store.CorruptObjectError):
         store.path(digest)
 
@@ -116,9 +116,9 @@ def test_many_threads_publish_the_same() -> None:
 
 def test_readers_see_the_old_or_the_new_text(home: Path) -> None:
     path = home / "folder" / "file.txt"
-    store.write_atomically(path, "0" * 100_000)
+    disk.write_atomically(path, "0" * 100_000)
     with ThreadPoolExecutor(2) as pool:
-        writing = pool.submit(lambda: [store.write_atomically(path, str(i % 10) * 100_000) for i in range(50)])
+        writing = pool.submit(lambda: [disk.write_atomically(path, str(i % 10) * 100_000) for i in range(50)])
         while not writing.done():
             text = path.read_text(encoding="utf-8")
             assert len(text) == 100_000
@@ -128,8 +128,8 @@ def test_readers_see_the_old_or_the_new_text(home: Path) -> None:
 
 HOLDER = """
 import sys, time
-from tasks import store
-with store.lock("key"), store.workspace() as directory:
+from tasks import disk, store
+with disk.lock("key"), store.workspace() as directory:
     (directory / "half").write_text("half")
     print("held", flush=True)
     time.sleep(60)
@@ -146,7 +146,7 @@ def test_a_killed_process_lets_go_and_is_swept() -> None:
         with ThreadPoolExecutor(1) as pool:
 
             def take() -> float:
-                with store.lock("key"):
+                with disk.lock("key"):
                     return time.monotonic()
 
             waiting = pool.submit(take)
@@ -164,7 +164,7 @@ def test_a_killed_process_lets_go_and_is_swept() -> None:
 
 def test_too_little_disk_says_how_much() -> None:
     with pytest.raises(FeatherweightError, match=r"not enough disk: .* MB free and this run needs 1000000000 MB"):
-        store.require_free_space(10**15)
+        disk.require_free_space(10**15)
 
 
 def test_a_published_directory_lists_its_files() -> None:
