@@ -211,7 +211,8 @@ def is_gone(process: str) -> bool:
 
 def close_orphans() -> list[Any]:
     """Closes as ``KILLED`` what a process of this host left running when it was killed; returns the runs closed."""
-    found = find_runs(f"attributes.status = 'RUNNING' and tags.`{PROCESS_TAG}` LIKE '{socket.gethostname()} %'")
+    query = f"attributes.status = 'RUNNING' and tags.`{PROCESS_TAG}` LIKE '{socket.gethostname()} %'"
+    found = find_runs(query, max_results=1000)
     closed = [run for run in found if is_gone(run.data.tags[PROCESS_TAG])]
     for run in closed:
         orphan = Run(run.info.run_id)

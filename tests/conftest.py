@@ -39,6 +39,7 @@ def _servers(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of one embedded Prefect API for the whole session."""
+    from prefect.logging.handlers import APILogHandler
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     prefect_home = tmp_path_factory.mktemp("prefect")
@@ -49,6 +50,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             server.wait()
             with temporary_settings({PREFECT_API_URL: server.url, PREFECT_HOME: prefect_home}):
                 yield server.url
+                APILogHandler().flush()  # else it tries in the background, after the end
         finally:
             server.stop()
 
