@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from prefect import flow
 from prefect.runtime import flow_run
 from prefect.states import Failed, State
@@ -24,9 +26,10 @@ from tasks.validate import validate
 
 
 def _run_name() -> str:
+    """Recipe and time: in both UIs the runs of many nights lie side by side."""
     recipe = flow_run.parameters["recipe"]
     name = recipe.get("name", Recipe().name) if isinstance(recipe, dict) else recipe.name
-    return f"compress-{name}"
+    return f"{name} {datetime.now(UTC):%Y-%m-%d %H:%M UTC}"
 
 
 # Prefect would explain wrong fields in its own words: the recipe is checked here, and explained as on the command line.

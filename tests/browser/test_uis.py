@@ -80,7 +80,7 @@ def test_a_run_from_the_form_to_the_charts(day: servers.Running, page: Page, scr
     page.get_by_role("button", name="Submit").click()
     page.wait_for_url(lambda url: "/run?" not in url)
     page.goto(f"http://127.0.0.1:{day.prefect}/runs")
-    page.get_by_role("link", name=re.compile("compress-smoke")).first.click(timeout=120_000)
+    page.get_by_role("link", name=re.compile(r"smoke \d{4}-\d\d")).first.click(timeout=120_000)
     expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=300_000)
     page.reload()
     expect(page.get_by_text("train: computing").first).to_be_visible()
@@ -95,7 +95,7 @@ def test_a_run_from_the_form_to_the_charts(day: servers.Running, page: Page, scr
     assert address is not None
     assert address.startswith(f"http://127.0.0.1:{day.mlflow}/")
     page.goto(address)
-    expect(page.get_by_text("compress-smoke").first).to_be_visible()
+    expect(page.get_by_text(re.compile(r"smoke \d{4}-\d\d")).first).to_be_visible()
     expect(page.get_by_text("demo:movie-snippets").first).to_be_visible()
     expect(page.get_by_role("link", name="The run in Prefect").first).to_be_visible()
     page.screenshot(path=screenshots / "mlflow-run.png")
