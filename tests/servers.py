@@ -49,10 +49,10 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def environment(home: Path) -> dict[str, str]:
-    """The environment of the tests, without the servers that they themselves run under."""
+def environment(home: Path, **variables: str) -> dict[str, str]:
+    """The environment of the tests, without the servers that they themselves run under, and what is given."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_TRACKING"))}
-    return {**kept, "FEATHERWEIGHT_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+    return {**kept, "FEATHERWEIGHT_HOME": str(home), "PYTHONUNBUFFERED": "1", **variables}
 
 
 def command(*options: str, ports: list[int]) -> list[str]:
@@ -63,12 +63,12 @@ def command(*options: str, ports: list[int]) -> list[str]:
 
 
 @contextlib.contextmanager
-def up(home: Path, log: Path, *options: str) -> Iterator[Running]:
+def up(home: Path, log: Path, *options: str, **variables: str) -> Iterator[Running]:
     """Yields the servers once all parts answered; ends them as Ctrl-C does and sees that nothing is left."""
     ports = free_ports(2)
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command(*options, ports=ports), cwd=ROOT, env=environment(home), stdout=file, stderr=file,
+            command(*options, ports=ports), cwd=ROOT, env=environment(home, **variables), stdout=file, stderr=file,
             start_new_session=True,
         )  # fmt: skip
     running = Running(ports[0], ports[1], home, process, log)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -35,6 +37,33 @@ def test_check_sees_every_part_answer_and_leaves_nothing(home: Path) -> None:
         p.pid for p in psutil.process_iter(["cmdline"]) if any(str(port) in (p.info["cmdline"] or []) for port in ports)
     ]
     assert not left
+
+
+@pytest.mark.slow
+def test_both_servers_ask_for_a_password(home: Path, tmp_path: Path) -> None:
+    """Worker and deployments get in, who has no password does not, and no password is in what is said."""
+    settings = {
+        "default_permission": "READ",
+        "database_uri": f"sqlite:///{tmp_path / 'users.db'}",
+        "admin_username": "admin",
+        "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+    }
+    lines = [f"{name} = {value}" for name, value in settings.items()]
+    (tmp_path / "auth.ini").write_text("\n".join(["[mlflow]", *lines]), encoding="utf-8")
+    variables = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": "mlflow-of-the-test",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "key-of-the-test",
+        "MLFLOW_TRACKING_USERNAME": "admin",
+        "MLFLOW_TRACKING_PASSWORD": "mlflow-of-the-test",
+        "PREFECT_SERVER_API_AUTH_STRING": "team:prefect-of-the-test",
+    }
+    with servers.up(home, tmp_path / "log", **variables) as running:
+        searching = "/api/2.0/mlflow/experiments/search?max_results=1"
+        for url in (f"{running.api}/admin/version", f"{running.tracking}{searching}"):
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(url)
+        assert "of-the-test" not in running.said()
 
 
 def test_a_port_that_is_taken_is_named(home: Path) -> None:
