@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 
@@ -22,12 +21,8 @@ class Choice:
     reason: str
 
 
-@cache
 def _gflops(dtype: torch.dtype, seconds: float = 0.1) -> float:
-    """Matrix multiplication rate on the CPU in GFLOP/s: the best of repeated products within the time given.
-
-    Measured once in a process, so that the stages of a run do not choose differently.
-    """
+    """Matrix multiplication rate on the CPU in GFLOP/s: the best of repeated products within the time given."""
     rows, inner, columns = MATMUL
     left, right = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
     best = float("inf")
