@@ -28,7 +28,25 @@ class StageConfig(Contract):
 class Precision(StrEnum):
     AUTO = "auto"
     FP32 = "fp32"
+    TF32 = "tf32"
     BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class Optimizer(StrEnum):
+    ADAMW = "adamw"
+    ADAMW_8BIT = "adamw-8bit"
+    ADAFACTOR = "adafactor"
+    LION = "lion"
+    MUON = "muon"
+    SCHEDULE_FREE_ADAMW = "schedule-free-adamw"
+    SGD = "sgd"
+
+
+class Embeddings(StrEnum):
+    SPARSE = "sparse"
+    DENSE = "dense"
+    FROZEN = "frozen"
 
 
 class Schedule(StrEnum):
@@ -37,10 +55,16 @@ class Schedule(StrEnum):
 
 
 class OptimizerConfig(StageConfig):
-    """AdamW and its schedule, as every stage that trains uses them."""
+    """An optimizer, its schedule and what it may use, the same in every stage that trains."""
 
     epochs: float = Field(3, gt=0, le=1000, title="Epochs", description="Passes over the training rows.")
-    learning_rate: float = Field(1e-4, gt=0, le=1, title="Learning rate", description="Peak learning rate of AdamW.")
+    optimizer: Optimizer = Field(
+        Optimizer.ADAMW,
+        title="Optimizer",
+        description="Each has its own scale of learning rates. lion, schedule-free-adamw and adamw-8bit need the extra "
+        "'training'.",
+    )
+    learning_rate: float = Field(1e-4, gt=0, le=100, title="Learning rate", description="Peak learning rate.")
     batch_size: int = Field(32, ge=1, le=65536, title="Batch size", description="Rows per optimizer step.")
     schedule: Schedule = Field(
         Schedule.LINEAR, title="Schedule", description="How the learning rate falls after warm-up."
@@ -57,15 +81,48 @@ class OptimizerConfig(StageConfig):
         title="Precision",
         description="auto takes bf16 where the hardware runs it natively and faster than fp32.",
     )
-    freeze_embeddings: bool = Field(
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, title="Layer decay", description="Factor on the learning rate per layer below the head."
+    )
+    micro_batch: int = Field(
+        0,
+        ge=0,
+        le=65536,
+        title="Micro-batch",
+        description="Rows computed at once, to save memory; their gradients add up to the batch's. 0: the whole batch.",
+    )
+    embeddings: Embeddings = Field(
+        Embeddings.SPARSE,
+        title="Token embeddings",
+        description="sparse trains the rows of the table that a batch touched (on a CPU, and with optimizers of Adam's "
+        "scale; else dense), dense all of them, frozen none: least memory, fastest steps.",
+    )
+    activation_checkpointing: bool = Field(
         False,
-        title="Freeze embeddings",
-        description="Leaves the token embeddings as they come: less memory, faster steps.",
+        title="Activation checkpointing",
+        description="Computes activations again in the backward pass instead of keeping them: less memory, "
+        "a third more time.",
+    )
+    lora_rank: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        title="LoRA rank",
+        description="Trains low-rank updates of the linear layers, merged at the end; needs the extra 'training'. "
+        "0: trains the layers themselves.",
     )
 
     def for_trainer(self) -> dict[str, Any]:
-        """Returns the fields of this class as keyword arguments of ``trainer.fit``; what is frozen it sees itself."""
-        return {name: getattr(self, name) for name in OptimizerConfig.model_fields if name != "freeze_embeddings"}
+        """Returns the keyword arguments of ``trainer.fit`` among the fields of this class."""
+        return {name: getattr(self, name) for name in OptimizerConfig.model_fields if name not in MODEL_FIELDS}
+
+    def for_model(self) -> dict[str, Any]:
+        """Returns the keyword arguments of ``trainable.prepared`` among the fields of this class."""
+        return {name: getattr(self, name) for name in MODEL_FIELDS}
+
+
+MODEL_FIELDS = ("embeddings", "activation_checkpointing", "lora_rank")
+"""What of an ``OptimizerConfig`` concerns the model, and not the loop."""
 
 
 class Bundle(Contract):
@@ -121,6 +178,7 @@ class Scorecard(Contract):
     samples_per_s: float | None = None
     """Training throughput."""
     train_time_s: float | None = None
+    """Seconds of optimizer steps, without evaluations."""
     num_rows: int | None = None
     fused_attention_nodes: int | None = None
     quantized_matmul_nodes: int | None = None

@@ -42,17 +42,19 @@ def fit(
         reference: the teacher's logits on the selection split (N, C).
         options: passed on to ``trainer.fit``.
     """
-    from tasks.ml import learning, modeling, problems, trainer
+    from tasks.ml import learning, modeling, problems, trainable, trainer
 
     problem = problems.get(problem_name)
     pad_id = tokenizer.pad_token_id
-    if config.freeze_embeddings:
-        modeling.freeze_embeddings(model)
 
     def evaluate() -> dict[str, float]:
         return learning.quality(model, problem, selection, pad_id=pad_id, reference=reference)
 
-    with tracking.current().system_metrics(), progress.training(title) as observer:
+    with (
+        tracking.current().system_metrics(),
+        progress.training(title) as observer,
+        trainable.prepared(model, optimizer=config.optimizer, **config.for_model()),
+    ):
         history = trainer.fit(
             model,
             step_loss,
@@ -84,6 +86,7 @@ def fit(
             agreement_with_teacher=quality.get("agreement"),
             num_parameters=modeling.num_parameters(model),
             size_mb=size_mb,
+            train_time_s=history.notes["training_s"],
             samples_per_s=sum(speeds) / len(speeds) if speeds else None,
         ),
     )

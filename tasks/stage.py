@@ -33,7 +33,10 @@ from tasks.contracts import StageOutput, StageResult
 
 logger = logging.getLogger("featherweight")
 
-NUMERICS = ("torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy")
+NUMERICS = (
+    "torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy",
+    "torchao", "peft", "pytorch-optimizer",
+)  # fmt: skip
 """Libraries whose version changes numbers, and so changes every cache key."""
 
 ROOT = Path(__file__).parent.parent

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from pydantic import Field
 
 from tasks import fitting, store
@@ -32,7 +34,7 @@ def _base_digest(base_model: str, **_: object) -> str:
 @stage(salt=_base_digest)
 def train(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int) -> StageOutput:
     """Fine-tunes the base model on the training split; the selection split stops it and shows overfitting."""
-    from tasks.ml import datasets, learning, modeling, problems, trainer
+    from tasks.ml import datasets, first_token, learning, modeling, problems, trainer
 
     data = store.path(splits.digest)
     problem = problems.get(splits.problem)
@@ -43,17 +45,18 @@ def train(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int)
     model.to(trainer.default_device())
     rows = datasets.read(data, "train", tokenizer)
     pad_id = tokenizer.pad_token_id
-    return fitting.fit(
-        "train",
-        model,
-        tokenizer,
-        learning.supervised(model, problem, rows, pad_id=pad_id, label_smoothing=config.label_smoothing),
-        lengths=[len(row) for row in rows.input_ids],
-        problem_name=splits.problem,
-        train=rows,
-        selection=datasets.read(data, "selection", tokenizer),
-        config=config,
-        seed=seed,
-        evaluations_per_epoch=config.evaluations_per_epoch,
-        patience=config.patience,
-    )
+    with first_token.narrowed(model) if problem.FIRST_TOKEN_ONLY else nullcontext():
+        return fitting.fit(
+            "train",
+            model,
+            tokenizer,
+            learning.supervised(model, problem, rows, pad_id=pad_id, label_smoothing=config.label_smoothing),
+            lengths=[len(row) for row in rows.input_ids],
+            problem_name=splits.problem,
+            train=rows,
+            selection=datasets.read(data, "selection", tokenizer),
+            config=config,
+            seed=seed,
+            evaluations_per_epoch=config.evaluations_per_epoch,
+            patience=config.patience,
+        )

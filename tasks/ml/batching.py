@@ -45,3 +45,31 @@ def shuffled_buckets(
         batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
     rng.shuffle(batches)
     return batches
+
+
+class Sampler:
+    """The batches of every epoch, drawn anew for each and the same again for a run that is resumed.
+
+    Args:
+        lengths: tokens per row (N,).
+        batch_size: rows per batch.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, *, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.per_epoch = -(-len(lengths) // batch_size)
+        self._drawn: tuple[int, list[list[int]]] = (-1, [])
+
+    def at(self, step: int) -> list[int]:
+        """Returns the rows of the step's batch."""
+        epoch, position = divmod(step, self.per_epoch)
+        if self._drawn[0] != epoch:
+            rng = random.Random(self.seed * 100_003 + epoch)
+            self._drawn = epoch, shuffled_buckets(self.lengths, self.batch_size, rng)
+        return self._drawn[1][position]
+
+
+def split(rows: Sequence[int], size: int) -> list[list[int]]:
+    """Cuts a batch into micro-batches of at most ``size`` rows; 0 leaves it whole."""
+    size = size or len(rows)
+    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]

@@ -21,7 +21,7 @@ def supervised(
     device = next(model.parameters()).device
     targets = torch.as_tensor(split.targets, device=device)
 
-    def loss(rows: list[int]) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(rows: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         ids, mask = batching.collate([split.input_ids[row] for row in rows], pad_id=pad_id)
         logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
         return problem.loss(logits, targets[rows], label_smoothing=label_smoothing), {}

@@ -111,11 +111,6 @@ def resize(family: families.Family, layer: nn.Module, *, heads: int, ffn: int) -
         families.resize_linear(layer.get_submodule(family.ffn_down), in_features=ffn)  # type: ignore[arg-type]
 
 
-def freeze_embeddings(model: nn.Module) -> None:
-    """Takes the token embedding out of training."""
-    families.of(model.config.model_type).token_embedding(model).weight.requires_grad_(False)  # type: ignore[union-attr, arg-type]
-
-
 def num_parameters(model: nn.Module) -> int:
     """Number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-MATMUL = (768, 768, 768)
+from tasks.contracts import FeatherweightError
+
+SIDE = {"cpu": 768, "cuda": 4096}
+"""Rows and columns of the square product that is timed: large enough for the peak, small enough for a moment."""
 WORTHWHILE = 1.15
-"""bf16 must be this many times faster to pay for its casts."""
+"""A smaller type must be this many times faster to pay for its casts."""
 
 
 @dataclass(frozen=True)
@@ -19,37 +25,112 @@ class Choice:
     autocast: torch.dtype | None
     """Data type for autocast; ``None`` for plain fp32."""
     reason: str
+    scaled: bool = False
+    """Whether the loss is scaled, because gradients would vanish in the type's range."""
+    tf32: bool = False
+    """Whether fp32 products may round their operands to 10 bits of mantissa."""
+
+    @property
+    def matmul_dtype(self) -> torch.dtype:
+        """What products are computed in."""
+        return self.autocast or torch.float32
 
 
-def _gflops(dtype: torch.dtype, seconds: float = 0.1) -> float:
-    """Matrix multiplication rate on the CPU in GFLOP/s: the best of repeated products within the time given."""
-    rows, inner, columns = MATMUL
-    left, right = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@functools.cache
+def matmul_rate(device_type: str, dtype: torch.dtype, seconds: float = 0.1) -> float:
+    """Measured peak of matrix products in FLOP/s: the best of repeated square products within the time given.
+
+    Measured once in a process. It draws from a generator of its own, so that whoever measures changes no other number.
+    """
+    device = torch.device(device_type)
+    side = SIDE.get(device.type, SIDE["cpu"])
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
     best = float("inf")
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline:
-        started = time.perf_counter()
+        started = _clock(device)
         torch.nn.functional.linear(left, right)
-        best = min(best, time.perf_counter() - started)
-    return 2 * rows * inner * columns / best / 1e9
+        best = min(best, _clock(device) - started)
+    return 2 * side**3 / best
 
 
-def choose(precision: str, device: torch.device) -> Choice:
-    """Resolves ``auto``, ``fp32`` or ``bf16`` for a device.
+def _fp32(device: torch.device) -> Choice:
+    return Choice(None, "fp32 (as asked)")
 
-    Micikevicius et al. 2018 (arXiv:1710.03740) for mixed precision: master weights stay fp32, and bf16 keeps fp32's
-    exponent range, so no loss scaling is needed (Kalamkar et al. 2019, arXiv:1905.12322).
-    """
-    if precision == "fp32":
-        return Choice(None, "fp32 (as asked)")
-    if precision == "bf16":
-        return Choice(torch.bfloat16, "bf16 autocast (as asked)")
+
+def _tf32(device: torch.device) -> Choice:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        raise FeatherweightError(f"precision: tf32 needs an NVIDIA GPU of Ampere or later, and this is {_name(device)}")
+    return Choice(None, "tf32 products (as asked)", tf32=True)
+
+
+def _bf16(device: torch.device) -> Choice:
+    return Choice(torch.bfloat16, "bf16 autocast (as asked)")
+
+
+def _fp16(device: torch.device) -> Choice:
+    return Choice(torch.float16, "fp16 autocast with loss scaling (as asked)", scaled=True)
+
+
+def _auto(device: torch.device) -> Choice:
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Choice(torch.bfloat16, f"bf16 autocast ({torch.cuda.get_device_name(device)} has it natively)")
-        return Choice(None, f"fp32 ({torch.cuda.get_device_name(device)} has no native bf16)")
-    fp32, bf16 = _gflops(torch.float32), _gflops(torch.bfloat16)
-    rates = f"measured {bf16:.0f} GFLOP/s in bf16, {fp32:.0f} in fp32"
+            return Choice(torch.bfloat16, f"bf16 autocast ({_name(device)} has it natively)", tf32=True)
+        if torch.cuda.get_device_capability(device) >= (7, 0):
+            return Choice(torch.float16, f"fp16 autocast with loss scaling ({_name(device)} has no bf16)", scaled=True)
+        return Choice(None, f"fp32 ({_name(device)} has no tensor cores)")
+    fp32, bf16 = (matmul_rate(device.type, dtype) for dtype in (torch.float32, torch.bfloat16))
+    rates = f"measured {bf16 / 1e9:.0f} GFLOP/s in bf16, {fp32 / 1e9:.0f} in fp32"
     if bf16 > WORTHWHILE * fp32:
         return Choice(torch.bfloat16, f"bf16 autocast ({rates})")
     return Choice(None, f"fp32 ({rates})")
+
+
+PRECISIONS: dict[str, Callable[[torch.device], Choice]] = {
+    "auto": _auto,
+    "fp32": _fp32,
+    "tf32": _tf32,
+    "bf16": _bf16,
+    "fp16": _fp16,
+}
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"a {device.type.upper()}"
+
+
+def choose(precision: str, device: torch.device) -> Choice:
+    """Resolves ``auto``, ``fp32``, ``tf32``, ``bf16`` or ``fp16`` for a device.
+
+    Micikevicius et al. 2018 (arXiv:1710.03740) for mixed precision: master weights stay fp32, and fp16 needs the loss
+    scaled; bf16 keeps fp32's exponent range and does not (Kalamkar et al. 2019, arXiv:1905.12322).
+
+    Raises:
+        FeatherweightError: the device cannot do it.
+    """
+    return PRECISIONS[precision](device)
+
+
+@contextmanager
+def autocast(choice: Choice, device: torch.device) -> Iterator[None]:
+    """Runs a forward pass in the chosen precision."""
+    with torch.autocast(device.type, choice.autocast or torch.bfloat16, enabled=choice.autocast is not None):
+        yield
+
+
+@contextmanager
+def products(choice: Choice) -> Iterator[None]:
+    """Lets fp32 products on a GPU round to TF32 while it is open, if that was chosen."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if choice.tf32 else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -113,7 +113,7 @@ def step_loss(
     temperature: float,
     pad_id: int,
     supervised: SupervisedLoss,
-) -> Callable[[list[int]], tuple[torch.Tensor, Mapping[str, float]]]:
+) -> Callable[[list[int]], tuple[torch.Tensor, Mapping[str, torch.Tensor]]]:
     """Makes the loss of a batch of rows for ``trainer.fit``.
 
     loss = w_logits · soft cross-entropy + w_hidden · mean over layers of relative MSE
@@ -134,7 +134,7 @@ def step_loss(
     num_heads = teacher.config.num_attention_heads  # type: ignore[union-attr]
     device = next(student.parameters()).device
 
-    def loss(indices: list[int]) -> tuple[torch.Tensor, Mapping[str, float]]:
+    def loss(indices: list[int]) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         ids, mask = batching.collate([rows[i] for i in indices], pad_id=pad_id)
         ids, mask = ids.to(device), mask.to(device)
         wanted = source.answer(indices)
@@ -153,6 +153,6 @@ def step_loss(
             parts["attention_loss"] = weights.attention * mean
         if weights.labels > 0:
             parts["label_loss"] = weights.labels * supervised(given.logits, targets[indices].to(device))
-        return torch.stack(list(parts.values())).sum(), {name: part.item() for name, part in parts.items()}
+        return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
 
     return loss

@@ -1,12 +1,13 @@
-"""The training loop that every stage shares: fused AdamW, warm-up and decay, clipping, length buckets, early stopping,
-checkpoints that resume. What is learned, and from what, is the caller's ``step_loss``.
+"""The training loop that every stage shares: length buckets, warm-up and decay, curves, evaluation, early stopping,
+checkpoints that resume. What is learned, and from what, is the caller's ``step_loss``; a step is ``updates.Update``.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import random
+import resource
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,17 +15,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tasks.ml import batching
+from tasks.ml import dropout, optimizers
+from tasks.ml.batching import Sampler
+from tasks.ml.checkpoints import Checkpoints, part
 from tasks.ml.precision import choose as choose_precision
+from tasks.ml.precision import matmul_rate, products
+from tasks.ml.updates import StepLoss, Taken, Update
 
 POINTS_PER_RUN = 200
 """Resolution of the recorded learning curves."""
-
-StepLoss = Callable[[list[int]], tuple[torch.Tensor, Mapping[str, float]]]
-"""From row indices to the loss and the named parts to record."""
+SAVES_EVERY = 300.0
+"""Seconds between checkpoints, beside those at each evaluation."""
 
 
 class Observer(Protocol):
@@ -58,76 +61,139 @@ def default_device() -> torch.device:
 
 
 def learning_rate_factor(step: int, total: int, *, warmup: float, schedule: str) -> float:
-    """Multiplier of the peak learning rate at a step: linear warm-up, then linear or cosine decay to zero."""
+    """Multiplier of the peak learning rate at a step: linear warm-up, then ``linear`` or ``cosine`` decay to
+    zero, or ``constant``."""
     rising = max(1, round(total * warmup)) if warmup > 0 else 0
     if step < rising:
         return (step + 1) / rising
+    if schedule == "constant":
+        return 1.0
     progress = (step - rising) / max(1, total - rising)
     return 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decays matrices only: biases and norms have no over-fitting capacity worth decaying."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def flops_per_token(model: nn.Module) -> int:
+    """Floating-point operations of training on one token: 6 per weight of a linear layer (Kaplan et al. 2020,
+    arXiv:2001.08361, section 2.1: 2 forward, 4 backward). Attention's own products are not counted, and what a shortcut
+    leaves out is.
+    """
+    return 6 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
 
 
-class _Checkpoint:
-    """Everything a run needs to go on: safetensors and JSON, replaced atomically (the JSON last)."""
-
-    def __init__(self, directory: Path | None) -> None:
-        self.directory = directory
-
-    def save(
-        self,
-        step: int,
-        model: nn.Module,
-        best: Mapping[str, torch.Tensor],
-        optimizer: torch.optim.Optimizer,
-        history: History,
-        progress: Mapping[str, Any],
-    ) -> None:
-        if self.directory is None:
-            return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
-        tensors |= {f"best.{k}": v.contiguous() for k, v in best.items()}
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": v.contiguous() for k, v in state.items()}
-        tensors["random"] = torch.get_rng_state()
-        name = f"step-{step}.safetensors"
-        # Model tensors may share memory (tied weights); safetensors refuses that, a clone never does.
-        save_file({k: v.detach().cpu().clone() for k, v in tensors.items()}, self.directory / name)
-        state_file = self.directory / "state.json"
-        temporary = state_file.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"tensors": name, "history": asdict(history), **progress, "step": step}))
-        temporary.replace(state_file)
-        for old in self.directory.glob("step-*.safetensors"):
-            if old.name != name:
-                old.unlink()
-
-    def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        if self.directory is None or not (self.directory / "state.json").is_file():
-            return None
-        state = json.loads((self.directory / "state.json").read_text())
-        if not (self.directory / state["tensors"]).is_file():
-            return None
-        return state, load_file(self.directory / state["tensors"])
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process ever held: on a GPU what torch allocated there, else the resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+class _Meter:
+    """Adds up what steps came to, on the device, and makes a point of the curves of it."""
+
+    def __init__(self, flops: int, peak_rate: float, device: torch.device) -> None:
+        self.flops, self.peak_rate, self.device = flops, peak_rate, device
+        self.seconds = 0.0
+        self.clear()
+
+    def clear(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.steps = self.rows = self.tokens = 0
+        self.clock = time.perf_counter()
+
+    def add(self, taken: Taken, *, rows: int, tokens: int) -> None:
+        values = {"loss": taken.loss, **taken.parts, "gradient_norm": taken.gradient_norm}
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps, self.rows, self.tokens = self.steps + 1, self.rows + rows, self.tokens + tokens
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out time that was not spent on steps."""
+        self.clock += seconds
+
+    def point(self) -> dict[str, float]:
+        # Reading the sums waits for the device, so the time is taken after it.
+        means = {name: value.item() / self.steps for name, value in self.sums.items()}
+        seconds = time.perf_counter() - self.clock
+        self.seconds += seconds
+        return means | {
+            "samples_per_s": self.rows / seconds,
+            "tokens_per_s": self.tokens / seconds,
+            "flops_utilization": self.flops * self.tokens / seconds / self.peak_rate,
+            "peak_memory_mb": peak_memory(self.device) / 1e6,
+        }
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in _part(tensors, "optimizer.").items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+@dataclass
+class _Best:
+    """The evaluation whose weights will be kept: the latest within one standard error of the highest."""
+
+    highest: float = -math.inf
+    bad: int = 0
+    """Evaluations since."""
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Empty where the model itself has them."""
+
+    def look(self, evaluation: Mapping[str, float]) -> bool:
+        """Whether the weights that were evaluated are the ones to keep."""
+        self.highest = max(self.highest, evaluation["accuracy"])
+        good = evaluation["accuracy"] >= self.highest - evaluation.get("standard_error", 0.0)
+        self.bad = 0 if good else self.bad + 1
+        return good
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
+
+
+def _set_random_state(state: Mapping[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+@dataclass
+class _Run:
+    """All that changes while a model is trained, to be written down and taken up again."""
+
+    model: nn.Module
+    update: Update
+    best: _Best
+    history: History
+
+    def save(self, checkpoints: Checkpoints, step: int) -> None:
+        groups = {
+            "model": self.model.state_dict(),
+            "best": self.best.weights,
+            "optimizer": self.update.optimizers.tensors(),
+            "random": _random_state(),
+        }
+        state = {
+            "history": asdict(self.history),
+            "best": {"highest": self.best.highest, "bad": self.best.bad},
+            "optimizer": self.update.optimizers.scalars(),
+            "scaler": self.update.scaler.state_dict(),
+            "micro_batch": self.update.micro_batch,
+            "out_of_memory_at": self.update.out_of_memory_at,
+        }
+        checkpoints.save(
+            step, {f"{group}.{k}": v for group, values in groups.items() for k, v in values.items()}, state
+        )
+
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> int:
+        """Returns the step that the state is of."""
+        self.update.optimizers.restore(part(tensors, "optimizer."), state["optimizer"])
+        self.model.load_state_dict(part(tensors, "model."))
+        self.update.scaler.load_state_dict(state["scaler"])
+        self.update.micro_batch, self.update.out_of_memory_at = state["micro_batch"], state["out_of_memory_at"]
+        self.best.highest, self.best.bad = state["best"]["highest"], state["best"]["bad"]
+        self.best.weights = {k: v.to(self.update.device) for k, v in part(tensors, "best.").items()}
+        for name, value in state["history"].items():
+            setattr(self.history, name, value)
+        self.history.notes["resumed_at_step"] = state["step"]
+        _set_random_state(part(tensors, "random."))
+        return int(state["step"])
 
 
 def fit(
@@ -146,104 +212,92 @@ def fit(
     precision: str,
     seed: int,
     observer: Observer,
+    optimizer: str = "adamw",
+    layer_decay: float = 1.0,
+    micro_batch: int = 0,
     evaluations_per_epoch: int = 1,
     patience: int | None = None,
     checkpoint: Path | None = None,
+    saves_every: float = SAVES_EVERY,
 ) -> History:
     """Trains a model in place and leaves it with the weights of the evaluation that it chose.
 
-    AdamW is Loshchilov & Hutter 2019 (arXiv:1711.05101), in its fused kernel. Chosen is the latest evaluation whose
-    ``accuracy`` is within one standard error of the highest (Breiman et al. 1984, section 3.4.3): smaller differences
-    are noise, and later weights have had more of the decaying learning rate.
+    Chosen is the latest evaluation whose ``accuracy`` is within one standard error of the highest (Breiman et al. 1984,
+    section 3.4.3): smaller differences are noise, and later weights have had more of the decaying learning rate.
 
     Args:
         evaluate: ``accuracy`` and, if it is measured on a sample, its ``standard_error``, on the selection split.
-        step_loss: rows → loss; called under autocast.
+        step_loss: rows → mean loss; called under autocast.
         lengths: tokens per row (N,), for the buckets.
         epochs: passes over the rows; fractions are fine.
+        optimizer: one of ``optimizers.OPTIMIZERS``; ``schedule`` is left out for one that is schedule-free.
+        micro_batch: rows computed at once; their gradients add up. 0: the whole batch.
         patience: evaluations without improvement before stopping; ``None`` never stops early.
-        checkpoint: directory of the resumable state, written after each evaluation; resumed from if it holds one.
+        checkpoint: directory of the resumable state, written after each evaluation and every ``saves_every`` seconds;
+            resumed from if it holds one.
 
     Raises:
-        FloatingPointError: the loss was not finite.
+        FloatingPointError: a loss or gradient was not finite; the newest checkpoint is of before it.
     """
     device = next(model.parameters()).device
     chosen = choose_precision(precision, device)
-    batches_per_epoch = math.ceil(len(lengths) / batch_size)
-    total = max(1, math.ceil(epochs * batches_per_epoch))
-    evaluate_every = max(1, batches_per_epoch // evaluations_per_epoch)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, weight_decay), lr=learning_rate, fused=True)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    sampler = Sampler(lengths, batch_size, seed=seed)
+    total = max(1, math.ceil(epochs * sampler.per_epoch))
+    evaluate_every = max(1, sampler.per_epoch // evaluations_per_epoch)
+    record_every = max(1, total // POINTS_PER_RUN)
+    algorithm = optimizers.build(
+        model, optimizer, learning_rate=learning_rate, weight_decay=weight_decay, layer_decay=layer_decay
+    )
+    if algorithm.description.schedule_free:
+        schedule = "constant"
+    update = Update(model, step_loss, algorithm, chosen, clip_norm=clip_norm, micro_batch=micro_batch)
     history = History(notes={"precision": chosen.reason, "device": str(device), "total_steps": total})
-    saver = _Checkpoint(checkpoint)
-    first_step, bad_evaluations, highest = 0, 0, -math.inf
-    best = {k: v.detach().clone() for k, v in model.state_dict().items()}
-
-    if (resumed := saver.load()) is not None:
-        state, tensors = resumed
-        model.load_state_dict(_part(tensors, "model."))
-        best = {k: v.to(device) for k, v in _part(tensors, "best.").items()}
-        _restore_optimizer(optimizer, tensors)
-        torch.set_rng_state(tensors["random"])
-        history = History(**state["history"])
-        history.notes["resumed_at_step"] = state["step"]
-        first_step, bad_evaluations = state["step"], state["bad_evaluations"]
-        highest = state["highest"]
+    best, first_step, saver = _Best(), 0, Checkpoints(checkpoint)
+    run = _Run(model, update, best, history)
+    if (resumed := saver.newest()) is not None:
+        first_step = run.restore(*resumed)
 
     model.train()
     observer.start(total_steps=total, first_step=first_step)
-    record_every = max(1, total // POINTS_PER_RUN)
-    sums: dict[str, float] = {}
-    rows_seen, steps_seen, clock = 0, 0, time.perf_counter()
-    batches: list[list[int]] = []
-    epoch = -1
-    for step in range(first_step, total):
-        if step // batches_per_epoch != epoch:
-            epoch = step // batches_per_epoch
-            # Seeded by epoch, so that a resumed run meets the same batches.
-            batches = batching.shuffled_buckets(lengths, batch_size, random.Random(seed * 100_003 + epoch))
-        rows = batches[step % batches_per_epoch]
-        factor = learning_rate_factor(step, total, warmup=warmup, schedule=schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * factor
-        with torch.autocast(device.type, chosen.autocast or torch.bfloat16, enabled=chosen.autocast is not None):
-            loss, parts = step_loss(rows)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(f"loss is {value} at step {step}; lower the learning rate or use precision fp32")
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-        for name, part in {"loss": value, **parts}.items():
-            sums[name] = sums.get(name, 0.0) + part
-        rows_seen, steps_seen = rows_seen + len(rows), steps_seen + 1
-        done = step + 1
-        if done % record_every == 0 or done == total:
-            point = {name: total_ / steps_seen for name, total_ in sums.items()}
-            point |= {"learning_rate": learning_rate * factor, "epoch": done / batches_per_epoch}
-            point["samples_per_s"] = rows_seen / (time.perf_counter() - clock)
-            history.points.append({"step": done, **point})
-            observer.step(done, point)
-            sums, rows_seen, steps_seen, clock = {}, 0, 0, time.perf_counter()
-        if done % evaluate_every == 0 or done == total:
+    meter = _Meter(flops_per_token(model), matmul_rate(device.type, chosen.matmul_dtype), device)
+    saved_at = time.monotonic()
+    with dropout.cheaper(model), products(chosen):
+        for step in range(first_step, total):
+            rows = sampler.at(step)
+            factor = learning_rate_factor(step, total, warmup=warmup, schedule=schedule)
+            taken = update.take(rows, step=step, learning_rate_factor=factor)
+            meter.add(taken, rows=len(rows), tokens=sum(lengths[row] for row in rows))
+            done = step + 1
+            where = {"epoch": done / sampler.per_epoch}
+            if done % record_every == 0 or done == total:
+                point = meter.point() | {"learning_rate": learning_rate * factor} | where
+                history.points.append({"step": done, **point})
+                observer.step(done, point)
+                meter.clear()
             paused = time.perf_counter()
-            evaluation = {"epoch": done / batches_per_epoch, **evaluate()}
-            model.train()
-            history.evaluations.append({"step": done, **evaluation})
-            observer.evaluation(done, evaluation)
-            highest = max(highest, evaluation["accuracy"])
-            if evaluation["accuracy"] >= highest - evaluation.get("standard_error", 0.0):
-                bad_evaluations = 0
-                best = {k: v.detach().clone() for k, v in model.state_dict().items()}
-            else:
-                bad_evaluations += 1
-            saver.save(done, model, best, optimizer, history, {"bad_evaluations": bad_evaluations, "highest": highest})
-            if patience is not None and bad_evaluations >= patience:
+            if done % evaluate_every == 0 or done == total:
+                with algorithm.averaged():
+                    evaluation = where | dict(evaluate())
+                    if best.look(evaluation):
+                        # At the end nothing will change them any more, unless they are an average that is put back.
+                        copied = done < total or algorithm.description.schedule_free
+                        best.weights = {k: v.clone() for k, v in model.state_dict().items()} if copied else {}
+                model.train()
+                history.evaluations.append({"step": done, **evaluation})
+                observer.evaluation(done, evaluation)
+                seconds = time.perf_counter() - paused
+                history.notes["evaluation_s"] = history.notes.get("evaluation_s", 0.0) + seconds
+            if done < total and (done % evaluate_every == 0 or time.monotonic() - saved_at > saves_every):
+                run.save(saver, done)
+                saved_at = time.monotonic()
+            meter.pause(time.perf_counter() - paused)
+            if patience is not None and best.bad >= patience:
                 history.notes["stopped_early_at_step"] = done
                 break
-            clock += time.perf_counter() - paused
-    model.load_state_dict(best)
+    if best.weights:
+        model.load_state_dict(best.weights)
     model.eval()
+    history.notes["training_s"] = history.notes.get("training_s", 0.0) + meter.seconds
+    history.notes["optimizer_state_mb"] = round(algorithm.state_bytes() / 1e6, 1)
+    history.notes["micro_batch"] = update.micro_batch or batch_size
     return history

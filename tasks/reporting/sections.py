@@ -27,7 +27,6 @@ CHECKS = {
 
 SYMBOLS = {CheckStatus.PASSED: "✓", CheckStatus.FAILED: "✕", CheckStatus.UNDECIDABLE: "?"}
 
-CURVE_FIELDS = {"step", "epoch", "loss", "learning_rate", "samples_per_s"}
 """Fields of a point of a history that are not parts of a composed loss."""
 
 SPEED_FIELDS = {
@@ -143,7 +142,7 @@ def curves(result: StageResult, history: Row) -> dict[str, Any]:
     points, evaluations, card = history["points"], history["evaluations"], result.scorecard
     title = TITLES.get(result.stage, result.stage)
     # A composed loss (of a distillation) is in other units than the selection split's cross-entropy: never on one axis.
-    composed = any(set(point) - CURVE_FIELDS for point in points)
+    composed = any(part.endswith("_loss") for point in points for part in point)
     panels = []
     if points:
         loss = {"training": [(point["epoch"], point["loss"]) for point in points]}
@@ -151,6 +150,9 @@ def curves(result: StageResult, history: Row) -> dict[str, Any]:
             loss["selection"] = [(point["epoch"], point["loss"]) for point in evaluations]
         name = "Loss against the teacher" if composed else "Loss"
         panels.append(_lines(name, title, loss, numbers.number))
+        for key, name in (("gradient_norm", "Gradient norm"), ("learning_rate", "Learning rate")):
+            line = {"training": [(point["epoch"], point[key]) for point in points if key in point]}
+            panels.append(_lines(name, title, line, numbers.number))
     facts = []
     if evaluations:
         best = max(evaluations, key=lambda point: (point["accuracy"], -point["loss"]))
@@ -164,6 +166,8 @@ def curves(result: StageResult, history: Row) -> dict[str, Any]:
         facts.append(f"train{numbers.MINUS}selection gap {numbers.points(card.overfit_gap)}")
     if card.samples_per_s is not None:
         facts.append(f"{numbers.number(card.samples_per_s)} rows/s")
+    if shares := [point["flops_utilization"] for point in points if "flops_utilization" in point]:
+        facts.append(f"{numbers.percent(sum(shares) / len(shares), 0)} of the measured matrix-product peak")
     return {"title": title, "panels": panels, "facts": facts, "precision": history["notes"].get("precision", "")}
 
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.contracts import FeatherweightError
 from tasks.ml import precision, trainer
+from tasks.ml.checkpoints import Checkpoints
 
 
 class Recorder:
@@ -34,14 +36,15 @@ class Recorder:
 class Regression:
     """y = x · w on fixed data, learned by a linear layer with dropout: everything a run's state consists of."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, dropout: float = 0.2) -> None:
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(64, 5, generator=generator)
         self.y = self.x @ torch.randn(5, 1, generator=generator)
         torch.manual_seed(1)
-        self.model = nn.Sequential(nn.Dropout(0.2), nn.Linear(5, 1))
+        self.model = nn.Sequential(nn.Dropout(dropout), nn.Linear(5, 1))
+        self.learn = self.loss
 
-    def loss(self, rows: list[int]) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(self, rows: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return (self.model(self.x[rows]) - self.y[rows]).square().mean(), {}
 
     def evaluate(self) -> dict[str, float]:
@@ -65,7 +68,7 @@ class Regression:
             "seed": 0,
             "observer": observer,
         }
-        return trainer.fit(self.model, self.loss, **options | changes)
+        return trainer.fit(self.model, self.learn, **options | changes)
 
 
 def test_it_learns_and_records() -> None:
@@ -79,16 +82,21 @@ def test_it_learns_and_records() -> None:
     assert history.notes["precision"] == "fp32 (as asked)"
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("saves_every", "resumed_at"), [(trainer.SAVES_EVERY, 24), (0.0, 28)])
+@pytest.mark.parametrize("optimizer", ["adamw", "schedule-free-adamw"])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
+    tmp_path: Path, saves_every: float, resumed_at: int, optimizer: str
+) -> None:
     whole = Regression()
-    whole.fit(Recorder())
+    whole.fit(Recorder(), optimizer=optimizer)
     broken = Regression()
     with pytest.raises(KeyboardInterrupt):
-        broken.fit(Recorder(stop_after=29), checkpoint=tmp_path)
+        broken.fit(Recorder(stop_after=29), checkpoint=tmp_path, saves_every=saves_every, optimizer=optimizer)
     again, observer = Regression(), Recorder()
-    history = again.fit(observer, checkpoint=tmp_path)
-    assert observer.first_step == 24
-    assert history.notes["resumed_at_step"] == 24
+    torch.manual_seed(99)
+    history = again.fit(observer, checkpoint=tmp_path, optimizer=optimizer)
+    assert observer.first_step == resumed_at
+    assert history.notes["resumed_at_step"] == resumed_at
     assert [point["step"] for point in history.points] == list(range(1, 49))
     for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -127,6 +135,87 @@ def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
     task.x[3] = float("nan")
     with pytest.raises(FloatingPointError, match="loss is nan at step 0; lower the learning rate"):
         task.fit(Recorder(), batch_size=64)
+
+
+def test_a_gradient_that_is_not_finite_is_named_and_the_newest_checkpoint_is_of_before_it(tmp_path: Path) -> None:
+    task = Regression()
+    calls = iter(range(100))
+
+    def loss(rows: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        value, parts = task.loss(rows)
+        # A root at zero: the loss is finite, its slope is not.
+        return (value + (0 * task.model[1].bias).abs().sum().sqrt() if next(calls) == 20 else value), parts
+
+    task.learn = loss
+    with pytest.raises(
+        FloatingPointError, match=r"gradient of 1\.bias is not finite at step 20; lower the learning rate"
+    ):
+        task.fit(Recorder(), checkpoint=tmp_path)
+    saved = Checkpoints(tmp_path).newest()
+    assert saved is not None
+    assert saved[0]["step"] == 16
+    assert all(torch.isfinite(tensor).all() for tensor in saved[1].values())
+
+
+def test_micro_batches_have_the_gradient_of_the_whole_batch() -> None:
+    whole, cut = Regression(dropout=0.0), Regression(dropout=0.0)
+    whole.fit(Recorder(), batch_size=16)
+    cut.fit(Recorder(), batch_size=16, micro_batch=5)
+    for a, b in zip(whole.model.parameters(), cut.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_out_of_memory_halves_the_micro_batch_once_and_keeps_the_batch() -> None:
+    whole, short = Regression(dropout=0.0), Regression(dropout=0.0)
+    largest: list[int] = []
+
+    def loss(rows: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        largest.append(len(rows))
+        if len(rows) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Regression.loss(short, rows)
+
+    short.learn = loss
+    history = short.fit(Recorder(), batch_size=16)
+    assert largest[:3] == [16, 8, 8]
+    assert history.notes["micro_batch"] == 8
+    whole.fit(Recorder(), batch_size=16)
+    for a, b in zip(whole.model.parameters(), short.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    again = Regression()
+    again.learn = loss
+    with pytest.raises(torch.OutOfMemoryError):
+        again.fit(Recorder(), batch_size=64)
+
+
+def test_fp16_scales_the_loss_and_leaves_out_steps_that_overflow() -> None:
+    task = Regression()
+    history = task.fit(Recorder(), precision="fp16")
+    assert history.notes["precision"] == "fp16 autocast with loss scaling (as asked)"
+    assert task.evaluate()["loss"] < 0.1
+
+
+def test_tf32_is_refused_where_there_is_none() -> None:
+    with pytest.raises(FeatherweightError, match="tf32 needs an NVIDIA GPU of Ampere or later, and this is a CPU"):
+        precision.choose("tf32", torch.device("cpu"))
+
+
+def test_measuring_the_machine_draws_no_numbers_that_others_would_have_drawn() -> None:
+    before = torch.get_rng_state()
+    precision.matmul_rate.cache_clear()
+    assert precision.matmul_rate("cpu", torch.float32, 0.01) > 1e9
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_curves_hold_speed_memory_and_the_size_of_gradients() -> None:
+    point = Regression().fit(Recorder()).points[-1]
+    assert set(point) == {
+        "step", "epoch", "loss", "learning_rate", "gradient_norm", "samples_per_s", "tokens_per_s",
+        "flops_utilization", "peak_memory_mb",
+    }  # fmt: skip
+    assert point["gradient_norm"] > 0
+    assert 0 < point["flops_utilization"] < 1
+    assert 50 < point["peak_memory_mb"] < 100_000
 
 
 def test_frozen_parameters_stay() -> None:

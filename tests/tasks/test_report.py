@@ -54,7 +54,7 @@ def test_page_asks_nobody_for_anything() -> None:
 def test_charts_are_well_formed_and_every_mark_that_answers_says_a_number() -> None:
     html = render(samples.outcome(RUN_ID))
     images = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    assert len(images) == 3 + 3 + 6 + 1  # checks, waterfall, two per stage that trains, token lengths
+    assert len(images) == 3 + 3 + 12 + 1  # checks, waterfall, four per stage that trains, token lengths
     for image in images:
         root = ElementTree.fromstring(image)
         assert root.get("aria-label")

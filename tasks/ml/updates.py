@@ -1,0 +1,114 @@
+"""One optimizer step: micro-batches, precision, loss scaling, clipping, and the guard against what is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tasks.ml import batching
+from tasks.ml.optimizers import Optimizers, gradients
+from tasks.ml.precision import Choice, autocast
+
+StepLoss = Callable[[list[int]], tuple[torch.Tensor, Mapping[str, torch.Tensor]]]
+"""From row indices to the mean loss and the named parts of it to record, detached."""
+
+LOOKS_EVERY = {"cpu": 1, "cuda": 8}
+"""Steps between looks at whether all is finite; on a GPU each look waits for the device."""
+SMALLEST_SCALE = 2.0**-14
+"""fp16 halves its loss scale while gradients overflow; below this it is the gradients that are wrong."""
+
+
+@dataclass
+class Taken:
+    """What a step came to, on the device: nothing here waits for it."""
+
+    loss: torch.Tensor
+    parts: dict[str, torch.Tensor]
+    gradient_norm: torch.Tensor
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+class Update:
+    """Takes optimizer steps.
+
+    A batch may be cut into micro-batches: each one's mean loss is weighted by its share of the rows, so that the
+    gradient is that of the whole batch wherever the loss is a mean over rows.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        step_loss: StepLoss,
+        optimizers: Optimizers,
+        precision: Choice,
+        *,
+        clip_norm: float,
+        micro_batch: int,
+    ) -> None:
+        self.model, self.step_loss, self.optimizers, self.precision = model, step_loss, optimizers, precision
+        self.clip_norm, self.micro_batch = clip_norm, micro_batch
+        self.device = next(model.parameters()).device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision.scaled)
+        self.out_of_memory_at: int | None = None
+
+    def _accumulate(self, rows: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        total: dict[str, torch.Tensor] = {}
+        for micro in batching.split(rows, self.micro_batch):
+            share = len(micro) / len(rows)
+            with autocast(self.precision, self.device):
+                loss, parts = self.step_loss(micro)
+            self.scaler.scale(loss * share).backward()
+            for name, value in {"loss": loss.detach(), **parts}.items():
+                total[name] = total[name] + share * value if name in total else share * value
+        return total.pop("loss"), total
+
+    def _forgiving(self, rows: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Computes gradients; where memory does not suffice for the first time, again in halves."""
+        try:
+            return self._accumulate(rows)
+        except RuntimeError as error:
+            size = self.micro_batch or len(rows)
+            if not _is_out_of_memory(error) or self.out_of_memory_at is not None or size == 1:
+                raise
+            self.out_of_memory_at, self.micro_batch = size, -(-size // 2)
+        # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
+        self.optimizers.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self._accumulate(rows)
+
+    def take(self, rows: list[int], *, step: int, learning_rate_factor: float) -> Taken:
+        """Moves the weights by one step over these rows.
+
+        Raises:
+            FloatingPointError: a loss or gradient was not finite. On the CPU the weights are as before the step.
+        """
+        self.optimizers.set_learning_rate(learning_rate_factor)
+        loss, parts = self._forgiving(rows)
+        self.optimizers.unscale(self.scaler)
+        values = gradients(self.optimizers.parameters)
+        norm = nn.utils.get_total_norm(values)
+        if step % LOOKS_EVERY.get(self.device.type, 1) == 0:
+            self._look(loss, norm, step)
+        # Pascanu et al. 2013 (arXiv:1211.5063), without waiting for the norm.
+        torch._foreach_mul_(values, (self.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        self.optimizers.step(self.scaler)
+        return Taken(loss, parts, norm)
+
+    def _look(self, loss: torch.Tensor, norm: torch.Tensor, step: int) -> None:
+        advice = "lower the learning rate or use precision fp32"
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"loss is {loss.item()} at step {step}; {advice}")
+        if torch.isfinite(norm):
+            return
+        if self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE:
+            return  # this step is left out and the scale halved
+        values = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        guilty = [n for n, g in values.items() if not torch.isfinite(g.values() if g.is_sparse else g).all()]
+        raise FloatingPointError(f"gradient of {guilty[0]} is not finite at step {step}; {advice}")
