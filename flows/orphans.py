@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import signal
-import sys
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
@@ -13,19 +10,17 @@ from prefect.runtime import deployment
 from prefect.states import Crashed, StateType
 
 from tasks import tracking
+from tasks.ml import machine
 
 logger = logging.getLogger("featherweight")
 
 REASON = "its process was killed"
 
 
-PR_SET_PDEATHSIG = 1
-
-
 def end_with_worker() -> None:
-    """Lets a run that a worker started be ended when the worker is killed, instead of going on unseen (Linux)."""
-    if deployment.id and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Lets a run that a worker started be ended when the worker is killed."""
+    if deployment.id:
+        machine.end_with_parent()
 
 
 def close() -> None:

@@ -112,9 +112,19 @@ class OptimizerConfig(StageConfig):
         "0: trains the layers themselves.",
     )
 
+    num_processes: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        title="Processes",
+        description="Processes on this machine that share every batch (torchrun, DDP): one per GPU, or a share of the "
+        "cores each.",
+    )
+
     def for_trainer(self) -> dict[str, Any]:
         """Returns the keyword arguments of ``trainer.fit`` among the fields of this class."""
-        return {name: getattr(self, name) for name in OptimizerConfig.model_fields if name not in MODEL_FIELDS}
+        other = {*MODEL_FIELDS, "num_processes"}
+        return {name: getattr(self, name) for name in OptimizerConfig.model_fields if name not in other}
 
     def for_model(self) -> dict[str, Any]:
         """Returns the keyword arguments of ``trainable.prepared`` among the fields of this class."""

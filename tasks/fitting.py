@@ -10,11 +10,10 @@ from tasks.contracts import OptimizerConfig, Scorecard, StageOutput
 from tasks.stage import checkpoint_directory
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import nn
 
     from tasks.ml.datasets import Split
-    from tasks.ml.trainer import StepLoss
+    from tasks.ml.lessons import Lesson
 
 logger = logging.getLogger("featherweight")
 
@@ -23,62 +22,48 @@ def fit(
     title: str,
     model: nn.Module,
     tokenizer: Any,
-    step_loss: StepLoss,
+    lesson: Lesson,
     *,
-    lengths: list[int],
-    problem_name: str,
     train: Split,
-    selection: Split,
     config: OptimizerConfig,
     seed: int,
-    reference: np.ndarray | None = None,
     **options: Any,
 ) -> StageOutput:
     """Fits and publishes a model; reports its quality on the selection split and the gap to the training split.
 
     Args:
-        lengths: tokens of each row that ``step_loss`` can be asked for.
-        train, selection: labelled rows, encoded with ``tokenizer``.
-        reference: the teacher's logits on the selection split (N, C).
+        train: labelled rows of the training split.
         options: passed on to ``trainer.fit``.
     """
-    from tasks.ml import learning, modeling, problems, trainable, trainer
+    from tasks.ml import elastic, learning, modeling, problems
 
-    problem = problems.get(problem_name)
-    pad_id = tokenizer.pad_token_id
-
-    def evaluate() -> dict[str, float]:
-        return learning.quality(model, problem, selection, pad_id=pad_id, reference=reference)
-
-    with (
-        tracking.current().system_metrics(),
-        progress.training(title) as observer,
-        trainable.prepared(model, optimizer=config.optimizer, **config.for_model()),
-    ):
-        history = trainer.fit(
-            model,
-            step_loss,
-            lengths=lengths,
-            evaluate=evaluate,
-            seed=seed,
-            observer=observer,
-            checkpoint=checkpoint_directory(),
+    with tracking.current().system_metrics(), progress.training(title) as observer:
+        settings = {
+            "for_model": config.for_model(),
+            "observer": observer,
+            "checkpoint": checkpoint_directory(),
+            "seed": seed,
             **config.for_trainer(),
             **options,
-        )
+        }
+        if config.num_processes > 1:
+            history = elastic.learn(model, lesson, num_processes=config.num_processes, **settings)
+        else:
+            history = lesson.learn(model, **settings)
     logger.info("%s: precision %s", title, history.notes["precision"])
     tracking.current().tags({f"featherweight.{key}": str(value) for key, value in history.notes.items()})
-    quality = evaluate()
-    seen = train.head(len(selection))
-    train_accuracy = learning.quality(model, problem, seen, pad_id=pad_id)["accuracy"]
-    bundle, size_mb = publish.torch_bundle(model.cpu(), tokenizer, problem_name)
+    quality = lesson.quality(model)
+    seen = train.head(len(lesson.selection))
+    problem = problems.get(lesson.problem)
+    train_accuracy = learning.quality(model, problem, seen, pad_id=lesson.pad_id)["accuracy"]
+    bundle, size_mb = publish.torch_bundle(model.cpu(), tokenizer, lesson.problem)
     speeds = [point["samples_per_s"] for point in history.points]
     return StageOutput(
         bundle=bundle,
         evidence=publish.evidence({"history.json": history.to_json()}),
         scorecard=Scorecard(
             split="selection",
-            num_examples=len(selection),
+            num_examples=len(lesson.selection),
             accuracy=quality["accuracy"],
             loss=quality["loss"],
             train_accuracy=train_accuracy,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 from pydantic import Field
 
 from tasks import fitting, store
@@ -34,29 +32,31 @@ def _base_digest(base_model: str, **_: object) -> str:
 @stage(salt=_base_digest)
 def train(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int) -> StageOutput:
     """Fine-tunes the base model on the training split; the selection split stops it and shows overfitting."""
-    from tasks.ml import datasets, first_token, learning, modeling, problems, trainer
+    from tasks.ml import datasets, lessons, modeling, problems, trainer
 
     data = store.path(splits.digest)
-    problem = problems.get(splits.problem)
     directory = locators.locate(base_model)
     trainer.seed_everything(seed)
     tokenizer = modeling.load_tokenizer(directory)
-    model = problem.load_base(directory, datasets.info(data).labels, dropout=config.dropout)
+    model = problems.get(splits.problem).load_base(directory, datasets.info(data).labels, dropout=config.dropout)
     model.to(trainer.default_device())
     rows = datasets.read(data, "train", tokenizer)
-    pad_id = tokenizer.pad_token_id
-    with first_token.narrowed(model) if problem.FIRST_TOKEN_ONLY else nullcontext():
-        return fitting.fit(
-            "train",
-            model,
-            tokenizer,
-            learning.supervised(model, problem, rows, pad_id=pad_id, label_smoothing=config.label_smoothing),
-            lengths=[len(row) for row in rows.input_ids],
-            problem_name=splits.problem,
-            train=rows,
-            selection=datasets.read(data, "selection", tokenizer),
-            config=config,
-            seed=seed,
-            evaluations_per_epoch=config.evaluations_per_epoch,
-            patience=config.patience,
-        )
+    lesson = lessons.Lesson(
+        problem=splits.problem,
+        pad_id=tokenizer.pad_token_id,
+        input_ids=rows.input_ids,
+        targets=rows.targets,
+        selection=datasets.read(data, "selection", tokenizer),
+        label_smoothing=config.label_smoothing,
+    )
+    return fitting.fit(
+        "train",
+        model,
+        tokenizer,
+        lesson,
+        train=rows,
+        config=config,
+        seed=seed,
+        evaluations_per_epoch=config.evaluations_per_epoch,
+        patience=config.patience,
+    )

@@ -49,12 +49,11 @@ def teach(
         tokenizer: encodes for both models.
         layer_map: teacher layer that each student layer learns.
     """
-    import torch
+    import numpy as np
 
-    from tasks.ml import augmentation, datasets, evaluation, problems, teaching, trainer
+    from tasks.ml import augmentation, datasets, evaluation, lessons, problems, teaching, trainer
 
     data = store.path(splits.digest)
-    problem = problems.get(splits.problem)
     trainer.seed_everything(seed)
     train, unlabeled, selection = (datasets.read(data, name, tokenizer) for name in ("train", "unlabeled", "selection"))
     spans = augmentation.sub_spans(train.texts, config.augmentation, seed=seed)
@@ -63,38 +62,24 @@ def teach(
         + datasets.encode(spans, tokenizer, max_length=datasets.info(data).max_length)
         + unlabeled.input_ids
     )
-    targets = torch.full((len(rows),), problem.NO_TARGET)
-    targets[: len(train)] = torch.as_tensor(train.targets)
+    targets = np.full(len(rows), problems.get(splits.problem).NO_TARGET)
+    targets[: len(train)] = train.targets
     device = trainer.default_device()
     student.to(device)
     teacher.to(device)
-    pad_id = tokenizer.pad_token_id
-    loss = teaching.step_loss(
-        student,
-        teacher,
-        rows,
-        targets,
-        layer_map=layer_map,
-        weights=teaching.Weights(
-            logits=config.logit_weight,
-            hidden=config.hidden_weight,
-            attention=config.attention_weight,
-            labels=config.label_weight,
-        ),
-        temperature=config.temperature,
-        pad_id=pad_id,
-        supervised=problem.loss,
+    weights = teaching.Weights(
+        logits=config.logit_weight,
+        hidden=config.hidden_weight,
+        attention=config.attention_weight,
+        labels=config.label_weight,
     )
-    return fitting.fit(
-        title,
-        student,
-        tokenizer,
-        loss,
-        lengths=[len(row) for row in rows],
-        problem_name=splits.problem,
-        train=train,
+    lesson = lessons.Lesson(
+        problem=splits.problem,
+        pad_id=tokenizer.pad_token_id,
+        input_ids=rows,
+        targets=targets,
         selection=selection,
-        config=config,
-        seed=seed,
-        reference=evaluation.logits(teacher, selection.input_ids, pad_id=pad_id),
+        tutor=lessons.Tutor(teacher, layer_map, weights, config.temperature),
+        reference=evaluation.logits(teacher, selection.input_ids, pad_id=tokenizer.pad_token_id),
     )
+    return fitting.fit(title, student, tokenizer, lesson, train=train, config=config, seed=seed)

@@ -8,23 +8,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.ml import batching
+from tasks.ml import batching, world
 
 
 @torch.inference_mode()
 def logits(model: nn.Module, input_ids: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = 64) -> np.ndarray:
-    """Returns the fp32 logits (N, C) of a model in evaluation mode, in row order."""
+    """Returns the fp32 logits (N, C) of a model in evaluation mode, in row order; processes share the work."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     lengths = [len(row) for row in input_ids]
-    parts: list[tuple[list[int], np.ndarray]] = []
-    for rows in batching.by_length(lengths, batch_size):
+    parts: list[tuple[list[int], torch.Tensor]] = []
+    mine = world.share(batching.by_length(lengths, batch_size))
+    for rows in mine or [[0]]:
         ids, mask = batching.collate([input_ids[row] for row in rows], pad_id=pad_id)
         output = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-        parts.append((rows, output.float().cpu().numpy()))
+        parts.append((rows, output.float()))
     model.train(was_training)
-    result = np.empty((len(input_ids), parts[0][1].shape[1]), dtype=np.float32)
-    for rows, values in parts:
+    result = torch.zeros((len(input_ids), parts[0][1].shape[1]), device=device)
+    for rows, values in parts if mine else ():
         result[rows] = values
-    return result
+    return world.total(result).cpu().numpy()

@@ -59,6 +59,14 @@ def shapes(model: nn.Module) -> list[dict[str, int]]:
 
 def save(model: nn.Module, tokenizer: Any, directory: Path, *, spec: quantization.Spec | None = None) -> None:
     """Writes a torch bundle into an existing directory."""
+    save_model(model, directory)
+    tokenizer.save_pretrained(directory)
+    if spec is not None:
+        (directory / quantization.SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
+
+
+def save_model(model: nn.Module, directory: Path) -> None:
+    """Writes a model's configuration and weights into an existing directory, for ``load``."""
     config = model.config.to_dict()  # type: ignore[union-attr, operator]
     config.pop("_name_or_path", None)
     config["num_hidden_layers"] = len(shapes(model))
@@ -66,9 +74,6 @@ def save(model: nn.Module, tokenizer: Any, directory: Path, *, spec: quantizatio
     (directory / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True, default=str), encoding="utf-8")
     state = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
     save_file(state, directory / WEIGHTS)
-    tokenizer.save_pretrained(directory)
-    if spec is not None:
-        (directory / quantization.SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
 
 
 def skeleton(directory: Path, problem: str) -> nn.Module:

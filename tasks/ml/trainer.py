@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from tasks.ml import dropout, optimizers
+from tasks.ml import dropout, optimizers, world
 from tasks.ml.batching import Sampler
 from tasks.ml.checkpoints import Checkpoints, part
 from tasks.ml.precision import choose as choose_precision
@@ -288,7 +288,8 @@ def fit(
                 seconds = time.perf_counter() - paused
                 history.notes["evaluation_s"] = history.notes.get("evaluation_s", 0.0) + seconds
             if done < total and (done % evaluate_every == 0 or time.monotonic() - saved_at > saves_every):
-                run.save(saver, done)
+                if world.rank() == 0:
+                    run.save(saver, done)
                 saved_at = time.monotonic()
             meter.pause(time.perf_counter() - paused)
             if patience is not None and best.bad >= patience:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tasks.ml import batching
+from tasks.ml import batching, world
 from tasks.ml.optimizers import Optimizers, gradients
 from tasks.ml.precision import Choice, autocast
 
@@ -51,30 +51,40 @@ class Update:
         clip_norm: float,
         micro_batch: int,
     ) -> None:
-        self.model, self.step_loss, self.optimizers, self.precision = model, step_loss, optimizers, precision
+        self.model, self.optimizers, self.precision = model, optimizers, precision
+        self.loss = world.Replicated(model, step_loss)
         self.clip_norm, self.micro_batch = clip_norm, micro_batch
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision.scaled)
         self.out_of_memory_at: int | None = None
 
     def _accumulate(self, rows: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        # Who has no row of a short last batch computes one that counts for nothing: all must take part.
+        mine = world.share(rows)
+        micros = batching.split(mine or rows[:1], self.micro_batch)
         total: dict[str, torch.Tensor] = {}
-        for micro in batching.split(rows, self.micro_batch):
-            share = len(micro) / len(rows)
-            with autocast(self.precision, self.device):
-                loss, parts = self.step_loss(micro)
-            self.scaler.scale(loss * share).backward()
+        for number, micro in enumerate(micros, start=1):
+            share = len(micro) / len(rows) if mine else 0.0
+            with self.loss.gathering(last=number == len(micros)):
+                with autocast(self.precision, self.device):
+                    loss, parts = self.loss.forward(micro)
+                # Processes average their gradients, and here they are to add up.
+                self.scaler.scale(loss * (share * world.size())).backward()
             for name, value in {"loss": loss.detach(), **parts}.items():
                 total[name] = total[name] + share * value if name in total else share * value
+        sums = world.total(torch.stack(list(total.values())))
+        total = dict(zip(total, sums, strict=True))
         return total.pop("loss"), total
 
     def _forgiving(self, rows: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Computes gradients; where memory does not suffice for the first time, again in halves."""
+        """Computes gradients; where memory does not suffice for the first time, again in halves (one process)."""
         try:
             return self._accumulate(rows)
         except RuntimeError as error:
             size = self.micro_batch or len(rows)
-            if not _is_out_of_memory(error) or self.out_of_memory_at is not None or size == 1:
+            # Other processes would wait for gradients that do not come again.
+            once = self.out_of_memory_at is None and world.size() == 1
+            if not _is_out_of_memory(error) or not once or size == 1:
                 raise
             self.out_of_memory_at, self.micro_batch = size, -(-size // 2)
         # Outside the handler, whose traceback keeps the tensors of the failed pass alive.

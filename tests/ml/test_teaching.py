@@ -42,7 +42,7 @@ def test_each_part_sees_its_difference(model: nn.Module, tokenizer: Any, texts: 
     student = surgery.keep_layers(model, [1, 3])
     loss, parts = make_loss(student, model, rows, layer_map=[1, 3])([0, 1, 2, 3])
     assert all(value > 1e-3 for value in parts.values())
-    assert loss.item() == pytest.approx(sum(parts.values()), rel=1e-5)
+    assert loss.item() == pytest.approx(sum(parts.values()).item(), rel=1e-5)
     loss.backward()
     assert all(p.grad is not None for name, p in student.named_parameters() if "layer" in name)
     assert all(p.grad is None for p in model.parameters())
@@ -68,7 +68,7 @@ def test_labels_count_only_where_there_are_any(model: nn.Module, tokenizer: Any,
         supervised=text_classification.loss,
     )  # fmt: skip
     assert loss([1, 3])[1]["label_loss"] == 0.0
-    assert loss([0, 1])[1]["label_loss"] == pytest.approx(loss([0])[1]["label_loss"], rel=1e-4)
+    assert loss([0, 1])[1]["label_loss"] == pytest.approx(loss([0])[1]["label_loss"].item(), rel=1e-4)
 
 
 def test_quality_counts_rows_in_order(model: nn.Module, tokenizer: Any, texts: list[str]) -> None:

@@ -1,0 +1,186 @@
+"""Real processes under torchrun, joined by gloo, against one process on the same lesson."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from tasks.contracts import FeatherweightError
+from tasks.ml import elastic, evaluation, teaching, trainer
+from tasks.ml.datasets import Split
+from tasks.ml.lessons import Lesson, Tutor
+from tests import servers
+
+FOR_MODEL = {"embeddings": "sparse", "activation_checkpointing": False, "lora_rank": 0}
+FOR_TRAINER: dict[str, Any] = {
+    "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "schedule": "linear", "warmup": 0.1, "weight_decay": 0.01,
+    "clip_norm": 1.0, "precision": "fp32", "seed": 0, "optimizer": "adamw",
+}  # fmt: skip
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.first_step = -1
+        self.losses: dict[int, float] = {}
+        self.evaluations: list[int] = []
+
+    def start(self, *, total_steps: int, first_step: int) -> None:
+        self.first_step = first_step
+
+    def step(self, step: int, point: Mapping[str, float]) -> None:
+        self.losses[step] = point["loss"]
+
+    def evaluation(self, step: int, point: Mapping[str, float]) -> None:
+        self.evaluations.append(step)
+
+
+def lesson(model: nn.Module, *, tutored: bool = False, rows: int = 41) -> Lesson:
+    """Rows of random tokens; 41 at 8 a batch end in a batch of one, which is fewer than there are processes."""
+    rng = np.random.default_rng(0)
+    ids = [[2, *rng.integers(5, 40, rng.integers(1, 9)).tolist(), 3] for _ in range(rows)]
+    targets = np.array([row[1] % 2 for row in ids])
+    selection = Split([""] * 10, ids[:10], targets[:10])
+    tutor, reference = None, None
+    if tutored:
+        teacher = copy.deepcopy(model)
+        with torch.no_grad():
+            teacher.classifier.weight.mul_(-3)
+        tutor = Tutor(teacher, [0, 1, 2, 3], teaching.Weights(attention=0.5), 2.0)
+        reference = evaluation.logits(teacher, selection.input_ids, pad_id=0)
+    return Lesson("text-classification", 0, ids, targets, selection, tutor=tutor, reference=reference)
+
+
+def train(
+    model: nn.Module, what: Lesson, processes: int, checkpoint: Path | None = None, **changes: Any
+) -> tuple[nn.Module, Recorder, trainer.History]:
+    student, recorder = copy.deepcopy(model), Recorder()
+    options: dict[str, Any] = {"for_model": FOR_MODEL, "observer": recorder, "checkpoint": checkpoint}
+    options |= FOR_TRAINER | changes
+    if processes == 1:
+        trainer.seed_everything(0)
+        return student, recorder, what.learn(student, **options)
+    return student, recorder, elastic.learn(student, what, num_processes=processes, **options)
+
+
+@pytest.mark.parametrize(
+    ("processes", "tutored"),
+    [(2, False), pytest.param(2, True, marks=pytest.mark.slow), pytest.param(4, False, marks=pytest.mark.slow)],
+)
+def test_processes_learn_what_one_learns(model: nn.Module, processes: int, tutored: bool) -> None:
+    """Same batches, same gradients but for the order of sums: losses agree to 1e-4, weights to 1e-3 of their change.
+
+    But for the biases of keys: softmax takes no notice of them, their gradient is rounding, and Adam makes it a step.
+    """
+    what = lesson(model, tutored=tutored)
+    alone, one, _ = train(model, what, 1)
+    together, several, history = train(model, what, processes, micro_batch=3)
+    assert history.notes["num_processes"] == processes
+    assert several.losses.keys() == one.losses.keys() == set(range(1, 13))
+    assert several.evaluations == one.evaluations == [6, 12]
+    # Relations and hidden states are means over tokens: a share of the rows weighs its tokens differently.
+    tolerance = 0.05 if tutored else 1e-4
+    for step, loss in one.losses.items():
+        assert several.losses[step] == pytest.approx(loss, rel=tolerance), step
+    if not tutored:
+        for (name, a), b, start in zip(
+            alone.named_parameters(), together.parameters(), model.parameters(), strict=True
+        ):
+            if not name.endswith("key.bias"):
+                assert (a - b).norm() <= 1e-3 * (a - start).norm() + 1e-6, name
+
+
+@pytest.mark.slow
+def test_a_run_resumes_in_another_number_of_processes(model: nn.Module, tmp_path: Path) -> None:
+    what = lesson(model)
+    whole, _, _ = train(model, what, 1)
+
+    class Interrupted(Recorder):
+        def evaluation(self, step: int, point: Mapping[str, float]) -> None:
+            self.stop = True
+
+        def step(self, step: int, point: Mapping[str, float]) -> None:
+            if step == 8:
+                raise KeyboardInterrupt
+
+    student = copy.deepcopy(model)
+    with pytest.raises(KeyboardInterrupt):
+        what.learn(student, for_model=FOR_MODEL, observer=Interrupted(), checkpoint=tmp_path, **FOR_TRAINER)
+    resumed, recorder, history = train(model, what, 2, checkpoint=tmp_path)
+    assert recorder.first_step == history.notes["resumed_at_step"] == 6
+    for (name, a), b, start in zip(whole.named_parameters(), resumed.parameters(), model.parameters(), strict=True):
+        if not name.endswith("key.bias"):
+            assert (a - b).norm() <= 1e-3 * (a - start).norm() + 1e-6, name
+
+
+@pytest.mark.slow
+def test_what_a_worker_finds_wrong_its_parent_says(model: nn.Module) -> None:
+    with torch.no_grad():
+        model.classifier.weight[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="loss is nan at step 0; lower the learning rate"):
+        train(model, lesson(model), 2)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_reported_with_the_end_of_its_log(model: nn.Module) -> None:
+    with pytest.raises(FeatherweightError, match=r"(?s)a worker died without a result:.*no_such_argument"):
+        train(model, lesson(model), 2, no_such_argument=1)
+
+
+def _job(model: nn.Module, folder: Path, **changes: Any) -> Path:
+    return elastic.write_job(
+        folder, model, lesson(model), for_model=FOR_MODEL, for_trainer=FOR_TRAINER | changes, checkpoint=None
+    )
+
+
+@pytest.mark.slow
+def test_two_hosts_meet_and_train_one_model(model: nn.Module, tmp_path: Path) -> None:
+    """Two agents with a c10d rendezvous on loopback, as on two machines that share a disk."""
+    job = _job(model, tmp_path)
+    options = [
+        "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "night", "--rdzv-backend", "c10d",
+        "--rdzv-endpoint", f"127.0.0.1:{servers.free_ports(1)[0]}", "--local-addr", "127.0.0.1",
+    ]  # fmt: skip
+    hosts = [subprocess.Popen(elastic.command(job, options), cwd=elastic.ROOT) for _ in range(2)]
+    assert [host.wait(120) for host in hosts] == [0, 0]
+    alone, _, _ = train(model, lesson(model), 1)
+    together = copy.deepcopy(model)
+    elastic.read_result(job, together)
+    torch.testing.assert_close(together.classifier.weight, alone.classifier.weight, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
+def test_when_the_parent_is_killed_nothing_of_the_tree_is_left(
+    model: nn.Module, tmp_path: Path, signal_number: int
+) -> None:
+    script = (
+        "import sys, signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n"
+        "from pathlib import Path; from tasks.ml import elastic\n"
+        "with elastic.agent(Path(sys.argv[1]), ['--standalone', '--nproc-per-node', '2'], 1) as a: a.wait()\n"
+    )
+    job = _job(model, tmp_path, epochs=100_000)
+    parent = subprocess.Popen([sys.executable, "-c", script, str(job)], cwd=elastic.ROOT)
+    deadline = time.monotonic() + 120
+    while not (job / elastic.EVENTS).is_file():
+        assert time.monotonic() < deadline
+        assert parent.poll() is None
+        time.sleep(0.2)
+    tree = psutil.Process(parent.pid).children(recursive=True)
+    assert len(tree) >= 3
+    os.kill(parent.pid, signal_number)
+    parent.wait(60)
+    _, alive = psutil.wait_procs(tree, timeout=60)
+    assert alive == []
