@@ -111,20 +111,25 @@ def parser() -> argparse.ArgumentParser:
     )
     xray = command("xray", _xray, "show where a model's compute and memory go, in theory and measured")
     xray.add_argument(
-        "model", metavar="MODEL", help="package:PACKAGE/PATH, a directory with a config.json, or a hub name"
-    )
-    xray.add_argument("--batch", default="1,8,32", metavar="N,…", help="sequences at once (default: 1,8,32)")
+        "model", metavar="MODEL",
+        help="package:PACKAGE/PATH, a directory with a config.json, or a hub name; its weights are not read",
+    )  # fmt: skip
     xray.add_argument(
-        "--length", default="", metavar="N,…",
-        help="tokens per sequence (default: 32,128,512, as far as the model has positions)",
+        "--output", default="", metavar="FILE", help="the page to write (default: xray-NAME.html in this directory)"
+    )
+    xray.add_argument("--batch", metavar="N,N", help="sequences at once, one or more numbers (default: 1,8,32)")
+    xray.add_argument(
+        "--length", metavar="N,N",
+        help="tokens per sequence, one or more numbers (default: 32,128,512, as far as the model has positions)",
     )  # fmt: skip
     xray.add_argument("--training", action="store_true", help="measure forward and backward instead of forward alone")
-    xray.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of weights and activations")
+    xray.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="of weights and activations (default: fp32)"
+    )
     xray.add_argument(
         "--max-seconds", type=float, default=10.0, metavar="S",
-        help="leave out shapes of which one pass is expected to take longer (default: 10)",
+        help="leave out shapes of which one pass would take longer than this (default: 10)",
     )  # fmt: skip
-    xray.add_argument("--html", default="", metavar="FILE", help="the page to write (default: xray-NAME.html here)")
     command("doctor", _doctor, "check versions, runtimes, disk and databases")
     return top
 
@@ -291,19 +296,19 @@ def _deploy(options: argparse.Namespace) -> int:
 
 
 def _xray(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from flows import console, xray
 
+    batches = [1, 8, 32] if options.batch is None else xray.counts(options.batch, "--batch")
+    lengths = [] if options.length is None else xray.counts(options.length, "--length")
+    path = xray.output(options.output, options.model)
     console.start_logging()
-    batches, lengths = xray.counts(options.batch, "--batch"), xray.counts(options.length, "--length")
     found = xray.examine(
-        options.model, batches=batches or [1], lengths=lengths, training=options.training,
-        precision=options.precision, max_seconds=options.max_seconds,
+        options.model, batches=batches, lengths=lengths, training=options.training, precision=options.precision,
+        max_seconds=options.max_seconds,
     )  # fmt: skip
-    path = xray.write(found, Path(options.html or f"xray-{found.model}.html").expanduser().absolute())
+    xray.write(found, path)
     if options.json:
-        console.print_json({**xray.document(found), "html": str(path)})
+        console.print_json({**xray.document(found), "page": str(path)})
     else:
         xray.print_tables(found)
         print(f"page: {path}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flows import console
 from tasks import disk
 from tasks.contracts import FeatherweightError
-from tasks.ml import cost_model, locators
+from tasks.ml import architecture, cost_model, locators
 from tasks.reporting import numbers, page
 from tasks.reporting import xray as sections
 
@@ -29,15 +29,15 @@ PACKAGES = ("featherweight", "torch", "transformers")
 
 
 def counts(text: str, option: str) -> list[int]:
-    """Reads ``1,8,32``.
+    """Reads ``1,8,32`` in any order.
 
     Raises:
         FeatherweightError: it is something else.
     """
-    parts = [part.strip() for part in text.split(",")] if text else []
+    parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) for part in parts):
         raise FeatherweightError(
-            f"{option} {text}: write positive whole numbers with commas between them, as in 1,8,32"
+            f"{option} {text!r}: write whole numbers above 0 with commas between them, as in 1,8,32"
         )
     return sorted({int(part) for part in parts})
 
@@ -49,6 +49,23 @@ def name_of(model: str) -> str:
     return re.sub(r"[^\w.-]+", "-", model.removeprefix("package:").removesuffix("/model")).strip("-.")
 
 
+def output(text: str, model: str) -> Path:
+    """Where the page goes: as asked, or ``xray-NAME.html`` in the working directory.
+
+    Raises:
+        FeatherweightError: nothing can be written there.
+    """
+    text = text or f"xray-{name_of(model)}.html"
+    path = Path(text).expanduser().absolute()
+    if path.is_dir():
+        raise FeatherweightError(f"--output {text}: this is a directory; name a file in it")
+    if not path.parent.is_dir():
+        raise FeatherweightError(f"--output {text}: there is no directory {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise FeatherweightError(f"--output {text}: nothing may be written to {path.parent}; name another place")
+    return path
+
+
 def examine(
     model: str, *, batches: Sequence[int], lengths: Sequence[int], training: bool, precision: str, max_seconds: float
 ) -> XRay:
@@ -57,9 +74,10 @@ def examine(
     Raises:
         FeatherweightError: there is no such model, or it cannot be examined.
     """
+    if not max_seconds > 0:
+        raise FeatherweightError(f"--max-seconds {max_seconds:g}: write a number above 0")
     directory = locators.find(model, field="xray", weights=False)
-    known = cost_model.Architecture.from_config(locators.read_config(directory))
-    logger.info("xray: %s, %.1f M parameters", directory, cost_model.num_parameters(known) / 1e6)
+    architecture.check_supported(locators.read_config(directory, field="xray"))
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports its own beginnings and ends
     from tasks.ml import xray
 
@@ -80,7 +98,6 @@ def write(found: XRay, path: Path) -> Path:
 
 def document(found: XRay) -> dict[str, Any]:
     """The JSON document: everything the page shows, in FLOPs, bytes and seconds."""
-    architecture = found.architecture
     cells = []
     for batch, length in sorted([*found.measured, *found.skipped]):
         measured = found.measured.get((batch, length))
@@ -90,6 +107,8 @@ def document(found: XRay) -> dict[str, Any]:
             "length": length,
             "flops": flops,
             "seconds": measured.seconds if measured else None,
+            "fastest_seconds": measured.fastest if measured else None,
+            "slowest_seconds": measured.slowest if measured else None,
             "passes": measured.passes if measured else 0,
             "outside_seconds": measured.component_seconds["outside"] if measured else None,
             "flops_per_s": flops / measured.seconds if measured else None,
@@ -102,14 +121,17 @@ def document(found: XRay) -> dict[str, Any]:
         })  # fmt: skip
     return {
         "model": found.model,
-        "architecture": asdict(architecture),
-        "parameters": cost_model.num_parameters(architecture),
+        "architecture": asdict(found.architecture),
+        "parameters": cost_model.num_parameters(found.architecture),
         "training": found.training,
         "precision": found.precision,
         "machine": asdict(found.machine),
+        "others_share": found.others_share,
         "ridge_flops_per_byte": found.roof.ridge,
-        "crossover_length": cost_model.crossover_length(architecture),
-        "kv_cache_bytes_per_token": cost_model.kv_cache_bytes_per_token(architecture, bytes_per_element=found.element),
+        "crossover_length": cost_model.crossover_length(found.architecture),
+        "kv_cache_bytes_per_token": cost_model.kv_cache_bytes_per_token(
+            found.architecture, bytes_per_element=found.element
+        ),
         "cells": cells,
     }
 
@@ -118,7 +140,9 @@ def print_tables(found: XRay) -> None:
     """Prints the components of the largest cell, the grid, and the memory of training."""
     table = sections.table(found, sections.main_cell(found))
     columns = ("title", "parameters", "flops", "bytes", "intensity", "least", "took", "rate", "share")
-    header = (table["title"], "parameters", "FLOPs", "bytes", "FLOPs/byte", "least", "took", "GFLOP/s", "of roofline")
+    header = (
+        table["title"], "parameters", "FLOPs", "bytes", "FLOPs/byte", "least time", "measured", "GFLOP/s", "of roofline"
+    )  # fmt: skip
     rows = [[row[name] for name in columns] for row in table["rows"]]
     if table["total"]:
         rows += [["Outside operators", *[""] * 5, table["outside"], "", ""]]
@@ -126,7 +150,7 @@ def print_tables(found: XRay) -> None:
     console.print_table(header, rows, numbers_from=1)
     print()
     console.print_table(
-        ("batch", "length", "FLOPs", "attention", "took", "tokens/s", "GFLOP/s", "of peak", "training memory"),
+        ("batch", "length", "FLOPs", "attention", "measured", "tokens/s", "GFLOP/s", "of peak", "training memory"),
         [_row(found, *cell) for cell in sorted([*found.measured, *found.skipped])],
         numbers_from=0,
     )
@@ -135,6 +159,8 @@ def print_tables(found: XRay) -> None:
     crossover = sections.crossover(found.architecture)
     print(f"\n{sections.headline(found)}")
     print(f"{crossover['figure']} {crossover['unit']} {crossover['name']}: {crossover['detail']}.")
+    if sections.disturbed(found):
+        print(sections.disturbed(found))
 
 
 def _row(found: XRay, batch: int, length: int) -> list[str]:

@@ -11,11 +11,10 @@ attention kernel, is work of the implementation and not of the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.contracts import FeatherweightError
+from tasks.ml.architecture import Architecture, Layer
 
 COMPONENTS = {
     "embeddings": "embeddings",
@@ -28,9 +27,6 @@ COMPONENTS = {
 }
 """Every component by its name in results, and as people read it."""
 
-ENCODERS = ("bert", "roberta", "xlm-roberta")
-DECODERS = ("llama", "mistral", "qwen2")
-
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw-8bit": 2.0, "lion": 4.0, "sgd-momentum": 4.0, "sgd": 0.0}
 """Bytes of state per trained parameter. AdamW keeps two fp32 moments (Loshchilov & Hutter 2019, arXiv:1711.05101), or
 two of 8 bits (Dettmers et al. 2022, arXiv:2110.02861, whose scales per block are left out); Lion keeps one (Chen et al.
@@ -38,112 +34,6 @@ two of 8 bits (Dettmers et al. 2022, arXiv:2110.02861, whose scales per block ar
 
 TRAINING_FACTOR = 3
 """FLOPs of a training step over those of its forward pass: backward differentiates by inputs and by weights."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The shape of one transformer layer; pruned layers differ."""
-
-    heads: int
-    kv_heads: int
-    """Heads of keys and values: fewer in grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245)."""
-    ffn: int
-    """Width of the feed-forward network."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The shapes that costs depend on."""
-
-    model_type: str
-    hidden: int
-    head_size: int
-    layers: tuple[Layer, ...]
-    vocabulary: int
-    max_length: int
-    """Longest sequence that it has positions for."""
-    causal: bool
-    """A decoder: language-model head, RMS norms, rotary positions, gated FFN. Else an encoder with layer norms."""
-    learned_positions: int = 0
-    """Rows of the table of position embeddings."""
-    token_types: int = 0
-    qkv_bias: bool = True
-    output_bias: bool = True
-    ffn_bias: bool = True
-    tied_embeddings: bool = False
-    pooler: bool = False
-    """A hidden × hidden layer on the first token. RoBERTa's classification head has one of the same shape."""
-    classes: int = 0
-    """Outputs of the classifier on the first token; 0 without one."""
-
-    @property
-    def ffn_matrices(self) -> int:
-        """Matrices of a feed-forward network: up and down, and the gate if it has one."""
-        return 3 if self.causal else 2
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Architecture:
-        """Reads the ``config.json`` of a model, or a transformers config's ``to_dict()``.
-
-        A ``featherweight`` entry, which ``modeling.save`` writes, gives each layer's shape and means a classifier.
-
-        Raises:
-            FeatherweightError: the architecture is not known here, or the config lacks a size.
-        """
-        model_type = str(config.get("model_type"))
-        if model_type not in (*ENCODERS, *DECODERS):
-            known = ", ".join((*ENCODERS, *DECODERS))
-            raise FeatherweightError(f"xray: architecture {model_type!r} is not supported; supported: {known}")
-        try:
-            return _decoder(config) if model_type in DECODERS else _encoder(config)
-        except KeyError as error:
-            raise FeatherweightError(f"xray: the config of this {model_type} model has no {error.args[0]}") from None
-
-
-def _layers(config: Mapping[str, Any], kv_heads: int | None) -> tuple[Layer, ...]:
-    """Shapes per layer: the described ones of a pruned model, or the same for all."""
-    described = (config.get("featherweight") or {}).get("layers")
-    if described:
-        return tuple(Layer(heads=one["heads"], kv_heads=kv_heads or one["heads"], ffn=one["ffn"]) for one in described)
-    heads = config["num_attention_heads"]
-    return (Layer(heads, kv_heads or heads, config["intermediate_size"]),) * config["num_hidden_layers"]
-
-
-def _encoder(config: Mapping[str, Any]) -> Architecture:
-    names = config.get("architectures") or ()
-    classifier = "featherweight" in config or any("SequenceClassification" in name for name in names)
-    first_position = 0 if config["model_type"] == "bert" else 2
-    return Architecture(
-        model_type=config["model_type"],
-        hidden=config["hidden_size"],
-        head_size=config["hidden_size"] // config["num_attention_heads"],
-        layers=_layers(config, None),
-        vocabulary=config["vocab_size"],
-        max_length=config["max_position_embeddings"] - first_position,
-        causal=False,
-        learned_positions=config["max_position_embeddings"],
-        token_types=config["type_vocab_size"],
-        pooler=True,
-        classes=len(config.get("id2label") or (0, 1)) if classifier else 0,
-    )
-
-
-def _decoder(config: Mapping[str, Any]) -> Architecture:
-    heads = config["num_attention_heads"]
-    bias = bool(config.get("attention_bias", False))
-    return Architecture(
-        model_type=config["model_type"],
-        hidden=config["hidden_size"],
-        head_size=config.get("head_dim") or config["hidden_size"] // heads,
-        layers=_layers(config, config.get("num_key_value_heads") or heads),
-        vocabulary=config["vocab_size"],
-        max_length=config["max_position_embeddings"],
-        causal=True,
-        qkv_bias=bias or config["model_type"] == "qwen2",
-        output_bias=bias,
-        ffn_bias=bool(config.get("mlp_bias", False)),
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-    )
 
 
 def _by_component(**values: float) -> dict[str, float]:
@@ -155,13 +45,13 @@ def parameters(architecture: Architecture) -> dict[str, int]:
     a, hidden = architecture, architecture.hidden
     found = dict.fromkeys(COMPONENTS, 0)
     found["embeddings"] = (a.vocabulary + a.learned_positions + a.token_types) * hidden
-    found["norms"] = (1 if a.causal else 2) * hidden * (2 * len(a.layers) + 1)
+    found["norms"] = (1 if a.rms_norm else 2) * hidden * (2 * len(a.layers) + 1)
     for layer in a.layers:
         queries, keys = layer.heads * a.head_size, layer.kv_heads * a.head_size
         found["qkv"] += (queries + 2 * keys) * (hidden + a.qkv_bias)
         found["attention_output"] += (queries + a.output_bias) * hidden
-        found["ffn"] += a.ffn_matrices * layer.ffn * hidden
-        found["ffn"] += a.ffn_bias * ((a.ffn_matrices - 1) * layer.ffn + hidden)
+        found["ffn"] += a.activation.matrices * layer.ffn * hidden
+        found["ffn"] += a.ffn_bias * ((a.activation.matrices - 1) * layer.ffn + hidden)
     if a.causal:
         found["head"] = 0 if a.tied_embeddings else a.vocabulary * hidden
     else:
@@ -183,7 +73,7 @@ def component_flops(architecture: Architecture, *, batch: int, length: int, past
         qkv += 2 * tokens * a.hidden * (queries + 2 * keys)
         attention += 2 * 2 * tokens * (past + length) * queries
         output += 2 * tokens * queries * a.hidden
-        ffn += 2 * tokens * a.ffn_matrices * a.hidden * layer.ffn
+        ffn += 2 * tokens * a.activation.matrices * a.hidden * layer.ffn
     if a.causal:
         head = 2 * tokens * a.hidden * a.vocabulary
     else:
@@ -231,25 +121,26 @@ def component_bytes(
         training: adds the backward pass: as much again by inputs and by weights, and the dense gradient of the tables.
     """
     a, hidden, tokens = architecture, architecture.hidden, batch * length
-    norm = (7 if a.causal else 2) * tokens * hidden  # RMS norm is five small operators in transformers
+    norm = (7 if a.rms_norm else 2) * tokens * hidden
     residual = 3 * tokens * hidden
     moved = _by_component(embeddings=2 * tokens * hidden, norms=norm)
-    if not a.causal:  # two more tables, and two sums
-        moved["embeddings"] += (2 + 3 + 2) * tokens * hidden + 3 * length * hidden
+    if a.learned_positions:  # looked up once for all rows, and summed
+        moved["embeddings"] += (2 * tokens + 3 * length) * hidden
+    if a.token_types:
+        moved["embeddings"] += 5 * tokens * hidden
     weights = parameters(a)
     for name in ("qkv", "attention_output", "ffn"):
         moved[name] += weights[name]
     for layer in a.layers:
         queries, keys = layer.heads * a.head_size, layer.kv_heads * a.head_size
-        moved["qkv"] += tokens * (3 * hidden + queries + 2 * keys)
+        moved["qkv"] += tokens * ((1 if a.fused_qkv else 3) * hidden + queries + 2 * keys)
         moved["attention"] += 2 * tokens * queries + 2 * batch * (past + length) * keys
         if not fused_attention:  # scores written, softmax, scores read
             moved["attention"] += 4 * tokens * (past + length) * layer.heads
         moved["attention_output"] += tokens * (queries + hidden)
-        moved["ffn"] += a.ffn_matrices * tokens * (hidden + layer.ffn)
+        moved["ffn"] += a.activation.matrices * tokens * (hidden + layer.ffn)
         moved["norms"] += 2 * (norm + residual)
-        # SiLU, product with the gate, and the rotation of queries and keys; or GELU
-        moved["norms"] += tokens * (5 * layer.ffn + 10 * (queries + keys)) if a.causal else 2 * tokens * layer.ffn
+        moved["norms"] += tokens * (a.activation.moved * layer.ffn + 10 * a.rotary * (queries + keys))
     if a.causal:
         moved["head"] = a.vocabulary * hidden + tokens * (hidden + a.vocabulary)
     else:
@@ -290,12 +181,12 @@ def activation_bytes(
             (Chen et al. 2016, arXiv:1604.06174).
     """
     a, hidden, tokens, element = architecture, architecture.hidden, batch * length, bytes_per_element
-    per_norm = (3 if a.causal else 2) * hidden  # input and output; an RMS norm in small operators also its quotient
-    statistics = 4 * (1 if a.causal else 2)
+    per_norm = (3 if a.rms_norm else 2) * hidden  # input and output; an RMS norm in small operators also its quotient
+    statistics = 4 * (1 if a.rms_norm else 2)
 
     def kept(layer: Layer) -> float:
         queries, keys = layer.heads * a.head_size, layer.kv_heads * a.head_size
-        elements = 2 * per_norm + 2 * queries + 2 * keys + (4 if a.causal else 2) * layer.ffn
+        elements = 2 * per_norm + 2 * queries + 2 * keys + a.activation.kept * layer.ffn
         total = elements * element + 2 * statistics + 2 * hidden * dropout_bytes
         if fused_attention:
             return total + 4 * layer.heads  # log-sum-exp of each row of scores
@@ -305,10 +196,9 @@ def activation_bytes(
 
     layers = [kept(layer) for layer in a.layers]
     inside = len(layers) * hidden * element + max(layers, default=0) if checkpointing else sum(layers)
-    if a.causal:  # the final norm, and the fp32 log-probabilities of the loss
-        outside = per_norm * element + statistics + 4 * a.vocabulary
-    else:  # the norm of the embeddings, and the last hidden state
-        outside = per_norm * element + statistics + hidden * dropout_bytes
+    # The norm that belongs to no layer, dropout on the embeddings, and the fp32 log-probabilities of the loss.
+    dropped = 0 if a.rotary else hidden * dropout_bytes
+    outside = per_norm * element + statistics + dropped + (4 * a.vocabulary if a.causal else 0)
     return tokens * (inside + outside)
 
 

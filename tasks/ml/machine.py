@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import sys
+import time
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -61,3 +62,22 @@ def peak_memory_mb() -> float:
 def forget_peak_memory() -> None:
     """Lets ``peak_memory_mb`` begin anew at what is resident now (proc(5), ``clear_refs``)."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+class Company:
+    """How busy other processes keep this machine, from its making to each call."""
+
+    def __init__(self) -> None:
+        self._started, self._others = time.monotonic(), self._other_seconds()
+
+    @staticmethod
+    def _other_seconds() -> float:
+        """Seconds that cores were not idle (proc(5), ``stat``; of a virtual machine also withheld), less our own."""
+        ticks = [int(field) for field in Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:9]]
+        user, nice, system, _idle, _waiting, irq, softirq, steal = ticks
+        return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+    def share(self) -> float:
+        """Fraction of all cores' time that went to others, 0 to 1."""
+        passed = (time.monotonic() - self._started) * (os.cpu_count() or 1)
+        return min(1.0, max(0.0, (self._other_seconds() - self._others) / passed)) if passed else 0.0

@@ -5,40 +5,31 @@ B = rows, S = tokens per row. What is measured depends on shapes alone: a model 
 
 from __future__ import annotations
 
-import re
+import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import cost_model, families, modeling, roofline
-from tasks.ml.cost_model import Architecture, Roofline
+from tasks.ml import cost_model, families, modeling, profiling, roofline
+from tasks.ml.architecture import Architecture
+from tasks.ml.cost_model import Roofline
+from tasks.ml.machine import Company
 
 OUTSIDE = "outside"
 """Time of a pass that no operator ran in: Python, dispatch, and giving memory back."""
 
-MODULES = (
-    (r"\b(query|key|value|[qkv]_proj)$", "qkv"),
-    (r"\b(attention\.output\.dense|o_proj)$", "attention_output"),
-    (r"\b(intermediate\.dense|output\.dense|gate_proj|up_proj|down_proj)$", "ffn"),
-    (r"\b(pooler|classifier|lm_head)$", "head"),
-    (r"\b(embeddings|embed_tokens)$", "embeddings"),
-    (r"(LayerNorm|layernorm|\bnorm)$", "norms"),
-)
-"""Which component a module is, by the end of its qualified name; the first that fits, and the innermost module."""
-
-ATTENTION = "aten::scaled_dot_product_attention"
-LABEL = "xray:"
+DROPOUT = ("attention_probs_dropout_prob", "attn_pdrop", "attention_dropout")
+"""What configs call the probability of dropout in attention; that on hidden states goes with it, but in Llama's kin."""
 
 CELL_SECONDS = 1.0
 """Time spent on passes of one cell, if three do not take longer."""
@@ -52,6 +43,8 @@ class Measurement:
 
     seconds: float
     """Median pass without the profiler."""
+    fastest: float
+    slowest: float
     passes: int
     component_seconds: dict[str, float]
     """Time inside operators by component, and what is left of ``seconds`` as ``outside``."""
@@ -68,11 +61,13 @@ class XRay:
     machine: roofline.Machine
     precision: str
     training: bool
-    fused_attention: bool
-    dropout_bytes: float
+    dropout: bool
+    """Whether training drops attention weights and hidden states at random."""
     measured: dict[tuple[int, int], Measurement] = field(default_factory=dict)
     skipped: dict[tuple[int, int], str] = field(default_factory=dict)
     """Why a cell was not measured."""
+    others_share: float = 0.0
+    """Fraction of the cores' time that other processes took meanwhile: what made the times longer than they are."""
 
     @property
     def element(self) -> int:
@@ -83,6 +78,14 @@ class XRay:
     def factor(self) -> int:
         """Work of one pass over that of a forward pass."""
         return cost_model.TRAINING_FACTOR if self.training else 1
+
+    @property
+    def fused_attention(self) -> bool:
+        """Whether the scores of the passes measured stay inside the kernel."""
+        return self._fused(self.training)
+
+    def _fused(self, training: bool) -> bool:
+        return self.machine.device == "cuda" or not (training and self.dropout)  # the CPU's kernel knows no dropout
 
     @property
     def roof(self) -> Roofline:
@@ -124,19 +127,30 @@ class XRay:
         """Bytes that training holds, in theory; options as of ``cost_model.memory_bytes``."""
         setup = {
             "bytes_per_element": self.element,
-            "fused_attention": self.fused_attention,
-            "dropout_bytes": self.dropout_bytes,
+            "fused_attention": self._fused(training=True),
+            "dropout_bytes": (1 if self.machine.device == "cuda" else self.element) if self.dropout else 0,
         }
         return cost_model.memory_bytes(self.architecture, batch=batch, length=length, **(setup | options))
+
+    def pass_bytes(self, batch: int, length: int) -> float:
+        """Bytes that a pass needs besides the weights, in theory; of a forward pass rather more than less."""
+        if self.training:
+            held = self.memory(batch, length)
+            return held["gradients"] + held["activations"]
+        return self.memory(batch, length, checkpointing=True, fused_attention=True, dropout_bytes=0)["activations"]
 
 
 def read(directory: Path) -> tuple[Any, Architecture]:
     """Returns the transformers config and the architecture of a model directory.
 
     Raises:
-        FeatherweightError: the architecture is not supported.
+        FeatherweightError: the config cannot be read, or the architecture is not supported.
     """
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise FeatherweightError(f"xray: {directory / 'config.json'} cannot be read: {reason}") from None
     return config, Architecture.from_config(config.to_dict())
 
 
@@ -163,14 +177,7 @@ def build(config: Any, architecture: Architecture, *, precision: str, device: to
     return model.to(device).eval()
 
 
-def _loss(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    output = model(input_ids=ids)
-    if hasattr(output, "logits") and output.logits.ndim == 3:
-        return F.cross_entropy(output.logits.flatten(0, 1).float(), ids.flatten())
-    return sum((part.float().sum() for part in output.to_tuple()), torch.zeros((), device=ids.device))
-
-
-def _pass(model: nn.Module, ids: torch.Tensor, training: bool) -> Callable[[], None]:
+def _one_pass(model: nn.Module, ids: torch.Tensor, training: bool) -> Callable[[], None]:
     """One pass over token ids (B, S): forward, and backward in training."""
 
     def forward() -> None:
@@ -179,88 +186,40 @@ def _pass(model: nn.Module, ids: torch.Tensor, training: bool) -> Callable[[], N
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        _loss(model, ids).backward()
+        profiling.loss(model, ids).backward()
 
     return step if training else forward
 
 
-@contextmanager
-def labelled(model: nn.Module) -> Iterator[None]:
-    """While it lasts, every module that is a component records a range of its name for the profiler."""
-    handles, ranges = [], []
-
-    def enter(component: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            ranges.append(record_function(LABEL + component).__enter__())
-
-        return hook
-
-    def leave(*_: Any) -> None:
-        ranges.pop().__exit__(None, None, None)
-
-    for name, module in model.named_modules():
-        component = next((component for pattern, component in MODULES if re.search(pattern, name)), None)
-        if component:
-            handles.append(module.register_forward_pre_hook(enter(component)))
-            handles.append(module.register_forward_hook(leave))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _times(run: Callable[[], None], device: torch.device) -> list[float]:
+    """Seconds of each of at least three passes, after one to warm up."""
+    run()
+    times: list[float] = []
+    while len(times) < MIN_PASSES or sum(times) < CELL_SECONDS:
+        roofline.synchronize(device)
+        started = time.perf_counter()
+        run()
+        roofline.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return times
 
 
-def attribute(events: Sequence[Any], *, cuda: bool = False) -> dict[str, float]:
-    """Seconds inside operators by component, from the events of a profile taken under ``labelled``.
-
-    An operator belongs to the innermost labelled module around it; fused attention is known by name, and what lies in
-    no module (residual sums, activations, rotary positions) is elementwise. Backward operators have no module around
-    them: they carry the sequence number of the forward operator that they differentiate.
-    """
-    by_sequence: dict[int, str] = {}
-    seconds = dict.fromkeys(cost_model.COMPONENTS, 0.0)
-    found: dict[int, str] = {}
-
-    def component(event: Any) -> str:
-        if id(event) not in found:
-            parent = event.cpu_parent
-            if event.name.startswith(LABEL):
-                found[id(event)] = event.name.removeprefix(LABEL)
-            elif event.name == ATTENTION:
-                found[id(event)] = "attention"
-            elif parent is not None:
-                found[id(event)] = component(parent)
-            else:
-                found[id(event)] = by_sequence.get(event.sequence_nr, "norms")
-        return found[id(event)]
-
-    for event in sorted(events, key=lambda event: event.time_range.start):
-        if event.device_type != torch.autograd.DeviceType.CPU:
-            continue  # kernels of a GPU, which the operators that launched them already count
-        name = component(event)
-        if event.name.startswith((LABEL, "autograd::engine")):
-            continue
-        backward = event.scope == 1 or (event.cpu_parent is not None and event.cpu_parent.scope == 1)
-        if event.sequence_nr >= 0 and not backward:
-            by_sequence[event.sequence_nr] = name
-        seconds[name] += (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6
-    return seconds
-
-
-def saved_bytes(model: nn.Module, ids: torch.Tensor) -> int:
-    """Bytes of the distinct tensors that autograd keeps from forward to backward, besides parameters."""
-    mine = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = _loss(model, ids)
-    found = sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in mine)
-    del loss
-    return found
+def _component_seconds(
+    model: nn.Module, run: Callable[[], None], device: torch.device, seconds: float
+) -> dict[str, float]:
+    """Seconds of a pass by component, ``OUTSIDE`` included, which add up to the ``seconds`` it takes unobserved."""
+    cuda = device.type == "cuda"
+    repeats = max(1, min(MAX_PROFILED, round(CELL_SECONDS / seconds)))
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profiling.labelled(model), profile(activities=activities) as profiler:
+        for _ in range(repeats):
+            run()
+        roofline.synchronize(device)
+    inside = {name: value / repeats for name, value in profiling.attribute(profiler.events(), cuda=cuda).items()}
+    # The profiler makes operators slower; together they cannot have taken longer than the pass did without it.
+    shrink = min(1.0, seconds / sum(inside.values()))
+    inside = {name: value * shrink for name, value in inside.items()}
+    return {**inside, OUTSIDE: max(0.0, seconds - sum(inside.values()))}
 
 
 def measure(model: nn.Module, architecture: Architecture, *, batch: int, length: int, training: bool) -> Measurement:
@@ -270,29 +229,13 @@ def measure(model: nn.Module, architecture: Architecture, *, batch: int, length:
     ids = torch.randint(architecture.vocabulary, (batch, length), generator=generator).to(device)
     model.train(training)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout draws
-        run = _pass(model, ids, training)
-        run()
-        times: list[float] = []
-        while len(times) < MIN_PASSES or sum(times) < CELL_SECONDS:
-            roofline.synchronize(device)
-            started = time.perf_counter()
-            run()
-            roofline.synchronize(device)
-            times.append(time.perf_counter() - started)
-        seconds = sorted(times)[len(times) // 2]
-        repeats = max(1, min(MAX_PROFILED, round(CELL_SECONDS / seconds)))
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-        with labelled(model), profile(activities=activities) as profiler:
-            for _ in range(repeats):
-                run()
-            roofline.synchronize(device)
-        kept = saved_bytes(model, ids) if training else None
+        run = _one_pass(model, ids, training)
+        times = _times(run, device)
+        seconds = statistics.median(times)
+        parts = _component_seconds(model, run, device, seconds)
+        kept = profiling.saved_bytes(model, ids) if training else None
     model.zero_grad(set_to_none=True)
-    inside = {n: s / repeats for n, s in attribute(profiler.events(), cuda=device.type == "cuda").items()}
-    # The profiler makes operators slower; together they cannot have taken longer than the pass did without it.
-    shrink = min(1.0, seconds / sum(inside.values()))
-    inside = {name: value * shrink for name, value in inside.items()}
-    return Measurement(seconds, len(times), {**inside, OUTSIDE: seconds - sum(inside.values())}, kept)
+    return Measurement(seconds, min(times), max(times), len(times), parts, kept)
 
 
 def examine(
@@ -300,7 +243,7 @@ def examine(
     *,
     name: str,
     batches: Sequence[int],
-    lengths: Sequence[int],
+    lengths: Sequence[int] = (),
     training: bool = False,
     precision: str = "fp32",
     max_seconds: float = 10.0,
@@ -323,42 +266,43 @@ def examine(
         raise FeatherweightError(
             f"xray: {max(lengths)} tokens are more than the model has positions for; at most {longest}"
         )
+    company = Company()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     announce("measuring the machine: matrix products and memory copies")
-    roofs = roofline.measure(device)
-    announce(f"building {name} with random weights, {cost_model.num_parameters(architecture) / 1e6:.1f} M parameters")
-    model = build(config, architecture, precision=precision, device=device)
-    dropout = not architecture.causal and config.attention_probs_dropout_prob > 0
     found = XRay(
         model=name,
         architecture=architecture,
-        machine=roofs,
+        machine=roofline.measure(device),
         precision=precision,
         training=training,
-        # PyTorch has no fused attention with dropout for the CPU.
-        fused_attention=device.type == "cuda" or not (training and dropout),
-        dropout_bytes=(1 if device.type == "cuda" else roofline.DTYPES[precision].itemsize) if dropout else 0,
+        dropout=any(getattr(config, probability, 0) > 0 for probability in DROPOUT),
     )
     cells = [(batch, length) for batch in batches for length in lengths]
+    count = cost_model.num_parameters(architecture)
+    reason = _too_large(count * found.element, roofline.free_bytes(device))
+    if reason:
+        announce(f"nothing is measured: {reason}")
+        return replace(found, skipped=dict.fromkeys(cells, reason), others_share=company.share())
+    announce(f"building {name} with random weights, {count / 1e6:.1f} M parameters")
+    model = build(config, architecture, precision=precision, device=device)
     for index, (batch, length) in enumerate(cells, 1):
-        reason = _too_much(found, batch, length, max_seconds, roofline.free_bytes(device))
+        reason = _too_long(found, batch, length, max_seconds)
+        reason = reason or _too_large(found.pass_bytes(batch, length), roofline.free_bytes(device))
+        announce(f"{batch} × {length} tokens ({index} of {len(cells)}){': left out, ' if reason else ''}{reason}")
         if reason:
             found.skipped[batch, length] = reason
-            announce(f"{batch} × {length} tokens ({index} of {len(cells)}): left out, {reason}")
-            continue
-        announce(f"{batch} × {length} tokens ({index} of {len(cells)})")
-        found.measured[batch, length] = measure(model, architecture, batch=batch, length=length, training=training)
+        else:
+            found.measured[batch, length] = measure(model, architecture, batch=batch, length=length, training=training)
     announce("measuring the machine again")
-    return replace(found, machine=roofs.better(roofline.measure(device)))
+    return replace(found, machine=found.machine.better(roofline.measure(device)), others_share=company.share())
 
 
-def _too_much(found: XRay, batch: int, length: int, max_seconds: float, free: int) -> str:
-    """Why a cell should not be measured; empty if it may."""
+def _too_long(found: XRay, batch: int, length: int, max_seconds: float) -> str:
+    """Why a pass is not worth waiting for; empty if it may be."""
     expected = sum(row["roofline_seconds"] for row in found.components(batch, length))
-    if expected > max_seconds:
-        return f"a pass would take {expected:.0f} s or more"
-    held = found.memory(batch, length, checkpointing=not found.training)
-    needed = sum(held[part] for part in (("gradients", "activations") if found.training else ("activations",)))
-    if needed > 0.8 * free:
-        return f"it needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
-    return ""
+    return f"a pass would take {expected:.0f} s or more" if expected > max_seconds else ""
+
+
+def _too_large(needed: float, free: int) -> str:
+    """Why memory would not hold so many bytes; empty if it would."""
+    return f"it needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free" if needed > 0.8 * free else ""

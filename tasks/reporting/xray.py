@@ -63,6 +63,37 @@ def headline(found: XRay) -> str:
     return f"At {shape(cell)}, {'; '.join([said(first, ' of the FLOPs', ' of the time'), *others])}."
 
 
+DISTURBING = 0.1
+"""Share of the cores' time that other processes may take before it is said."""
+
+
+def disturbed(found: XRay) -> str:
+    """A warning if the machine was not left alone; else empty."""
+    if not found.measured or found.others_share < DISTURBING:
+        return ""
+    share = numbers.percent(found.others_share, 0)
+    return f"Other processes took {share} of the processor meanwhile: the times are longer than they would be alone."
+
+
+def shares(found: XRay) -> Markup:
+    """Parameters, FLOPs, bytes and time of the main cell, each divided among the components."""
+    cell = main_cell(found)
+    rows = found.components(*cell)
+    quantities = (
+        ("parameters", "parameters", ""),
+        ("FLOPs", "flops", "FLOP"),
+        ("bytes moved", "bytes", "B"),
+        ("time at the roofline", "roofline_seconds", "s"),
+    )
+    bars = [
+        xray_charts.Bar(title, {row["component"]: row[column] for row in rows}, unit)
+        for title, column, unit in quantities
+    ]
+    if cell in found.measured:
+        bars.append(xray_charts.Bar("time measured", found.measured[cell].component_seconds, "s"))
+    return xray_charts.shares(bars, TIMES, label=f"What each component takes at {shape(cell)}")
+
+
 def tile(value: str, name: str, detail: str) -> dict[str, str]:
     """One headline number, its unit apart."""
     figure, _, unit = value.partition(numbers.SPACE)
@@ -116,27 +147,28 @@ def growth(found: XRay) -> list[dict[str, Any]]:
     batch = main_cell(found)[0]
     flops, least, taken = [], [], []
     for length in _lengths(found):
-        rows = found.components(batch, length)
-        parts = {row["component"]: row["flops"] / batch for row in rows}
-        flops.append((f"{length:,} tokens", numbers.scaled(sum(parts.values()), "FLOP"), parts))
-        parts = {row["component"]: row["roofline_seconds"] for row in rows}
-        least.append((f"{length:,} tokens", _time(sum(parts.values())), parts))
-    for (rows_, length), measured in sorted(found.measured.items()):
-        if rows_ == batch:
-            taken.append((f"{length:,} tokens", _time(measured.seconds), measured.component_seconds))
+        rows, title = found.components(batch, length), f"{length:,} tokens"
+        flops.append(xray_charts.Bar(title, {row["component"]: row["flops"] / batch for row in rows}, "FLOP"))
+        least.append(xray_charts.Bar(title, {row["component"]: row["roofline_seconds"] for row in rows}, "s"))
+    for (sequences, length), measured in sorted(found.measured.items()):
+        if sequences == batch:
+            taken.append(xray_charts.Bar(f"{length:,} tokens", measured.component_seconds, "s"))
     of = "a training step" if found.training else "a forward pass"
-
-    def panel(title: str, note: str, rows: Any, unit: str) -> dict[str, Any]:
-        chart = xray_charts.stacked(rows, TIMES, label=f"{title} by length", unit=unit, shares=True)
-        return {"title": title, "note": note, "chart": chart}
-
+    together = f"{batch} sequence{'s' if batch > 1 else ''}"
     panels = [
-        panel("FLOPs", f"{of}, per sequence", flops, "FLOP"),
-        panel("Least time", f"{batch} sequences, at the roofline", least, "s"),
+        ("FLOPs", f"{of}, per sequence", flops),
+        ("Least time", f"{together}, at the roofline", least),
+        ("Time measured", f"{together}, by the profiler", taken),
     ]
-    if taken:
-        panels.append(panel("Time measured", f"{batch} sequences, by the profiler", taken, "s"))
-    return panels
+    return [
+        {
+            "title": title,
+            "note": note,
+            "chart": xray_charts.stacked(bars, TIMES, label=f"{title} by length", shares=True),
+        }
+        for title, note, bars in panels
+        if bars
+    ]
 
 
 def rooflines(found: XRay) -> list[dict[str, Any]]:
@@ -203,12 +235,14 @@ def grid(found: XRay) -> dict[str, Any]:
     for cell, measured in found.measured.items():
         rate = found.flops(*cell) / measured.seconds
         share = rate / found.roof.flops_per_s
+        tokens = numbers.number(round(cell[0] * cell[1] / measured.seconds))
+        between = f"{_time(measured.fastest)} to {_time(measured.slowest)}"
         cells[cell] = {
             "time": _time(measured.seconds),
             "share": f"{numbers.percent(share, 0)} of peak",
             "shade": round(4 + 40 * min(share, 1)),
-            "tip": f"{shape(cell)}: {numbers.scaled(rate, 'FLOP/s')}, "
-            f"{numbers.number(round(cell[0] * cell[1] / measured.seconds))} tokens/s, {measured.passes} passes",
+            "tip": f"{shape(cell)}: {numbers.scaled(rate, 'FLOP/s')}, {tokens} tokens/s; "
+            f"median of {measured.passes} passes, {between}",
         }
     everything = [*found.measured, *found.skipped]
     return {
@@ -224,8 +258,8 @@ def memory(found: XRay) -> list[dict[str, Any]]:
     (batch, length), architecture = main_cell(found), found.architecture
 
     def panel(title: str, note: str, rows: Iterable[tuple[str, dict[str, float]]]) -> dict[str, Any]:
-        shown = [(name, numbers.scaled(sum(parts.values()), "B"), parts) for name, parts in rows]
-        chart = xray_charts.stacked(shown, MEMORY, label=f"Memory: {title}", unit="B", shares=False)
+        bars = [xray_charts.Bar(name, parts, "B") for name, parts in rows]
+        chart = xray_charts.stacked(bars, MEMORY, label=f"Memory: {title}", shares=False)
         return {"title": title, "note": note, "chart": chart}
 
     choices: list[tuple[str, dict[str, Any]]] = [
@@ -275,6 +309,9 @@ def render(found: XRay, surroundings: page.Surroundings) -> str:
             architecture=found.architecture,
             surroundings=surroundings,
             headline=headline(found),
+            disturbed=disturbed(found),
+            shares=shares(found),
+            main_shape=shape(cell),
             tiles=tiles(found),
             times=TIMES,
             memory_names={k: v for k, v in MEMORY.items() if k != "cache" or found.architecture.causal},

@@ -16,35 +16,74 @@ if TYPE_CHECKING:
     from tasks.ml.cost_model import Roofline
 
 ROW = 42
+WIDE = 1056
+"""Width of the page's column."""
+LEAST_SHARE = 0.03
+"""Of a wide bar, for a percentage below it."""
 ROOF_WIDTH, ROOF_HEIGHT = 500, 330
 
 
-def stacked(
-    rows: Sequence[tuple[str, str, Mapping[str, float]]], names: Mapping[str, str], *, label: str, unit: str,
-    shares: bool,
-) -> Markup:  # fmt: skip
-    """Bars of parts, one bar per row.
+@dataclass(frozen=True)
+class Bar:
+    """A quantity and its parts by key."""
+
+    title: str
+    parts: Mapping[str, float]
+    unit: str
+    """Of the parts, with a decimal prefix put before it."""
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+
+def stacked(bars: Sequence[Bar], names: Mapping[str, str], *, label: str, shares: bool) -> Markup:
+    """Bars of parts, one below the other, with their totals at the right.
 
     Args:
-        rows: title, what stands at its right end, and the parts by key.
         names: parts in order, by key, which is also their class; as people read them.
-        unit: of the parts, with a decimal prefix put before it.
         shares: whether every bar is as wide as the chart; else all have one scale.
     """
-    largest = max(sum(parts.values()) for _, _, parts in rows)
+    largest = max(bar.total for bar in bars)
     marks = Markup("")
-    for index, (title, value, parts) in enumerate(rows):
-        y, total, x = index * ROW, sum(parts.values()), 0.0
-        marks += element("text", title, x=0, y=y + 14, class_="label")
-        marks += element("text", value, x=WIDTH, y=y + 14, class_="value note end")
-        for key, name in names.items():
-            width = parts.get(key, 0) / (total if shares else largest) * WIDTH
-            if width > 0.05:
-                tip = f"{title}, {name}: {scaled(parts[key], unit)}, {percent(parts[key] / total)}"
-                bar = element("rect", x=x, y=y + 21, width=width, height=14, class_=f"part {key}")
-                marks += element("g", bar, data_tip=tip)
-            x += width
-    return svg(len(rows) * ROW - 6, label, marks)
+    for index, bar in enumerate(bars):
+        marks += element("text", bar.title, x=0, y=index * ROW + 14, class_="label")
+        value = scaled(bar.total, bar.unit)
+        marks += element("text", value, x=WIDTH, y=index * ROW + 14, class_="value note end")
+        marks += _parts(bar, names, y=index * ROW + 21, scale=WIDTH / (bar.total if shares else largest))
+    return svg(len(bars) * ROW - 6, label, marks)
+
+
+def shares(bars: Sequence[Bar], names: Mapping[str, str], *, label: str) -> Markup:
+    """Bars over the whole page, all of one length, with the percentage of each larger part below it."""
+    left, right, row = 150.0, WIDE - 90.0, 46
+    marks = Markup("")
+    for index, bar in enumerate(bars):
+        y, scale, x = index * row, (right - left) / bar.total, left
+        marks += element("text", bar.title, x=0, y=y + 15, class_="label")
+        marks += element("text", scaled(bar.total, bar.unit), x=WIDE, y=y + 15, class_="value note end")
+        marks += _parts(bar, names, y=y, scale=scale, left=left, height=20)
+        for key in names:
+            share = bar.parts.get(key, 0) / bar.total
+            if share >= LEAST_SHARE:
+                marks += element(
+                    "text", percent(share, 0), x=x + share * (right - left) / 2, y=y + 33, class_="tick middle"
+                )
+            x += share * (right - left)
+    return svg(len(bars) * row - 8, label, marks, width=WIDE)
+
+
+def _parts(bar: Bar, names: Mapping[str, str], *, y: float, scale: float, left: float = 0, height: int = 14) -> Markup:
+    """The parts of one bar, side by side; ``scale`` is pixels per unit."""
+    marks, x = Markup(""), left
+    for key, name in names.items():
+        width = bar.parts.get(key, 0) * scale
+        if width > 0.05:
+            tip = f"{bar.title}, {name}: {scaled(bar.parts[key], bar.unit)}, {percent(bar.parts[key] / bar.total)}"
+            mark = element("rect", x=x, y=y, width=width, height=height, class_=f"part {key}")
+            marks += element("g", mark, data_tip=tip)
+        x += width
+    return marks
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     DynamicCache,
+    GPT2Config,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
@@ -25,7 +26,7 @@ from transformers import (
 
 from tasks.contracts import FeatherweightError
 from tasks.ml import cost_model, families, modeling
-from tasks.ml.cost_model import Architecture
+from tasks.ml.architecture import Architecture, Layer
 
 ENCODER = {
     "vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 72,
@@ -34,6 +35,11 @@ ENCODER = {
 DECODER = {
     "vocab_size": 67, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
     "intermediate_size": 80, "max_position_embeddings": 64,
+}  # fmt: skip
+
+GPT2 = {
+    "vocab_size": 67, "n_embd": 48, "n_layer": 2, "n_head": 6, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2,
+    "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
 }  # fmt: skip
 
 
@@ -59,6 +65,8 @@ MODELS = {
     "roberta": lambda **o: AutoModel.from_config(RobertaConfig(**ENCODER), **o),
     "roberta classifier": lambda **o: classifier(RobertaConfig(num_labels=5, **ENCODER), **o),
     "pruned": pruned,
+    "gpt2": lambda **o: AutoModelForCausalLM.from_config(GPT2Config(**GPT2), **o),
+    "gpt2 narrow": lambda **o: AutoModelForCausalLM.from_config(GPT2Config(n_inner=40, **GPT2), **o),
     "llama": lambda **o: AutoModelForCausalLM.from_config(LlamaConfig(**DECODER), **o),
     "llama tied": lambda **o: AutoModelForCausalLM.from_config(LlamaConfig(tie_word_embeddings=True, **DECODER), **o),
     "llama biased": lambda **o: AutoModelForCausalLM.from_config(
@@ -119,7 +127,7 @@ def test_training_is_three_forward_passes(model: nn.Module) -> None:
 
 
 def test_decoding_after_a_cache_and_the_cache_itself() -> None:
-    for name in ("llama", "llama biased", "qwen2"):
+    for name in ("gpt2", "llama", "llama biased", "qwen2"):
         model = MODELS[name](attn_implementation="eager").eval()
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
@@ -173,7 +181,7 @@ def saved_bytes(model: nn.Module, tokens: torch.Tensor) -> int:
 
 @pytest.mark.parametrize("length", [16, 60])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", ["bert", "roberta", "pruned", "llama", "llama tied", "qwen2"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "pruned", "gpt2", "llama", "llama tied", "qwen2"])
 def test_activations_are_what_autograd_keeps_within_two_percent(name: str, implementation: str, length: int) -> None:
     model = MODELS[name](attn_implementation=implementation).train()
     expected = cost_model.activation_bytes(
@@ -194,7 +202,7 @@ def test_activations_with_dropout_on_the_cpu_within_five_percent() -> None:
 def test_activations_of_a_layer_are_those_of_the_paper() -> None:
     """Korthikanti et al. 2022, equation 1: s b h (34 + 5 a s / h) bytes a layer, and s b h 2 where only inputs stay."""
     s, b, h, a = 1024, 4, 2048, 16
-    layer = cost_model.Layer(heads=a, kv_heads=a, ffn=4 * h)
+    layer = Layer(heads=a, kv_heads=a, ffn=4 * h)
     setup: Any = {"batch": b, "length": s, "bytes_per_element": 2, "fused_attention": False, "dropout_bytes": 1}
 
     def total(layers: int, **more: Any) -> float:
