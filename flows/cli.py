@@ -127,6 +127,9 @@ def parser() -> argparse.ArgumentParser:
         "--precision", choices=("fp32", "bf16"), default="fp32", help="of weights and activations (default: fp32)"
     )
     xray.add_argument(
+        "--seconds", type=float, default=1.0, metavar="S", help="measure each shape for this long (default: 1)"
+    )
+    xray.add_argument(
         "--max-seconds", type=float, default=10.0, metavar="S",
         help="leave out shapes of which one pass would take longer than this (default: 10)",
     )  # fmt: skip
@@ -304,7 +307,7 @@ def _xray(options: argparse.Namespace) -> int:
     console.start_logging()
     found = xray.examine(
         options.model, batches=batches, lengths=lengths, training=options.training, precision=options.precision,
-        max_seconds=options.max_seconds,
+        seconds=options.seconds, max_seconds=options.max_seconds,
     )  # fmt: skip
     xray.write(found, path)
     if options.json:

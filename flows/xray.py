@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import math
 import os
 import platform
 import re
@@ -67,15 +68,23 @@ def output(text: str, model: str) -> Path:
 
 
 def examine(
-    model: str, *, batches: Sequence[int], lengths: Sequence[int], training: bool, precision: str, max_seconds: float
+    model: str,
+    *,
+    batches: Sequence[int],
+    lengths: Sequence[int],
+    training: bool,
+    precision: str,
+    seconds: float,
+    max_seconds: float,
 ) -> XRay:
     """Finds a model and measures it; what is going on is said in log lines.
 
     Raises:
         FeatherweightError: there is no such model, or it cannot be examined.
     """
-    if not max_seconds > 0:
-        raise FeatherweightError(f"--max-seconds {max_seconds:g}: write a number above 0")
+    for option, value in (("--seconds", seconds), ("--max-seconds", max_seconds)):
+        if not 0 < value < math.inf:
+            raise FeatherweightError(f"{option} {value:g}: write a number above 0")
     directory = locators.find(model, field="xray", weights=False)
     architecture.check_supported(locators.read_config(directory, field="xray"))
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports its own beginnings and ends
@@ -83,7 +92,7 @@ def examine(
 
     return xray.examine(
         directory, name=name_of(model), batches=batches, lengths=lengths, training=training, precision=precision,
-        max_seconds=max_seconds, announce=lambda text: logger.info("xray: %s", text),
+        seconds=seconds, max_seconds=max_seconds, announce=lambda text: logger.info("xray: %s", text),
     )  # fmt: skip
 
 

@@ -65,15 +65,25 @@ def labelled(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def attribute(events: Sequence[Any], *, cuda: bool = False) -> dict[str, float]:
-    """Seconds inside operators by component, from the events of a profile taken under ``labelled``.
+def cpu_seconds(event: Any) -> float:
+    """Time inside an operator on the CPU, without the operators that it calls."""
+    return float(event.self_cpu_time_total) / 1e6
+
+
+def cuda_seconds(event: Any) -> float:
+    """Time of the kernels that an operator launched itself."""
+    return float(event.self_device_time_total) / 1e6
+
+
+def attribute(events: Sequence[Any], amount: Callable[[Any], float]) -> dict[str, float]:
+    """Sums an amount of every operator by component, from the events of a profile taken under ``labelled``.
 
     An operator belongs to the innermost labelled module around it; fused attention is known by name, and what lies in
     no module (residual sums, activations, rotary positions) is elementwise. Backward operators have no module around
     them: they carry the sequence number of the forward operator that they differentiate.
     """
     by_sequence: dict[int, str] = {}
-    seconds = dict.fromkeys(cost_model.COMPONENTS, 0.0)
+    amounts = dict.fromkeys(cost_model.COMPONENTS, 0.0)
     found: dict[int, str] = {}
 
     def component(event: Any) -> str:
@@ -98,8 +108,8 @@ def attribute(events: Sequence[Any], *, cuda: bool = False) -> dict[str, float]:
         backward = event.scope == 1 or (event.cpu_parent is not None and event.cpu_parent.scope == 1)
         if event.sequence_nr >= 0 and not backward:
             by_sequence[event.sequence_nr] = name
-        seconds[name] += (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6
-    return seconds
+        amounts[name] += amount(event)
+    return amounts
 
 
 def saved_bytes(model: nn.Module, ids: torch.Tensor) -> int:

@@ -66,8 +66,8 @@ def free_bytes(device: torch.device) -> int:
 
 
 @torch.inference_mode()
-def measure(device: torch.device, *, seconds: float = 0.4) -> Machine:
-    """Measures the roofs: matrix products of several sizes in each precision, and copies, for ``seconds`` each.
+def measure(device: torch.device, *, seconds: float) -> Machine:
+    """Measures the roofs: matrix products in each precision, and copies, for ``seconds`` each.
 
     The numbers multiplied come from a generator of their own.
     """

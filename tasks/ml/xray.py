@@ -31,10 +31,10 @@ OUTSIDE = "outside"
 DROPOUT = ("attention_probs_dropout_prob", "attn_pdrop", "attention_dropout")
 """What configs call the probability of dropout in attention; that on hidden states goes with it, but in Llama's kin."""
 
-CELL_SECONDS = 1.0
-"""Time spent on passes of one cell, if three do not take longer."""
 MIN_PASSES = 3
 MAX_PROFILED = 5
+ROOF = 0.4
+"""Time for each roof, over that for a cell."""
 
 
 @dataclass(frozen=True)
@@ -191,11 +191,11 @@ def _one_pass(model: nn.Module, ids: torch.Tensor, training: bool) -> Callable[[
     return step if training else forward
 
 
-def _times(run: Callable[[], None], device: torch.device) -> list[float]:
-    """Seconds of each of at least three passes, after one to warm up."""
+def _times(run: Callable[[], None], device: torch.device, total: float) -> list[float]:
+    """Seconds of each of at least three passes, which take ``total`` or longer, after one to warm up."""
     run()
     times: list[float] = []
-    while len(times) < MIN_PASSES or sum(times) < CELL_SECONDS:
+    while len(times) < MIN_PASSES or sum(times) < total:
         roofline.synchronize(device)
         started = time.perf_counter()
         run()
@@ -205,37 +205,40 @@ def _times(run: Callable[[], None], device: torch.device) -> list[float]:
 
 
 def _component_seconds(
-    model: nn.Module, run: Callable[[], None], device: torch.device, seconds: float
+    model: nn.Module, run: Callable[[], None], device: torch.device, *, seconds: float, total: float
 ) -> dict[str, float]:
     """Seconds of a pass by component, ``OUTSIDE`` included, which add up to the ``seconds`` it takes unobserved."""
     cuda = device.type == "cuda"
-    repeats = max(1, min(MAX_PROFILED, round(CELL_SECONDS / seconds)))
+    repeats = max(1, min(MAX_PROFILED, round(total / seconds)))
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profiling.labelled(model), profile(activities=activities) as profiler:
         for _ in range(repeats):
             run()
         roofline.synchronize(device)
-    inside = {name: value / repeats for name, value in profiling.attribute(profiler.events(), cuda=cuda).items()}
+    spent = profiling.attribute(profiler.events(), profiling.cuda_seconds if cuda else profiling.cpu_seconds)
+    inside = {name: value / repeats for name, value in spent.items()}
     # The profiler makes operators slower; together they cannot have taken longer than the pass did without it.
     shrink = min(1.0, seconds / sum(inside.values()))
     inside = {name: value * shrink for name, value in inside.items()}
     return {**inside, OUTSIDE: max(0.0, seconds - sum(inside.values()))}
 
 
-def measure(model: nn.Module, architecture: Architecture, *, batch: int, length: int, training: bool) -> Measurement:
-    """Times passes over random tokens (B, S), then profiles some of them by component."""
+def measure(
+    model: nn.Module, architecture: Architecture, *, batch: int, length: int, training: bool, seconds: float
+) -> Measurement:
+    """Times passes over random tokens (B, S) for so many seconds, then profiles some of them by component."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(architecture.vocabulary, (batch, length), generator=generator).to(device)
     model.train(training)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout draws
         run = _one_pass(model, ids, training)
-        times = _times(run, device)
-        seconds = statistics.median(times)
-        parts = _component_seconds(model, run, device, seconds)
+        times = _times(run, device, seconds)
+        median = statistics.median(times)
+        parts = _component_seconds(model, run, device, seconds=median, total=seconds)
         kept = profiling.saved_bytes(model, ids) if training else None
     model.zero_grad(set_to_none=True)
-    return Measurement(seconds, min(times), max(times), len(times), parts, kept)
+    return Measurement(median, min(times), max(times), len(times), parts, kept)
 
 
 def examine(
@@ -246,6 +249,7 @@ def examine(
     lengths: Sequence[int] = (),
     training: bool = False,
     precision: str = "fp32",
+    seconds: float = 1.0,
     max_seconds: float = 10.0,
     announce: Callable[[str], None] = lambda _: None,
 ) -> XRay:
@@ -253,6 +257,7 @@ def examine(
 
     Args:
         lengths: tokens per row; empty for 32, 128 and 512 as far as the model has positions for them.
+        seconds: time for the passes of a cell, if three do not take longer; part of it for each of the roofs.
         max_seconds: a cell is skipped if a pass is expected to take longer; so is one that memory would not hold.
         announce: told what is about to be measured.
 
@@ -272,7 +277,7 @@ def examine(
     found = XRay(
         model=name,
         architecture=architecture,
-        machine=roofline.measure(device),
+        machine=roofline.measure(device, seconds=ROOF * seconds),
         precision=precision,
         training=training,
         dropout=any(getattr(config, probability, 0) > 0 for probability in DROPOUT),
@@ -292,9 +297,14 @@ def examine(
         if reason:
             found.skipped[batch, length] = reason
         else:
-            found.measured[batch, length] = measure(model, architecture, batch=batch, length=length, training=training)
+            found.measured[batch, length] = measure(
+                model, architecture, batch=batch, length=length, training=training, seconds=seconds
+            )
+    if not found.measured:
+        return replace(found, others_share=company.share())
     announce("measuring the machine again")
-    return replace(found, machine=found.machine.better(roofline.measure(device)), others_share=company.share())
+    again = roofline.measure(device, seconds=ROOF * seconds)
+    return replace(found, machine=found.machine.better(again), others_share=company.share())
 
 
 def _too_long(found: XRay, batch: int, length: int, max_seconds: float) -> str:

@@ -216,7 +216,6 @@ def table(found: XRay, cell: Cell) -> dict[str, Any]:
             "intensity": numbers.number(row["flops_per_byte"]) if row["flops"] else "–",
             "least": _time(row["roofline_seconds"]),
             "took": _or_dash(row["seconds"], _time),
-            "part": 100 * row["seconds"] / measured.seconds if measured else 0,
             "rate": _or_dash(row["flops_per_s"] or None, lambda value: numbers.number(value / 1e9)),
             "share": _or_dash(row["share_of_roofline"], lambda value: numbers.percent(value, 0)),
         }

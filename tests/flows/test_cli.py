@@ -54,7 +54,19 @@ def test_help_needs_the_interpreter_and_argparse_only() -> None:
         [sys.executable, "-X", "importtime", "-m", "flows.cli", "--help"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    for command in ("demo", "compress", "runs", "show", "up", "promote", "rollback", "serve", "deploy", "doctor"):
+    for command in (
+        "demo",
+        "compress",
+        "runs",
+        "show",
+        "up",
+        "promote",
+        "rollback",
+        "serve",
+        "deploy",
+        "xray",
+        "doctor",
+    ):
         assert f"    {command} " in done.stdout
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "argparse" in imported
@@ -70,6 +82,11 @@ def test_help_needs_the_interpreter_and_argparse_only() -> None:
         (["demo", "--set", "training.epoch=1"], "recipe demo: training: unknown key 'epoch'; did you mean 'epochs'?"),
         (["show", "abc"], "no run's id begins with 'abc'"),
         (["show"], "no recipe was run yet"),
+        (["xray", "./nowhere"], "xray: directory './nowhere' does not exist"),
+        (["xray", "flows"], "xray: 'flows' has no config.json in flows"),
+        (["xray", ".", "--batch", "0"], "--batch '0': write whole numbers above 0"),
+        (["xray", ".", "--seconds", "-1"], "--seconds -1: write a number above 0"),
+        (["xray", ".", "--output", "nowhere/x.html"], "--output nowhere/x.html: there is no directory"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments: list[str], expected: str, home: Path) -> None:
@@ -80,6 +97,31 @@ def test_bad_input_is_one_line_and_status_2(arguments: list[str], expected: str,
     assert len(lines) == 1
     assert lines[0].startswith(f"featherweight: {expected}")
     assert not (home / "store" / "objects").exists(), "nothing half-written"
+
+
+def test_xray_prints_tables_or_json_and_writes_a_page(tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 99, "hidden_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
+        "max_position_embeddings": 64,
+    }  # fmt: skip
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    page = tmp_path / "page.html"
+    asked = ("xray", str(tmp_path / "tiny"), "--batch", "2", "--length", "16", "--seconds", "0.01")
+    done = featherweight(*asked, "--output", str(page), "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["model"] == "tiny"
+    assert document["page"] == str(page)
+    weights = 99 * 64 * 2 + 64 + 2 * (64 * (64 + 32 + 32 + 64) + 3 * 64 * 96 + 2 * 64)
+    assert document["parameters"] == weights
+    cell = document["cells"][0]
+    assert cell["seconds"] > 0
+    assert cell["flops"] == sum(row["flops"] for row in cell["components"])
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>")
+    assert "<h1>tiny</h1>" in text
 
 
 LISTEN_IN = """

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -25,7 +24,7 @@ from transformers import (
 )
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import cost_model, families, modeling
+from tasks.ml import cost_model, families, modeling, profiling
 from tasks.ml.architecture import Architecture, Layer
 
 ENCODER = {
@@ -91,13 +90,6 @@ def ids(batch: int, length: int) -> torch.Tensor:
     return torch.randint(3, 60, (batch, length), generator=torch.Generator().manual_seed(batch + length))
 
 
-def loss(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    output = model(input_ids=tokens)
-    if architecture(model).causal:
-        return F.cross_entropy(output.logits.flatten(0, 1), tokens.flatten())
-    return sum(part.sum() for part in output.to_tuple())
-
-
 def test_parameters_are_those_of_the_model(model: nn.Module) -> None:
     assert cost_model.num_parameters(architecture(model)) == modeling.num_parameters(model)
 
@@ -120,7 +112,7 @@ def test_attention_alone_is_what_torch_counts_as_batched_products(model: nn.Modu
 
 def test_training_is_three_forward_passes(model: nn.Module) -> None:
     with FlopCounterMode(display=False) as counter:
-        loss(model, ids(2, 9)).backward()
+        profiling.loss(model, ids(2, 9)).backward()
     assert cost_model.training_flops(architecture(model), batch=2, length=9) == counter.get_total_flops()
     per_token = cost_model.training_flops_per_token(architecture(model), length=9)
     assert per_token * 2 * 9 == pytest.approx(counter.get_total_flops())
@@ -156,27 +148,13 @@ def torch_optimizers() -> dict[str, Any]:
 def test_optimizer_state_is_what_torch_holds(name: str) -> None:
     model = MODELS["bert"]()
     optimizer = torch_optimizers()[name](model.parameters())
-    loss(model, ids(2, 5)).backward()
+    profiling.loss(model, ids(2, 5)).backward()
     optimizer.step()
     held = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
     held_bytes = sum(value.nbytes for value in held if value.ndim)  # the counters of steps have no dimension
     expected = cost_model.memory_bytes(architecture(model), batch=1, length=1, optimizer=name)
     assert expected["optimizer"] == held_bytes
     assert expected["gradients"] == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
-
-
-def saved_bytes(model: nn.Module, tokens: torch.Tensor) -> int:
-    """Bytes of the distinct storages that autograd keeps, besides parameters."""
-    mine = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss(model, tokens)
-    return sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in mine)
 
 
 @pytest.mark.parametrize("length", [16, 60])
@@ -187,7 +165,7 @@ def test_activations_are_what_autograd_keeps_within_two_percent(name: str, imple
     expected = cost_model.activation_bytes(
         architecture(model), batch=4, length=length, fused_attention=implementation == "sdpa"
     )
-    assert expected == pytest.approx(saved_bytes(model, ids(4, length)), rel=0.02)
+    assert expected == pytest.approx(profiling.saved_bytes(model, ids(4, length)), rel=0.02)
 
 
 def test_activations_with_dropout_on_the_cpu_within_five_percent() -> None:
@@ -196,7 +174,7 @@ def test_activations_with_dropout_on_the_cpu_within_five_percent() -> None:
     expected = cost_model.activation_bytes(
         architecture(model), batch=4, length=48, fused_attention=False, dropout_bytes=4
     )
-    assert expected == pytest.approx(saved_bytes(model, ids(4, 48)), rel=0.05)
+    assert expected == pytest.approx(profiling.saved_bytes(model, ids(4, 48)), rel=0.05)
 
 
 def test_activations_of_a_layer_are_those_of_the_paper() -> None:
