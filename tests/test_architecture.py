@@ -23,6 +23,7 @@ def test_import_contracts_hold() -> None:
         ("flows.cli", ("torch", "transformers", "onnx", "onnxruntime", "prefect", "mlflow", "pydantic")),
         ("flows.recipe_files", ("torch", "prefect", "mlflow")),
         ("flows.embedded", ("torch", "prefect", "mlflow")),
+        ("flows.xray", ("torch", "transformers", "onnx", "onnxruntime", "prefect", "mlflow")),
         ("flows.compress", ("torch", "transformers", "onnx", "onnxruntime")),
     ],
 )
