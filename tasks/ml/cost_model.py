@@ -27,10 +27,10 @@ COMPONENTS = {
 }
 """Every component by its name in results, and as people read it."""
 
-OPTIMIZER_BYTES = {"adamw": 8.0, "adamw-8bit": 2.0, "lion": 4.0, "sgd-momentum": 4.0, "sgd": 0.0}
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw-8bit": 2.0, "lion": 4.0, "sgd": 4.0}
 """Bytes of state per trained parameter. AdamW keeps two fp32 moments (Loshchilov & Hutter 2019, arXiv:1711.05101), or
-two of 8 bits (Dettmers et al. 2022, arXiv:2110.02861, whose scales per block are left out); Lion keeps one (Chen et al.
-2023, arXiv:2302.06675). Step counters, one number per tensor, are left out."""
+two of 8 bits (Dettmers et al. 2022, arXiv:2110.02861, whose scales per block are left out); Lion (Chen et al.
+2023, arXiv:2302.06675) and SGD with momentum keep one. Step counters, one number per tensor, are left out."""
 
 TRAINING_FACTOR = 3
 """FLOPs of a training step over those of its forward pass: backward differentiates by inputs and by weights."""

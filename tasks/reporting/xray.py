@@ -264,7 +264,7 @@ def memory(found: XRay) -> list[dict[str, Any]]:
     choices: list[tuple[str, dict[str, Any]]] = [
         ("AdamW", {}),
         ("AdamW, 8-bit states", {"optimizer": "adamw-8bit"}),
-        ("SGD", {"optimizer": "sgd"}),
+        ("SGD with momentum", {"optimizer": "sgd"}),
         ("AdamW, checkpointing", {"checkpointing": True}),
         ("AdamW 8-bit, checkpointing", {"optimizer": "adamw-8bit", "checkpointing": True}),
     ]

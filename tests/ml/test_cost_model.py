@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import cost_model, families, modeling, profiling
+from tasks.ml import cost_model, families, modeling, optimizers, profiling
 from tasks.ml.architecture import Architecture, Layer
 
 ENCODER = {
@@ -139,8 +139,7 @@ def test_encoders_have_no_cache() -> None:
 def torch_optimizers() -> dict[str, Any]:
     return {
         "adamw": lambda parameters: torch.optim.AdamW(parameters),
-        "sgd-momentum": lambda parameters: torch.optim.SGD(parameters, momentum=0.9),
-        "sgd": lambda parameters: torch.optim.SGD(parameters),
+        "sgd": lambda parameters: torch.optim.SGD(parameters, momentum=0.9),
     }
 
 
@@ -155,6 +154,12 @@ def test_optimizer_state_is_what_torch_holds(name: str) -> None:
     expected = cost_model.memory_bytes(architecture(model), batch=1, length=1, optimizer=name)
     assert expected["optimizer"] == held_bytes
     assert expected["gradients"] == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+
+
+def test_optimizers_that_training_knows_cost_what_they_say() -> None:
+    for name, expected in cost_model.OPTIMIZER_BYTES.items():
+        described = optimizers.OPTIMIZERS[name].bytes_per_parameter
+        assert expected == pytest.approx(described, rel=0.02), "scales per block are left out"
 
 
 @pytest.mark.parametrize("length", [16, 60])
