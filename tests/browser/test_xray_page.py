@@ -42,6 +42,7 @@ def sample(config: dict[str, object], *, training: bool) -> XRay:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [420, 800, 1280])
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])

@@ -114,6 +114,7 @@ def test_again_everything_is_cached(first: dict[str, Any], shared_home: Path) ->
     assert featherweight(shared_home, "show") == again
 
 
+@pytest.mark.slow
 def test_a_late_field_reuses_what_comes_before_it(first: dict[str, Any], shared_home: Path) -> None:
     changed = stages(compress(shared_home, "quantization.embeddings=int4", "budget.min_speedup=0.5"))
     assert [name for name in MODEL_STAGES if changed[name]["cached"]] == ["train", "distill", "prune"]

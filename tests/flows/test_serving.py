@@ -35,6 +35,7 @@ def featherweight(home: Path, *arguments: str) -> subprocess.CompletedProcess[st
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_promote_and_rollback_say_what_is_champion(home: Path) -> None:
     done = featherweight(home, "promote", "polarity", "--json")
     assert done.returncode == 0, done.stderr
