@@ -56,6 +56,8 @@ class TrainingProgress:
         self.title, self.run, self.live = title, tracking.current(), Live(title)
         self.bar: tqdm[None] | None = None
         self.total, self.first, self.started, self.spoke = 0, 0, 0.0, 0.0
+        # A run that was interrupted logged some steps after its last checkpoint, which are taken again now.
+        self.logged, self.evaluated = self.run.last_step("loss"), self.run.last_step("selection_accuracy")
 
     def start(self, *, total_steps: int, first_step: int) -> None:
         self.total, self.first = total_steps, first_step
@@ -71,7 +73,8 @@ class TrainingProgress:
         assert self.bar is not None
         self.bar.update(step - self.bar.n if not self.bar.disable else 0)
         self.bar.set_postfix_str(f"loss {point['loss']:.3f}, {point['samples_per_s']:.0f} samples/s")
-        self.run.metrics(point, step=step)
+        if step > self.logged:
+            self.run.metrics(point, step=step)
         now = time.monotonic()
         left = (now - self.started) / (step - self.first) * (self.total - step)
         line = (
@@ -84,7 +87,9 @@ class TrainingProgress:
             logger.info("%s: %s", self.title, line)
 
     def evaluation(self, step: int, point: Mapping[str, float]) -> None:
-        self.run.metrics({f"selection_{name}": value for name, value in point.items() if name != "epoch"}, step=step)
+        if step > self.evaluated:
+            shown = {f"selection_{name}": value for name, value in point.items() if name != "epoch"}
+            self.run.metrics(shown, step=step)
         logger.info(
             "%s: step %d of %d, selection accuracy %.4f, loss %.4f",
             self.title, step, self.total, point["accuracy"], point["loss"],

@@ -19,6 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,6 +48,9 @@ MOVERS = {
 }
 """Modules that move bytes and show progress: they do not change what a stage computes."""
 
+
+RUN_ID = "run_id"
+"""File in the directory of resumable state: the MLflow run that goes on when the stage does."""
 
 _checkpoint_directory: contextvars.ContextVar[Path] = contextvars.ContextVar("featherweight_checkpoint_directory")
 
@@ -152,6 +156,13 @@ def cache_key(function: Callable[..., Any], arguments: Mapping[str, Any], *, sal
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def _run_to_continue(checkpoints: Path) -> str | None:
+    """The MLflow run of an execution that was interrupted after it had kept some state in this directory."""
+    said = checkpoints / RUN_ID
+    kept = said.is_file() and any(path != said for path in checkpoints.iterdir())
+    return said.read_text(encoding="utf-8") if kept else None
+
+
 def _prefect_tags() -> dict[str, str]:
     context = TaskRunContext.get()
     return {"prefect.task_run_id": str(context.task_run.id)} if context else {}
@@ -183,9 +194,10 @@ def stage(
     signature = inspect.signature(function)
     name = function.__name__
 
-    def compute(key: str, run: tracking.Run, arguments: Mapping[str, Any]) -> StageResult:
+    def compute(key: str, run: tracking.Run, checkpoints: Path, arguments: Mapping[str, Any]) -> StageResult:
         started = time.monotonic()
-        checkpoints = disk.home() / "store" / "checkpoints" / key
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        (checkpoints / RUN_ID).write_text(run.run_id, encoding="utf-8")
         token = _checkpoint_directory.set(checkpoints)
         try:
             output = function(**arguments)
@@ -206,12 +218,16 @@ def stage(
         arguments = dict(bound.arguments)
         key = cache_key(function, arguments, salt=salt(**arguments))
         tags = {tracking.CACHE_KEY_TAG: key, **_prefect_tags()}
-        with disk.lock(key), tracking.stage_run(name, run_id, tags) as run:
-            run.params(_jsonable(arguments))
+        checkpoints = disk.home() / "store" / "checkpoints" / key
+        with ExitStack() as stack:
+            stack.enter_context(disk.lock(key))
             recorded = store.read_record(key) if reuse else None
+            continues = _run_to_continue(checkpoints) if reuse and recorded is None else None
+            run = stack.enter_context(tracking.stage_run(name, run_id, tags, continues=continues))
+            run.params(_jsonable(arguments))
             if recorded is None:
                 logger.info("%s: computing", name)
-                result = compute(key, run, arguments)
+                result = compute(key, run, checkpoints, arguments)
             else:
                 run.tags({"featherweight.cached": "true", "featherweight.computed_by": recorded.run_id})
                 result = recorded.model_copy(update={"run_id": run.run_id, "cached": True})

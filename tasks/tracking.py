@@ -115,6 +115,10 @@ class Run:
         for start in range(0, len(params), PARAMS_PER_BATCH):
             client().log_batch(self.run_id, params=params[start : start + PARAMS_PER_BATCH])
 
+    def last_step(self, metric: str) -> int:
+        """Returns the last step that a metric was logged for, or -1 where it never was."""
+        return max((point.step for point in client().get_metric_history(self.run_id, metric)), default=-1)
+
     def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
         """Logs metrics; what is not finite is left out, because MLflow would store it as 1.8e308."""
         now = int(time.time() * 1000)
@@ -235,6 +239,20 @@ def start(name: str, *, experiment_id: str, parent: str | None = None, tags: Map
     return Run(client().create_run(experiment_id, run_name=name, tags=all_tags).info.run_id)
 
 
+def _reopened(run_id: str, *, experiment_id: str, parent: str, tags: Mapping[str, str]) -> Run | None:
+    """Opens a run that ended too early once more, below a new parent; ``None`` where there is no such run now."""
+    try:
+        info = client().get_run(run_id).info
+    except MlflowException:
+        return None
+    if info.lifecycle_stage == "deleted" or info.experiment_id != experiment_id:
+        return None
+    client().update_run(run_id, status="RUNNING")
+    run = Run(run_id)
+    run.tags({PROCESS_TAG: this_process(), MLFLOW_PARENT_RUN_ID: parent, ERROR_TAG: "", **tags})
+    return run
+
+
 @contextlib.contextmanager
 def _closing(run: Run) -> Iterator[Run]:
     """Ends the run by how the block ended: ``KILLED`` when interrupted, ``FAILED`` with the reason as a tag."""
@@ -262,15 +280,16 @@ def pipeline_run(
 
 
 @contextlib.contextmanager
-def stage_run(stage: str, parent: str, tags: Mapping[str, str]) -> Iterator[Run]:
-    """Opens the child run of one stage and makes it ``current()``."""
+def stage_run(stage: str, parent: str, tags: Mapping[str, str], *, continues: str | None = None) -> Iterator[Run]:
+    """Opens the child run of one stage and makes it ``current()``.
+
+    Args:
+        continues: the run of an execution that was interrupted and goes on now: it is taken up again, if it is there.
+    """
     experiment_id = client().get_run(parent).info.experiment_id
-    run = start(
-        stage,
-        experiment_id=experiment_id,
-        parent=parent,
-        tags={"featherweight.kind": "stage", "featherweight.stage": stage, **tags},
-    )
+    tags = {"featherweight.kind": "stage", "featherweight.stage": stage, **tags}
+    run = _reopened(continues, experiment_id=experiment_id, parent=parent, tags=tags) if continues else None
+    run = run or start(stage, experiment_id=experiment_id, parent=parent, tags=tags)
     token = _current.set(run)
     try:
         with _closing(run):

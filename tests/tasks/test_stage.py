@@ -45,6 +45,36 @@ def test_the_same_again_is_cached() -> None:
     assert {result.run_id for result in first}.isdisjoint(result.run_id for result in second)
 
 
+def test_an_interrupted_stage_goes_on_in_its_own_run() -> None:
+    with pytest.raises(FeatherweightError, match="interrupted"):
+        tiny_stages.patiently("a")
+    [left] = tracking.find_runs("tags.`featherweight.stage` = 'patient'")
+    assert left.info.status == "FAILED"
+    result = tiny_stages.patiently("a")
+    assert result.run_id == left.info.run_id
+    run = tracking.client().get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags[tracking.ERROR_TAG] == ""
+    parent = tracking.client().get_run(run.data.tags["mlflow.parentRunId"])
+    assert parent.info.status == "FINISHED"
+    for metric in ("loss", "selection_accuracy"):
+        points = tracking.client().get_metric_history(result.run_id, metric)
+        assert [point.step for point in points] == list(range(1, tiny_stages.STEPS + 1)), metric
+    again = tiny_stages.patiently("a")
+    assert again.cached
+    assert again.run_id != result.run_id
+
+
+def test_a_stage_whose_run_was_deleted_goes_on_in_a_new_one() -> None:
+    with pytest.raises(FeatherweightError, match="interrupted"):
+        tiny_stages.patiently("b")
+    [left] = tracking.find_runs("tags.`featherweight.stage` = 'patient' and attributes.status = 'FAILED'")
+    tracking.client().delete_run(left.info.run_id)
+    result = tiny_stages.patiently("b")
+    assert result.run_id != left.info.run_id
+    assert tracking.client().get_run(result.run_id).info.status == "FINISHED"
+
+
 def test_prefect_shows_the_reuse_as_cached() -> None:
     tiny()
     run_id = tiny()[0].run_id

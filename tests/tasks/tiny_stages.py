@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prefect import flow
 
-from tasks import store, tracking
+from tasks import progress, store, tracking
 from tasks.contracts import Bundle, FeatherweightError, Scorecard, StageConfig, StageOutput, StageResult
-from tasks.stage import stage
+from tasks.stage import checkpoint_directory, stage
 
 executions: list[str] = []
 
@@ -43,6 +43,36 @@ def shrink(source: Bundle, config: TinyConfig) -> StageOutput:
 def effect(source: Bundle) -> StageOutput:
     executions.append("effect")
     return StageOutput(bundle=source)
+
+
+STEPS, SAVED_AT, INTERRUPTED_AT = 6, 3, 5
+
+
+@stage
+def patient(source: str) -> StageOutput:
+    """Takes steps, keeps what it needs to resume after some of them, and is interrupted later, the first time."""
+    saved = checkpoint_directory() / "step"
+    first = int(saved.read_text(encoding="utf-8")) if saved.is_file() else 0
+    with progress.training("patient") as observer:
+        observer.start(total_steps=STEPS, first_step=first)
+        for step in range(first + 1, STEPS + 1):
+            observer.step(step, {"loss": 1 / step, "samples_per_s": 1.0})
+            observer.evaluation(step, {"accuracy": 0.5, "loss": 1 / step})
+            if not first and step == SAVED_AT:
+                saved.write_text(str(step), encoding="utf-8")
+            if not first and step == INTERRUPTED_AT:
+                raise FeatherweightError("interrupted")
+    with store.workspace() as directory:
+        (directory / "model").write_text(source, encoding="utf-8")
+        digest = store.publish(directory)
+    return StageOutput(bundle=Bundle(digest=digest, format="torch", problem="tiny"))
+
+
+@flow(name="patiently", persist_result=False)
+def patiently(source: str) -> StageResult:
+    """One stage that resumes."""
+    with tracking.pipeline_run("tiny", {"source": source}, run_name="patiently") as run_id:
+        return patient(source, run_id=run_id)
 
 
 @flow(name="tiny", persist_result=False)
