@@ -106,8 +106,10 @@ class Update:
         norm = nn.utils.get_total_norm(values)
         if step % LOOKS_EVERY.get(self.device.type, 1) == 0:
             self._look(loss, norm, step)
-        # Pascanu et al. 2013 (arXiv:1211.5063), without waiting for the norm.
-        torch._foreach_mul_(values, (self.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        # Pascanu et al. 2013 (arXiv:1211.5063). On a GPU, to ask whether the norm is too large would wait for it.
+        scale = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        if self.device.type != "cpu" or scale < 1:
+            torch._foreach_mul_(values, scale)
         self.optimizers.step(self.scaler)
         return Taken(loss, parts, norm)
 
