@@ -84,7 +84,8 @@ class TrainingProgress:
             logger.info("%s: %s", self.title, line)
 
     def evaluation(self, step: int, point: Mapping[str, float]) -> None:
-        self.run.metrics({f"selection_{name}": value for name, value in point.items() if name != "epoch"}, step=step)
+        measured = {f"selection_{name}": value for name, value in point.items() if name not in ("epoch", "training_s")}
+        self.run.metrics(measured, step=step)
         logger.info(
             "%s: step %d of %d, selection accuracy %.4f, loss %.4f",
             self.title, step, self.total, point["accuracy"], point["loss"],
