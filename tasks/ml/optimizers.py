@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,10 @@ class Description:
     def adam_scaled(self) -> bool:
         """Whether a learning rate means what it means to Adam, so that Adam may take some of the parameters."""
         return self.learning_rate_factor == 1
+
+    @property
+    def is_installed(self) -> bool:
+        return importlib.util.find_spec(self.target.partition(":")[0].partition(".")[0]) is not None
 
 
 OPTIMIZERS = {
