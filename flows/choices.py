@@ -65,15 +65,16 @@ PRESETS = {
         training={"epochs": 1, "evaluations_per_epoch": 2},
         data={"max_rows": 120, "unlabeled": "", "selection_fraction": 0.3, "test_fraction": 0.1},
         alone=(),
-        together=("AdamW", "mixed precision"),
+        together=("AdamW", "sparse embeddings"),
         optimizers=("adafactor",),
     ),
     "small": Preset(
         "half an hour on two cores",
         seeds=2,
         target_accuracy=0.75,
-        training={"epochs": 1, "evaluations_per_epoch": 6},
-        data={"max_rows": 2000, "unlabeled": "", "selection_fraction": 0.2, "test_fraction": 0.02},
+        training={"epochs": 2, "evaluations_per_epoch": 4},
+        data={"max_rows": 1400, "unlabeled": "", "selection_fraction": 0.15, "test_fraction": 0.02},
+        alone=("AdamW", "mixed precision", "2 processes"),
         optimizers=("sgd", "adamw", "lion", "muon", "schedule-free-adamw"),
     ),
     "full": Preset(
@@ -92,6 +93,8 @@ class Machine:
     processes: int
     """That can each have a core, or a GPU where there are any."""
     on_gpu: bool
+    precision: str
+    """What ``auto`` chooses, and why."""
     learning_rates: Mapping[str, float]
     """Every optimizer's peak learning rate as a multiple of AdamW's."""
     missing: Mapping[str, str]
@@ -100,11 +103,13 @@ class Machine:
 
 def machine() -> Machine:
     """Looks at this machine."""
-    from tasks.ml import elastic, optimizers, trainer
+    from tasks.ml import elastic, optimizers, precision, trainer
 
+    device = trainer.default_device()
     return Machine(
         processes=elastic.most_processes(),
-        on_gpu=trainer.default_device().type == "cuda",
+        on_gpu=device.type == "cuda",
+        precision=precision.choose("auto", device).reason,
         learning_rates={name: one.learning_rate_factor for name, one in optimizers.OPTIMIZERS.items()},
         missing={name: one.package for name, one in optimizers.OPTIMIZERS.items() if not one.is_installed},
     )
@@ -163,7 +168,7 @@ def plan(training: TrainingConfig, preset: Preset, here: Machine) -> Plan:
         """The entry, or none with the reason why."""
         config = changed(on, changes)
         if reason := _senseless(config, changes, here):
-            left_out[f"{name}, {where}"] = reason
+            left_out[f"{name.removeprefix('+ ')}, {where}"] = reason
             return []
         return [Entry(name, note, config)]
 
@@ -201,6 +206,8 @@ def _senseless(config: TrainingConfig, changes: Mapping[str, Any], here: Machine
         return "has an effect on CPUs only"
     if "embeddings" in changes and here.learning_rates[config.optimizer] != 1:
         return f"has an effect with optimizers of Adam's scale only, and not with {config.optimizer}"
+    if changes.get("precision") == "auto" and here.precision.startswith("fp32"):
+        return f"auto chooses {here.precision}"
     if config.num_processes > here.processes:
         return f"needs {config.num_processes} cores, or as many GPUs where there are any; there are {here.processes}"
     if "micro_batch" in changes and config.micro_batch >= config.batch_size:

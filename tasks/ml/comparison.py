@@ -56,7 +56,7 @@ def ratio(values: Sequence[float], baseline: Sequence[float], *, confidence: flo
     return Estimate(math.exp(middle.measured), low, high)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
     """One training run and what it came to."""
 
@@ -116,9 +116,7 @@ def summarize(trials: Sequence[Trial], baseline: Sequence[Trial], *, target: flo
     seconds = [trial.seconds_to(target) for trial in trials]
     reached = [one for one in seconds if one is not None]
     by_seed = {trial.seed: trial for trial in baseline}
-    pairs = [(trial, by_seed[trial.seed]) for trial in trials if trial.seed in by_seed]
-    if list(trials) == list(baseline):
-        pairs = []
+    pairs = [(one, by_seed[one.seed]) for one in trials if by_seed.get(one.seed) not in (None, one)]
     sooner = [(other.seconds_to(target), one.seconds_to(target)) for one, other in pairs]
     all_reached = bool(pairs) and all(a is not None and b is not None for a, b in sooner)
     return Summary(

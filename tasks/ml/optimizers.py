@@ -74,7 +74,7 @@ OPTIMIZERS = {
         package="pytorch-optimizer",
     ),
     "sgd": Description(
-        "torch.optim:SGD", "Robbins & Monro 1951; momentum: Polyak 1964", 4, 100, {"momentum": 0.9, "fused": True}
+        "torch.optim:SGD", "Robbins & Monro 1951; momentum: Polyak 1964", 4, 300, {"momentum": 0.9, "fused": True}
     ),
 }
 

@@ -141,11 +141,18 @@ def quality(rows: Sequence[tuple[str, float, int]], *, label: str, floor: float 
 def forest(rows: Sequence[tuple[str, float, float | None, float | None]], *, label: str) -> Markup:
     """Ratios to a baseline with their intervals, one per row, on a logarithmic axis; 1 is no difference.
 
+    The axis holds at least 1/2 to 2, so that a small difference looks small, and of wide intervals no more than 1/8 to 8.
+
     Args:
         rows: title, ratio and the two ends of its interval, which are ``None`` where there is none.
     """
-    ends = [math.log2(value) for row in rows for value in row[1:] if value is not None]
-    scale = spread([*ends, 0.0], 4, WIDTH - 4, padding=0.06)
+    middles = [math.log2(ratio) for _, ratio, _, _ in rows]
+    ends = [min(3.0, max(-3.0, math.log2(end))) for _, _, *both in rows for end in both if end is not None]
+    scale = spread([*middles, *ends, -1.0, 1.0], 4, WIDTH - 4, padding=0.06)
+
+    def place(value: float) -> float:
+        return scale(min(scale.high, max(scale.low, math.log2(value))))
+
     marks = Markup("")
     for index, (title, ratio, low, high) in enumerate(rows):
         top, y = index * ROW + 20, index * ROW + 30
@@ -153,15 +160,14 @@ def forest(rows: Sequence[tuple[str, float, float | None, float | None]], *, lab
         strip = element("rect", x=0, y=top, width=WIDTH, height=20, class_="hit")
         strip += element("line", x1=scale(0), x2=scale(0), y1=top, y2=top + 20, class_="reference")
         if low is not None and high is not None:
-            x1, x2 = scale(math.log2(low)), scale(math.log2(high))
-            strip += element("line", x1=x1, x2=x2, y1=y, y2=y, class_="whisker final")
-        strip += element("circle", cx=scale(math.log2(ratio)), cy=y, r=5.5, class_="dot final")
+            strip += element("line", x1=place(low), x2=place(high), y1=y, y2=y, class_="whisker final")
+        strip += element("circle", cx=place(ratio), cy=y, r=5.5, class_="dot final")
         tip = f"{title}: {times(ratio)}, " + (f"95 % interval {between}" if between else "one seed: no interval")
         marks += _row_text(index * ROW + 15, title, times(ratio), between) + element("g", strip, data_tip=tip)
     bottom = len(rows) * ROW
     for tick in scale.ticks():
         if tick == round(tick):
-            text = times(2**tick) if tick >= 0 else f"1/{2 ** round(-tick)}×"
+            text = f"{2 ** round(tick)}×" if tick >= 0 else f"1/{2 ** round(-tick)}×"
             marks += element("text", text, x=scale(tick), y=bottom + 10, class_="tick middle")
     return svg(bottom + 14, label, marks)
 
