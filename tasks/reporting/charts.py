@@ -141,7 +141,7 @@ def quality(rows: Sequence[tuple[str, float, int]], *, label: str, floor: float 
 def forest(rows: Sequence[tuple[str, float, float | None, float | None]], *, label: str) -> Markup:
     """Ratios to a baseline with their intervals, one per row, on a logarithmic axis; 1 is no difference.
 
-    The axis holds at least 1/2 to 2, so that a small difference looks small, and of wide intervals no more than 1/8 to 8.
+    The axis holds at least 1/2 to 2, so that a small difference looks small; intervals are cut at 1/8 and 8.
 
     Args:
         rows: title, ratio and the two ends of its interval, which are ``None`` where there is none.

@@ -1,4 +1,4 @@
-"""The page of a study as a browser shows it, with every choice, one or several seeds, light and dark, narrow and wide."""
+"""The page of a study as a browser shows it: every choice, one or several seeds, light and dark, narrow and wide."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ T = {2: 12.706204736432095, 3: 4.302652729911275}
 
 def trial(seed: int = 0, **changes: Any) -> Trial:
     values: dict[str, Any] = {
-        "samples_per_s": 100.0, "training_s": 4.0, "peak_memory_mb": 500.0, "curve": ((1.0, 0.6), (2.0, 0.8), (3.0, 0.7)),
-        "correct": (1, 1, 0, 1), "about": {},
+        "samples_per_s": 100.0, "training_s": 4.0, "peak_memory_mb": 500.0, "correct": (1, 1, 0, 1),
+        "curve": ((1.0, 0.6), (2.0, 0.8), (3.0, 0.7)), "about": {},
     }  # fmt: skip
     return Trial(seed=seed, **values | changes)
 

@@ -80,7 +80,7 @@ def test_it_learns_and_records() -> None:
     assert observer.evaluations == [8, 16, 24, 32, 40, 48]
     assert len(history.points) == 48
     seconds = [evaluation["training_s"] for evaluation in history.evaluations]
-    assert 0 < seconds[0]
+    assert seconds[0] > 0
     assert seconds == sorted(seconds)
     assert seconds[-1] == history.notes["training_s"]
     assert history.notes["precision"] == "fp32 (as asked)"
