@@ -73,7 +73,25 @@ def parser() -> argparse.ArgumentParser:
     demo.set_defaults(recipe="demo")
     compress = command("compress", _compress, "run a recipe")
     compress.add_argument("recipe", metavar="RECIPE", help="a ready recipe's name, or a YAML file")
-    for sub in (demo, compress):
+    study = command("study", _study, "train the same model in many ways and compare them")
+    study.add_argument(
+        "recipe", metavar="RECIPE", nargs="?", default="demo", help="where data and model come from (default: demo)"
+    )
+    study.add_argument(
+        "--preset", choices=("smoke", "small", "full"), default="small",
+        help="how large: a minute, half an hour, or a night on two cores (default: small)",
+    )  # fmt: skip
+    study.add_argument(
+        "--target-accuracy", type=float, default=0, metavar="A",
+        help="accuracy on the selection split to which time is measured, such as 0.8 (default: the preset's)",
+    )  # fmt: skip
+    study.add_argument(
+        "--seeds", type=int, default=0, metavar="N", help="trials of each choice (default: the preset's)"
+    )
+    study.add_argument(
+        "--output", default="", metavar="FILE", help="also write the page here, and study.json's content beside it"
+    )
+    for sub in (demo, compress, study):
         sub.add_argument(
             "--set", dest="changes", action="append", default=[], metavar="KEY.PATH=VALUE",
             help="change a field of the recipe, for example training.epochs=2; may be repeated",
@@ -315,6 +333,31 @@ def _xray(options: argparse.Namespace) -> int:
     else:
         xray.print_tables(found)
         print(f"page: {path}")
+    return PASSED
+
+
+def _study(options: argparse.Namespace) -> int:
+    from flows import console, recipe_files
+
+    values = recipe_files.read(options.recipe, options.changes)
+    path = console.writable(options.output) if options.output else None
+
+    def prepare() -> Callable[[], Any]:
+        recipe = recipe_files.validate(values, options.recipe)
+        from flows import study
+
+        config = study.checked({name: getattr(options, name) for name in study.StudyConfig.model_fields})
+        return lambda: study.study(recipe, config, return_state=True)
+
+    outcome = _in_prefect(prepare, heavy=True)
+    from flows import study
+
+    page = study.copy(outcome, path) if path else console.report_path(outcome.run_id)
+    if options.json:
+        console.print_json({**study.document(outcome), "page": str(page)})
+    else:
+        study.print_tables(outcome)
+        print(f"page: {page}")
     return PASSED
 
 

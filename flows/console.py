@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import disk
-from tasks.contracts import Outcome, Release
+from tasks.contracts import FeatherweightError, Outcome, Release
 
 logger = logging.getLogger("featherweight")
 
@@ -108,6 +109,22 @@ def report_path(run_id: str) -> str | None:
     """Where the report of a run is on this machine, if it is."""
     path = disk.home() / "reports" / f"{run_id}.html"
     return str(path) if path.is_file() else None
+
+
+def writable(text: str) -> Path:
+    """The path that ``--output`` names.
+
+    Raises:
+        FeatherweightError: nothing can be written there.
+    """
+    path = Path(text).expanduser().absolute()
+    if path.is_dir():
+        raise FeatherweightError(f"--output {text}: this is a directory; name a file in it")
+    if not path.parent.is_dir():
+        raise FeatherweightError(f"--output {text}: there is no directory {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise FeatherweightError(f"--output {text}: nothing may be written to {path.parent}; name another place")
+    return path
 
 
 def print_json(value: Any) -> None:

@@ -56,15 +56,7 @@ def output(text: str, model: str) -> Path:
     Raises:
         FeatherweightError: nothing can be written there.
     """
-    text = text or f"xray-{name_of(model)}.html"
-    path = Path(text).expanduser().absolute()
-    if path.is_dir():
-        raise FeatherweightError(f"--output {text}: this is a directory; name a file in it")
-    if not path.parent.is_dir():
-        raise FeatherweightError(f"--output {text}: there is no directory {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise FeatherweightError(f"--output {text}: nothing may be written to {path.parent}; name another place")
-    return path
+    return console.writable(text or f"xray-{name_of(model)}.html")
 
 
 def examine(

@@ -14,28 +14,28 @@ if TYPE_CHECKING:
 
     from tasks.ml.datasets import Split
     from tasks.ml.lessons import Lesson
+    from tasks.ml.trainer import History
 
 logger = logging.getLogger("featherweight")
 
 
-def fit(
+def learn(
     title: str,
     model: nn.Module,
-    tokenizer: Any,
     lesson: Lesson,
     *,
-    train: Split,
     config: OptimizerConfig,
     seed: int,
+    apart: bool = False,
     **options: Any,
-) -> StageOutput:
-    """Fits and publishes a model; reports its quality on the selection split and the gap to the training split.
+) -> History:
+    """Trains a model in place; shows how far it is, and notes on the stage's run what it was done with.
 
     Args:
-        train: labelled rows of the training split.
+        apart: whether a process of its own trains also where one is enough, so that its memory is the training's alone.
         options: passed on to ``trainer.fit``.
     """
-    from tasks.ml import elastic, learning, modeling, problems
+    from tasks.ml import elastic
 
     with tracking.current().system_metrics(), progress.training(title) as observer:
         settings = {
@@ -46,12 +46,25 @@ def fit(
             **config.for_trainer(),
             **options,
         }
-        if config.num_processes > 1:
+        if apart or config.num_processes > 1:
             history = elastic.learn(model, lesson, num_processes=config.num_processes, **settings)
         else:
             history = lesson.learn(model, **settings)
     logger.info("%s: precision %s", title, history.notes["precision"])
     tracking.current().tags({f"featherweight.{key}": str(value) for key, value in history.notes.items()})
+    return history
+
+
+def fit(title: str, model: nn.Module, tokenizer: Any, lesson: Lesson, *, train: Split, **options: Any) -> StageOutput:
+    """Fits and publishes a model; reports its quality on the selection split and the gap to the training split.
+
+    Args:
+        train: labelled rows of the training split.
+        options: passed on to ``learn``.
+    """
+    from tasks.ml import learning, modeling, problems
+
+    history = learn(title, model, lesson, **options)
     quality = lesson.quality(model)
     seen = train.head(len(lesson.selection))
     problem = problems.get(lesson.problem)

@@ -88,7 +88,8 @@ class TrainingProgress:
 
     def evaluation(self, step: int, point: Mapping[str, float]) -> None:
         if step > self.evaluated:
-            shown = {f"selection_{name}": value for name, value in point.items() if name != "epoch"}
+            time_of = ("epoch", "training_s")
+            shown = {f"selection_{name}": value for name, value in point.items() if name not in time_of}
             self.run.metrics(shown, step=step)
         logger.info(
             "%s: step %d of %d, selection accuracy %.4f, loss %.4f",

@@ -131,6 +131,10 @@ class Run:
         """Sets tags."""
         client().log_batch(self.run_id, tags=[RunTag(key, value) for key, value in values.items()])
 
+    def rename(self, name: str) -> None:
+        """Gives the run a name for people."""
+        client().update_run(self.run_id, name=name)
+
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Uploads a file or the contents of a directory."""
         if path.is_dir():

@@ -1,13 +1,23 @@
-"""train: fine-tunes the teacher."""
+"""train: fine-tunes the teacher, or measures what a way to do so is worth."""
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
 from pydantic import Field
 
-from tasks import fitting, store
-from tasks.contracts import OptimizerConfig, Splits, StageOutput
+from tasks import fitting, publish, store
+from tasks.contracts import OptimizerConfig, Scorecard, Splits, StageOutput
 from tasks.ml import locators
 from tasks.stage import stage
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tasks.ml.datasets import Split
+    from tasks.ml.lessons import Lesson
 
 
 class TrainingConfig(OptimizerConfig):
@@ -29,9 +39,17 @@ def _base_digest(base_model: str, **_: object) -> str:
     return locators.directory_digest(locators.locate(base_model))
 
 
-@stage(salt=_base_digest)
-def train(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int) -> StageOutput:
-    """Fine-tunes the base model on the training split; the selection split stops it and shows overfitting."""
+class _Base(NamedTuple):
+    """A base model that is to learn a problem, and what it learns from."""
+
+    model: nn.Module
+    tokenizer: Any
+    lesson: Lesson
+    train: Split
+
+
+def _open(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int) -> _Base:
+    """Loads the base model with a new head, on the device that will train it, and the rows."""
     from tasks.ml import datasets, lessons, modeling, problems, trainer
 
     data = store.path(splits.digest)
@@ -49,14 +67,63 @@ def train(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int)
         selection=datasets.read(data, "selection", tokenizer),
         label_smoothing=config.label_smoothing,
     )
+    return _Base(model, tokenizer, lesson, rows)
+
+
+@stage(salt=_base_digest)
+def train(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int) -> StageOutput:
+    """Fine-tunes the base model on the training split; the selection split stops it and shows overfitting."""
+    base = _open(base_model, splits, config, seed=seed)
     return fitting.fit(
         "train",
-        model,
-        tokenizer,
-        lesson,
-        train=rows,
+        base.model,
+        base.tokenizer,
+        base.lesson,
+        train=base.train,
         config=config,
         seed=seed,
         evaluations_per_epoch=config.evaluations_per_epoch,
         patience=config.patience,
+    )
+
+
+@stage(salt=_base_digest)
+def trial(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int) -> StageOutput:
+    """Trains to the last epoch, as ``train`` does, to measure what a config is worth; keeps no weights.
+
+    In a process of its own: a resident set never falls, so the peak of one that trained before would be the larger.
+    """
+    from tasks.ml import evaluation, machine, problems
+
+    base, company = _open(base_model, splits, config, seed=seed), machine.Company()
+    lesson = base.lesson
+    history = fitting.learn(
+        "trial",
+        base.model,
+        lesson,
+        config=config,
+        seed=seed,
+        apart=True,
+        evaluations_per_epoch=config.evaluations_per_epoch,
+    )
+    others_share = company.share()
+    logits = evaluation.logits(base.model, lesson.selection.input_ids, pad_id=lesson.pad_id)
+    correct = problems.get(lesson.problem).correct(logits, lesson.selection.targets)
+    measured = {
+        "correct": [int(right) for right in correct],
+        "machine": machine.identity(),
+        "device": history.notes["device"],
+        "others_share": others_share,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return StageOutput(
+        evidence=publish.evidence({"history.json": history.to_json(), "trial.json": json.dumps(measured)}),
+        scorecard=Scorecard(
+            split="selection",
+            num_examples=len(lesson.selection),
+            accuracy=float(correct.mean()),
+            num_rows=len(base.train),
+            train_time_s=history.notes["training_s"],
+            samples_per_s=history.evaluations[-1]["epoch"] * len(base.train) / history.notes["training_s"],
+        ),
     )

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import modeling, trainer
+from tasks.ml import machine, modeling, trainer
 from tasks.ml.lessons import Lesson
 
 ROOT = Path(__file__).parent.parent.parent
@@ -34,6 +34,11 @@ LOG_KEPT = 3000
 """Characters of a dead worker's log that the error shows."""
 ERRORS: dict[str, type[Exception]] = {e.__name__: e for e in (FloatingPointError, FeatherweightError)}
 """What a worker can say that its parent says again."""
+
+
+def most_processes() -> int:
+    """How many processes can each have a GPU of this machine, or a core where it has none."""
+    return torch.cuda.device_count() or machine.num_cores()
 
 
 def write_job(

@@ -72,10 +72,11 @@ class Company:
 
     @staticmethod
     def _other_seconds() -> float:
-        """Seconds that cores were not idle (proc(5), ``stat``; of a virtual machine also withheld), less our own."""
+        """Seconds that cores were not idle (proc(5), ``stat``; of a virtual machine also withheld), less our own
+        and those of children that have ended."""
         ticks = [int(field) for field in Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:9]]
         user, nice, system, _idle, _waiting, irq, softirq, steal = ticks
-        return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - time.process_time()
+        return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
 
     def share(self) -> float:
         """Fraction of all cores' time that went to others, 0 to 1."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -42,6 +43,10 @@ class Description:
         """Whether a learning rate means what it means to Adam, so that Adam may take some of the parameters."""
         return self.learning_rate_factor == 1
 
+    @property
+    def is_installed(self) -> bool:
+        return importlib.util.find_spec(self.target.partition(":")[0].partition(".")[0]) is not None
+
 
 OPTIMIZERS = {
     "adamw": Description("torch.optim:AdamW", "Loshchilov & Hutter 2019, arXiv:1711.05101", 8, 1, {"fused": True}),
@@ -69,7 +74,7 @@ OPTIMIZERS = {
         package="pytorch-optimizer",
     ),
     "sgd": Description(
-        "torch.optim:SGD", "Robbins & Monro 1951; momentum: Polyak 1964", 4, 100, {"momentum": 0.9, "fused": True}
+        "torch.optim:SGD", "Robbins & Monro 1951; momentum: Polyak 1964", 4, 300, {"momentum": 0.9, "fused": True}
     ),
 }
 

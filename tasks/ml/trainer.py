@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from tasks.ml import dropout, optimizers, world
+from tasks.ml import dropout, machine, optimizers, world
 from tasks.ml.batching import Sampler
 from tasks.ml.checkpoints import Checkpoints, part
 from tasks.ml.precision import choose as choose_precision
@@ -80,20 +80,23 @@ def flops_per_token(model: nn.Module) -> int:
     return 6 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
 
 
-def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process ever held: on a GPU what torch allocated there, else the resident set."""
+def peak_memory_mb(device: torch.device) -> float:
+    """Most that the processes which train together ever held, in 10^6 bytes: on GPUs what torch allocated there, else
+    their resident sets, in which what they share, such as libraries, counts for each."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        held = torch.cuda.max_memory_allocated(device) / 1e6
+    elif sys.platform == "linux":
+        held = machine.peak_memory_mb()
+    else:
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+    return world.total(torch.tensor(held, device=device)).item()
 
 
 class _Meter:
     """Adds up what steps came to, on the device, and makes a point of the curves of it."""
 
-    def __init__(self, flops: int, peak_rate: float, device: torch.device) -> None:
-        self.flops, self.peak_rate, self.device = flops, peak_rate, device
-        self.seconds = 0.0
+    def __init__(self, flops: int, peak_rate: float, device: torch.device, *, seconds: float) -> None:
+        self.flops, self.peak_rate, self.device, self.seconds = flops, peak_rate, device, seconds
         self.clear()
 
     def clear(self) -> None:
@@ -111,6 +114,12 @@ class _Meter:
         """Leaves out time that was not spent on steps."""
         self.clock += seconds
 
+    def elapsed(self) -> float:
+        """Seconds of all steps so far."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return self.seconds + time.perf_counter() - self.clock
+
     def point(self) -> dict[str, float]:
         # Reading the sums waits for the device, so the time is taken after it.
         means = {name: value.item() / self.steps for name, value in self.sums.items()}
@@ -120,7 +129,7 @@ class _Meter:
             "samples_per_s": self.rows / seconds,
             "tokens_per_s": self.tokens / seconds,
             "flops_utilization": self.flops * self.tokens / seconds / self.peak_rate,
-            "peak_memory_mb": peak_memory(self.device) / 1e6,
+            "peak_memory_mb": peak_memory_mb(self.device),
         }
 
 
@@ -259,7 +268,8 @@ def fit(
 
     model.train()
     observer.start(total_steps=total, first_step=first_step)
-    meter = _Meter(flops_per_token(model), matmul_rate(device.type, chosen.matmul_dtype), device)
+    trained_s = history.notes.get("training_s", 0.0)
+    meter = _Meter(flops_per_token(model), matmul_rate(device.type, chosen.matmul_dtype), device, seconds=trained_s)
     saved_at = time.monotonic()
     with dropout.cheaper(model), products(chosen):
         for step in range(first_step, total):
@@ -274,8 +284,13 @@ def fit(
                 history.points.append({"step": done, **point})
                 observer.step(done, point)
                 meter.clear()
+            looking = done % evaluate_every == 0 or done == total
+            saving = done < total and (looking or time.monotonic() - saved_at > saves_every)
+            if looking or saving:
+                history.notes["training_s"] = meter.elapsed()
             paused = time.perf_counter()
-            if done % evaluate_every == 0 or done == total:
+            if looking:
+                where["training_s"] = history.notes["training_s"]
                 with algorithm.averaged():
                     evaluation = where | dict(evaluate())
                     if best.look(evaluation):
@@ -287,7 +302,7 @@ def fit(
                 observer.evaluation(done, evaluation)
                 seconds = time.perf_counter() - paused
                 history.notes["evaluation_s"] = history.notes.get("evaluation_s", 0.0) + seconds
-            if done < total and (done % evaluate_every == 0 or time.monotonic() - saved_at > saves_every):
+            if saving:
                 if world.rank() == 0:
                     run.save(saver, done)
                 saved_at = time.monotonic()
@@ -298,7 +313,6 @@ def fit(
     if best.weights:
         model.load_state_dict(best.weights)
     model.eval()
-    history.notes["training_s"] = history.notes.get("training_s", 0.0) + meter.seconds
     history.notes["optimizer_state_mb"] = round(algorithm.state_bytes() / 1e6, 1)
     history.notes["micro_batch"] = update.micro_batch or batch_size
     return history

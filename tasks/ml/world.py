@@ -59,7 +59,7 @@ class Replicated:
     def __init__(self, model: nn.Module, step_loss: Callable[[list[int]], Any]) -> None:
         self.forward: Callable[[list[int]], Any] = step_loss
         self.parallel: DistributedDataParallel | None = None
-        if distributed.is_initialized():
+        if size() > 1:
             self.forward = self.parallel = DistributedDataParallel(
                 _Loss(model, step_loss), gradient_as_bucket_view=True
             )

@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from tasks.reporting.numbers import aligned, change, percent, plain, points
+from tasks.reporting.numbers import aligned, change, number, percent, plain, points, times
 from tasks.reporting.numbers import unit as measure
 
 WIDTH = 340
@@ -138,6 +138,40 @@ def quality(rows: Sequence[tuple[str, float, int]], *, label: str, floor: float 
     return svg(bottom + 14, label, marks)
 
 
+def forest(rows: Sequence[tuple[str, float, float | None, float | None]], *, label: str) -> Markup:
+    """Ratios to a baseline with their intervals, one per row, on a logarithmic axis; 1 is no difference.
+
+    The axis holds at least 1/2 to 2, so that a small difference looks small; intervals are cut at 1/8 and 8.
+
+    Args:
+        rows: title, ratio and the two ends of its interval, which are ``None`` where there is none.
+    """
+    middles = [math.log2(ratio) for _, ratio, _, _ in rows]
+    ends = [min(3.0, max(-3.0, math.log2(end))) for _, _, *both in rows for end in both if end is not None]
+    scale = spread([*middles, *ends, -1.0, 1.0], 4, WIDTH - 4, padding=0.06)
+
+    def place(value: float) -> float:
+        return scale(min(scale.high, max(scale.low, math.log2(value))))
+
+    marks = Markup("")
+    for index, (title, ratio, low, high) in enumerate(rows):
+        top, y = index * ROW + 20, index * ROW + 30
+        between = "" if low is None or high is None else f"{number(low)} to {times(high)}"
+        strip = element("rect", x=0, y=top, width=WIDTH, height=20, class_="hit")
+        strip += element("line", x1=scale(0), x2=scale(0), y1=top, y2=top + 20, class_="reference")
+        if low is not None and high is not None:
+            strip += element("line", x1=place(low), x2=place(high), y1=y, y2=y, class_="whisker final")
+        strip += element("circle", cx=place(ratio), cy=y, r=5.5, class_="dot final")
+        tip = f"{title}: {times(ratio)}, " + (f"95 % interval {between}" if between else "one seed: no interval")
+        marks += _row_text(index * ROW + 15, title, times(ratio), between) + element("g", strip, data_tip=tip)
+    bottom = len(rows) * ROW
+    for tick in scale.ticks():
+        if tick == round(tick):
+            text = f"{2 ** round(tick)}×" if tick >= 0 else f"1/{2 ** round(-tick)}×"
+            marks += element("text", text, x=scale(tick), y=bottom + 10, class_="tick middle")
+    return svg(bottom + 14, label, marks)
+
+
 def interval(
     *, measured: float, low: float, high: float, limit: float, limit_text: str, at_most: bool, form: Format, label: str
 ) -> Markup:
@@ -162,18 +196,31 @@ def thin(values: Points, count: int = MAX_POINTS) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in c) / len(c), sum(y for _, y in c) / len(c)) for c in chunks]
 
 
-def lines(series: Mapping[str, Points], *, label: str, form: Format) -> Markup:
-    """Lines over epochs on one axis; the last series is the one to look at. A series of up to 30 points shows each.
+def lines(
+    series: Mapping[str, Points],
+    *,
+    label: str,
+    form: Format,
+    x_name: str = "epoch",
+    classes: Sequence[str] = (),
+    level: float | None = None,
+    size: tuple[float, float] = (WIDTH, 154),
+) -> Markup:
+    """Lines on one axis, over epochs or what ``x_name`` says. A series of up to 30 points shows each.
 
     Args:
-        series: name to (epoch, value) points, at least one each.
+        series: name to (x, value) points, at least one each.
         form: how a value reads in a tooltip.
+        classes: class names of each series; by default the last one is the one to look at.
+        level: a value to mark with a dashed line.
+        size: width and height.
     """
     drawn = {name: thin(points_) for name, points_ in series.items()}
     everything = [point for points_ in drawn.values() for point in points_]
-    top, bottom, left, right = 8.0, 132.0, 44.0, WIDTH - 6.0
+    width, height = size
+    top, bottom, left, right = 8.0, height - 22.0, 44.0, width - 6.0
     x_scale = Scale(0, max(x for x, _ in everything) or 1, left, right)
-    y_scale = spread([y for _, y in everything], bottom, top)
+    y_scale = spread([y for _, y in everything] + ([] if level is None else [level]), bottom, top)
     marks = Markup("")
     ticks = y_scale.ticks(5)
     for tick, text in zip(ticks, aligned(ticks), strict=True):
@@ -181,18 +228,21 @@ def lines(series: Mapping[str, Points], *, label: str, form: Format) -> Markup:
         marks += element("line", x1=left, x2=right, y1=y, y2=y, class_="grid")
         marks += element("text", text, x=left - 7, y=y + 4, class_="tick end")
     for tick in x_scale.ticks():
-        text = plain(tick) if tick else "epoch 0"
+        text = plain(tick) if tick else f"{x_name} 0"
         marks += element("text", text, x=x_scale(tick), y=bottom + 17, class_="tick middle")
+    if level is not None:
+        marks += element("line", x1=left, x2=right, y1=y_scale(level), y2=y_scale(level), class_="limit")
     for index, points_ in enumerate(drawn.values()):
+        kind = classes[index] if classes else "final" if index == len(drawn) - 1 else ""
         path = " ".join(f"{x_scale(x):.1f},{y_scale(y):.1f}" for x, y in points_)
-        marks += element("polyline", points=path, class_=_final("line", index, drawn))
+        marks += element("polyline", points=path, class_=f"line {kind}".strip())
         if len(points_) <= 30:
             for x, y in points_:
-                marks += element("circle", cx=x_scale(x), cy=y_scale(y), r=3, class_=_final("dot", index, drawn))
-    return svg(bottom + 22, label, marks, _bands(drawn, x_scale, top, bottom, form))
+                marks += element("circle", cx=x_scale(x), cy=y_scale(y), r=3, class_=f"dot {kind}".strip())
+    return svg(height, label, marks, _bands(drawn, x_scale, top, bottom, form, x_name), width=width)
 
 
-def _bands(drawn: Mapping[str, Points], x_scale: Scale, top: float, bottom: float, form: Format) -> Markup:
+def _bands(drawn: Mapping[str, Points], x_scale: Scale, top: float, bottom: float, form: Format, x_name: str) -> Markup:
     """Invisible columns around each x, so that the pointer need not hit a line."""
     values: dict[float, list[str]] = {}
     for name, points_ in drawn.items():
@@ -202,7 +252,7 @@ def _bands(drawn: Mapping[str, Points], x_scale: Scale, top: float, bottom: floa
     edges = [x_scale.start, *(x_scale((a + b) / 2) for a, b in pairwise(xs)), x_scale.end]
     bands = Markup("")
     for x, (low, high) in zip(xs, pairwise(edges), strict=True):
-        tip = f"epoch {x:.2f}: {', '.join(values[x])}"
+        tip = f"{x_name} {x:.2f}: {', '.join(values[x])}"
         bands += element("rect", x=low, y=top, width=high - low, height=bottom - top, class_="hit", data_tip=tip)
     return bands
 

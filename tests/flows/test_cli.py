@@ -64,6 +64,7 @@ def test_help_needs_the_interpreter_and_argparse_only() -> None:
         "rollback",
         "serve",
         "deploy",
+        "study",
         "xray",
         "doctor",
     ):
@@ -86,6 +87,9 @@ def test_help_needs_the_interpreter_and_argparse_only() -> None:
         (["xray", "flows"], "xray: 'flows' has no config.json in flows"),
         (["xray", ".", "--batch", "0"], "--batch '0': write whole numbers above 0"),
         (["xray", ".", "--seconds", "-1"], "--seconds -1: write a number above 0"),
+        (["study", "nothing"], "recipe 'nothing': no ready recipe and no file has this name"),
+        (["study", "--target-accuracy", "1.5"], "study: target_accuracy: must be less than 1 (got 1.5)"),
+        (["study", "--output", "nowhere/x.html"], "--output nowhere/x.html: there is no directory"),
         (["xray", ".", "--output", "nowhere/x.html"], "--output nowhere/x.html: there is no directory"),
     ],
 )

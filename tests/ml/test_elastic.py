@@ -102,6 +102,18 @@ def test_processes_learn_what_one_learns(model: nn.Module, processes: int, tutor
                 assert (a - b).norm() <= 1e-3 * (a - start).norm() + 1e-6, name
 
 
+def test_one_process_apart_computes_the_same(model: nn.Module) -> None:
+    what = lesson(model)
+    here, one, _ = train(model, what, 1)
+    there, recorder = copy.deepcopy(model), Recorder()
+    options = {"for_model": FOR_MODEL, "observer": recorder, "checkpoint": None, **FOR_TRAINER}
+    history = elastic.learn(there, what, num_processes=1, **options)
+    assert recorder.losses == one.losses
+    for a, b in zip(here.parameters(), there.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert 50 < history.points[-1]["peak_memory_mb"] < trainer.peak_memory_mb(torch.device("cpu")) + 500
+
+
 @pytest.mark.slow
 def test_a_run_resumes_in_another_number_of_processes(model: nn.Module, tmp_path: Path) -> None:
     what = lesson(model)

@@ -79,6 +79,10 @@ def test_it_learns_and_records() -> None:
     assert observer.steps == list(range(1, 49))
     assert observer.evaluations == [8, 16, 24, 32, 40, 48]
     assert len(history.points) == 48
+    seconds = [evaluation["training_s"] for evaluation in history.evaluations]
+    assert seconds[0] > 0
+    assert seconds == sorted(seconds)
+    assert seconds[-1] == history.notes["training_s"]
     assert history.notes["precision"] == "fp32 (as asked)"
 
 
@@ -98,6 +102,8 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     assert observer.first_step == resumed_at
     assert history.notes["resumed_at_step"] == resumed_at
     assert [point["step"] for point in history.points] == list(range(1, 49))
+    seconds = [evaluation["training_s"] for evaluation in history.evaluations]
+    assert seconds == sorted(seconds), "seconds before the interruption count"
     for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(a, b)
 

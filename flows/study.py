@@ -1,0 +1,239 @@
+"""study: what each way to train is worth, alone and together, and the optimizers side by side."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, tags
+from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
+from pydantic import Field, ValidationError
+
+from flows import choices, console, links, orphans, recipe_files
+from flows.recipe import Recipe
+from tasks import disk, store, tracking
+from tasks.contracts import Contract, FeatherweightError, StageResult
+from tasks.ml.comparison import Trial, summarize
+from tasks.prepare import DataConfig, prepare
+from tasks.report import versions
+from tasks.reporting import page
+from tasks.reporting import study as sections
+from tasks.reporting.study import Row, Study
+from tasks.train import TrainingConfig, trial
+
+logger = logging.getLogger("featherweight")
+
+KIND = "study"
+
+
+class PresetName(StrEnum):
+    SMOKE = "smoke"
+    SMALL = "small"
+    FULL = "full"
+
+
+class StudyConfig(Contract):
+    """How large a study is."""
+
+    preset: PresetName = Field(
+        PresetName.SMALL,
+        title="Preset",
+        description="; ".join(f"{name}: {one.note}" for name, one in choices.PRESETS.items()) + ".",
+    )
+    target_accuracy: float = Field(
+        0,
+        ge=0,
+        lt=1,
+        title="Target accuracy",
+        description="Accuracy on the selection split to which time is measured. 0: the preset's.",
+    )
+    seeds: int = Field(0, ge=0, le=100, title="Seeds", description="Trials of each choice. 0: the preset's.")
+
+
+def _run_name() -> str:
+    return f"study {datetime.now(UTC):%Y-%m-%d %H:%M UTC}"
+
+
+@flow(name="study", flow_run_name=_run_name, persist_result=False, validate_parameters=False)
+def study(recipe: Recipe = Recipe(), config: StudyConfig = StudyConfig()) -> Study:
+    """Train the same model in many ways, one at a time, and compare them."""
+    orphans.end_with_worker()
+    recipe, config = recipe_files.checked(recipe), checked(config)
+    disk.require_free_space()
+    store.sweep()
+    orphans.close()
+    preset = choices.PRESETS[config.preset]
+    seeds = tuple(recipe.seed + number for number in range(config.seeds or preset.seeds))
+    plan = choices.plan(recipe.training, preset, choices.machine())
+    data = sized(recipe.data, preset)
+    about = {"preset": config.preset.value, "seeds": list(seeds), "target_accuracy": _target(config)}
+    kind = {"featherweight.kind": KIND, "prefect.flow_run_id": flow_run.id or ""}
+    with tracking.pipeline_run(
+        recipe.name,
+        {"study": about, **recipe.model_copy(update={"data": data}).model_dump(mode="json")},
+        run_name=flow_run.name or KIND,
+        tags={**kind, tracking.FLOW_RUN_URL_TAG: links.flow_run_url()},
+    ) as run_id:
+        links.show_run(run_id)
+        prepared = prepare(data, problem=recipe.problem, base_model=recipe.base_model, run_id=run_id)
+        tracking.Run(run_id).dataset(data.source, prepared.splits.digest, rows=prepared.scorecard.num_rows)
+        found: dict[TrainingConfig, list[Trial]] = {}
+        failed: dict[str, str] = {}
+        names, trials = plan.configs(), plan.trials(seeds)
+        for number, (training, seed) in enumerate(trials, 1):
+            name = f"{names[training]}, seed {seed}"
+            logger.info("study: trial %d of %d: %s", number, len(trials), name)
+            try:
+                with tags(name):
+                    result = trial(recipe.base_model, prepared.splits, training, seed=seed, run_id=run_id)
+            except FloatingPointError as error:  # it diverged, which is a finding
+                failed[name] = str(error)
+                continue
+            tracking.Run(result.run_id).rename(name)
+            found.setdefault(training, []).append(_read(result, seed))
+        outcome = _compare(recipe, config, plan, found, {**plan.left_out, **failed}, seeds=seeds, run_id=run_id)
+        _publish(outcome)
+    return outcome
+
+
+def _target(config: StudyConfig) -> float:
+    return config.target_accuracy or choices.PRESETS[config.preset].target_accuracy
+
+
+def sized(data: DataConfig, preset: choices.Preset) -> DataConfig:
+    """The recipe's data in the preset's size; a recipe that has fewer rows keeps them."""
+    changes = dict(preset.data)
+    if data.max_rows and "max_rows" in changes:
+        changes["max_rows"] = min(data.max_rows, changes["max_rows"])
+    return DataConfig.model_validate({**data.model_dump(), **changes})
+
+
+def _read(result: StageResult, seed: int) -> Trial:
+    """Reads what a trial left."""
+    directory = store.path(result.evidence)
+    history, measured = (
+        json.loads((directory / name).read_text(encoding="utf-8")) for name in ("history.json", "trial.json")
+    )
+    card = result.scorecard
+    assert card.samples_per_s is not None
+    assert card.train_time_s is not None
+    return Trial(
+        seed=seed,
+        samples_per_s=card.samples_per_s,
+        training_s=card.train_time_s,
+        peak_memory_mb=max(point["peak_memory_mb"] for point in history["points"]),
+        curve=tuple((point["training_s"], point["accuracy"]) for point in history["evaluations"]),
+        correct=tuple(measured["correct"]),
+        about={
+            **{name: measured[name] for name in ("machine", "device", "others_share", "finished")},
+            "precision": history["notes"]["precision"],
+            "cached": result.cached,
+            "run_id": result.run_id,
+            "rows": card.num_rows,
+        },
+    )
+
+
+def _compare(
+    recipe: Recipe,
+    config: StudyConfig,
+    plan: choices.Plan,
+    found: dict[TrainingConfig, list[Trial]],
+    left_out: dict[str, str],
+    *,
+    seeds: tuple[int, ...],
+    run_id: str,
+) -> Study:
+    """Puts the trials into the tables of the plan.
+
+    Raises:
+        FeatherweightError: the baseline diverged with every seed, so that there is nothing to compare with.
+    """
+    if plan.baseline.config not in found:
+        raise FeatherweightError(
+            "training.learning_rate: the baseline diverged with every seed; a study needs a smaller learning rate"
+        )
+    target, start = _target(config), found[plan.baseline.config]
+    in_order = {key: sorted(trials, key=lambda one: one.seed) for key, trials in found.items()}
+    summaries = {
+        key: summarize(trials, in_order[plan.baseline.config], target=target) for key, trials in in_order.items()
+    }
+
+    def rows(entries: Sequence[choices.Entry]) -> tuple[Row, ...]:
+        return tuple(Row(one.name, one.note, summaries[one.config]) for one in entries if one.config in found)
+
+    return Study(
+        run_id=run_id,
+        recipe=recipe.name,
+        base_model=recipe.base_model,
+        preset=config.preset.value,
+        seeds=seeds,
+        target=target,
+        epochs=plan.baseline.config.epochs,
+        rows=start[0].about["rows"],
+        selection_rows=len(start[0].correct),
+        baseline=rows([plan.baseline])[0],
+        alone=rows(plan.alone),
+        together=rows(plan.together),
+        optimizers=rows(plan.optimizers),
+        left_out=left_out,
+    )
+
+
+def _publish(outcome: Study) -> None:
+    """Writes the page beside those of other runs, and logs it, the document and the numbers to the parent run."""
+    run = tracking.Run(outcome.run_id)
+    surroundings = page.Surroundings(datetime.now().astimezone(), versions(), run.url())
+    html = sections.render(outcome, surroundings)
+    disk.write_atomically(disk.home() / "reports" / f"{outcome.run_id}.html", html)
+    run.text(html, "study.html")
+    run.text(json.dumps(sections.document(outcome), indent=1), "study.json")
+    run.metrics(sections.metrics(outcome))
+    run.describe(sections.markdown(outcome))
+    create_markdown_artifact(sections.markdown(outcome), key="study", description=sections.headline(outcome))
+
+
+def print_tables(outcome: Study) -> None:
+    """Prints the tables, what was left out, and what to know of them."""
+    for name, rows in outcome.tables().items():
+        print(f"\n{sections.TABLES[name][0]}")
+        shown = [
+            [row.name, *(f"{value} ({more})" if more else value for value, more in sections.cells(row, outcome))]
+            for row in rows
+        ]
+        console.print_table(sections.HEADER, shown, numbers_from=1)
+    for name, reason in outcome.left_out.items():
+        print(f"left out: {name}: {reason}")
+    for remark in sections.remarks(outcome):
+        print(remark)
+    print(f"\n{sections.headline(outcome)}")
+
+
+def checked(config: StudyConfig | Mapping[str, Any]) -> StudyConfig:
+    """Makes a ``StudyConfig`` of fields, such as those of a form or of the command line.
+
+    Raises:
+        FeatherweightError: with one line per field that is wrong.
+    """
+    try:
+        return StudyConfig.model_validate(config)
+    except ValidationError as error:
+        raise FeatherweightError("\n".join(recipe_files.explain(error, "study"))) from None
+
+
+def copy(outcome: Study, path: Path) -> Path:
+    """Writes the page to a path, and the document beside it with the ending ``.json``; returns the path."""
+    disk.write_atomically(path, Path(str(console.report_path(outcome.run_id))).read_text(encoding="utf-8"))
+    disk.write_atomically(path.with_suffix(".json"), json.dumps(sections.document(outcome), indent=1))
+    return path
+
+
+def document(outcome: Study) -> dict[str, Any]:
+    """The JSON document: everything the page shows."""
+    return sections.document(outcome)
