@@ -9,7 +9,7 @@ from typing import Any
 from tasks.train import TrainingConfig
 
 BASELINE: dict[str, Any] = {
-    "optimizer": "sgd", "precision": "fp32", "embeddings": "dense", "micro_batch": 0,
+    "optimizer": "sgd", "precision": "fp32", "batching": "shuffled", "embeddings": "dense", "micro_batch": 0,
     "activation_checkpointing": False, "num_processes": 1, "layer_decay": 1.0, "lora_rank": 0,
 }  # fmt: skip
 """What a plain loop does; all else is the recipe's."""
@@ -32,6 +32,7 @@ CHOICES = (
     Choice("AdamW", {"optimizer": "adamw"}, "fused, decoupled weight decay"),
     Choice("sparse embeddings", {"embeddings": "sparse"}, "only rows of the table that a batch touched are updated"),
     Choice("mixed precision", {"precision": "auto"}, "the smaller type that this machine multiplies faster, if any"),
+    Choice("bucketing", {"batching": "bucketed"}, "rows of similar length together: little padding is computed on"),
     Choice("accumulation", {"micro_batch": 8}, "gradients of 8 rows at a time add up: for memory", False),
     Choice("checkpointing", {"activation_checkpointing": True}, "activations are computed again: for memory", False),
     Choice("2 processes", {"num_processes": 2}, "each computes half of every batch", False),
@@ -74,7 +75,7 @@ PRESETS = {
         target_accuracy=0.75,
         training={"epochs": 2, "evaluations_per_epoch": 4},
         data={"max_rows": 1400, "unlabeled": "", "selection_fraction": 0.15, "test_fraction": 0.02},
-        alone=("AdamW", "mixed precision", "2 processes"),
+        alone=("AdamW", "mixed precision", "bucketing", "2 processes"),
         optimizers=("sgd", "adamw", "lion", "muon", "schedule-free-adamw"),
     ),
     "full": Preset(
@@ -193,7 +194,7 @@ def plan(training: TrainingConfig, preset: Preset, here: Machine) -> Plan:
             note = f"learning rate {adamw_rate * factor:g}"
             optimizers += entries(name, note, under_optimizers, {"optimizer": name}, "as optimizer")
     return Plan(
-        Entry("baseline", "SGD with momentum, fp32, dense embeddings", baseline),
+        Entry("baseline", "SGD with momentum, fp32, shuffled rows, dense embeddings", baseline),
         tuple(alone), tuple(together), tuple(optimizers), left_out,
     )  # fmt: skip
 

@@ -54,6 +54,11 @@ class Schedule(StrEnum):
     COSINE = "cosine"
 
 
+class Batching(StrEnum):
+    SHUFFLED = "shuffled"
+    BUCKETED = "bucketed"
+
+
 class OptimizerConfig(StageConfig):
     """An optimizer, its schedule and what it may use, the same in every stage that trains."""
 
@@ -66,6 +71,11 @@ class OptimizerConfig(StageConfig):
     )
     learning_rate: float = Field(1e-4, gt=0, le=100, title="Learning rate", description="Peak learning rate.")
     batch_size: int = Field(32, ge=1, le=65536, title="Batch size", description="Rows per optimizer step.")
+    batching: Batching = Field(
+        Batching.BUCKETED,
+        title="Batching",
+        description="bucketed puts rows of similar length together: little is computed on padding; shuffled any.",
+    )
     schedule: Schedule = Field(
         Schedule.LINEAR, title="Schedule", description="How the learning rate falls after warm-up."
     )

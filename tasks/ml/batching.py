@@ -1,9 +1,9 @@
-"""Batches of similar length, so that little is computed on padding. B = rows, S = tokens."""
+"""Rows in batches, of similar length if little is to be computed on padding. B = rows, S = tokens."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -29,6 +29,13 @@ def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
+def shuffled(lengths: Sequence[int], batch_size: int, rng: random.Random) -> list[list[int]]:
+    """Splits row indices into batches at random, whatever their length."""
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    return split(order, batch_size)
+
+
 def shuffled_buckets(
     lengths: Sequence[int], batch_size: int, rng: random.Random, *, batches_per_pool: int = 50
 ) -> list[list[int]]:
@@ -47,16 +54,23 @@ def shuffled_buckets(
     return batches
 
 
+BATCHINGS: dict[str, Callable[[Sequence[int], int, random.Random], list[list[int]]]] = {
+    "shuffled": shuffled,
+    "bucketed": shuffled_buckets,
+}
+
+
 class Sampler:
     """The batches of every epoch, drawn anew for each and the same again for a run that is resumed.
 
     Args:
         lengths: tokens per row (N,).
         batch_size: rows per batch.
+        batching: one of ``BATCHINGS``.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, *, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+    def __init__(self, lengths: Sequence[int], batch_size: int, *, seed: int, batching: str = "bucketed") -> None:
+        self.lengths, self.batch_size, self.seed, self.batching = lengths, batch_size, seed, batching
         self.per_epoch = -(-len(lengths) // batch_size)
         self._drawn: tuple[int, list[list[int]]] = (-1, [])
 
@@ -65,7 +79,7 @@ class Sampler:
         epoch, position = divmod(step, self.per_epoch)
         if self._drawn[0] != epoch:
             rng = random.Random(self.seed * 100_003 + epoch)
-            self._drawn = epoch, shuffled_buckets(self.lengths, self.batch_size, rng)
+            self._drawn = epoch, BATCHINGS[self.batching](self.lengths, self.batch_size, rng)
         return self._drawn[1][position]
 
 

@@ -223,6 +223,7 @@ def fit(
     observer: Observer,
     optimizer: str = "adamw",
     layer_decay: float = 1.0,
+    batching: str = "bucketed",
     micro_batch: int = 0,
     evaluations_per_epoch: int = 1,
     patience: int | None = None,
@@ -237,9 +238,10 @@ def fit(
     Args:
         evaluate: ``accuracy`` and, if it is measured on a sample, its ``standard_error``, on the selection split.
         step_loss: rows → mean loss; called under autocast.
-        lengths: tokens per row (N,), for the buckets.
+        lengths: tokens per row (N,).
         epochs: passes over the rows; fractions are fine.
         optimizer: one of ``optimizers.OPTIMIZERS``; ``schedule`` is left out for one that is schedule-free.
+        batching: ``bucketed`` puts rows of similar length together, ``shuffled`` any.
         micro_batch: rows computed at once; their gradients add up. 0: the whole batch.
         patience: evaluations without improvement before stopping; ``None`` never stops early.
         checkpoint: directory of the resumable state, written after each evaluation and every ``saves_every`` seconds;
@@ -250,7 +252,7 @@ def fit(
     """
     device = next(model.parameters()).device
     chosen = choose_precision(precision, device)
-    sampler = Sampler(lengths, batch_size, seed=seed)
+    sampler = Sampler(lengths, batch_size, seed=seed, batching=batching)
     total = max(1, math.ceil(epochs * sampler.per_epoch))
     evaluate_every = max(1, sampler.per_epoch // evaluations_per_epoch)
     record_every = max(1, total // POINTS_PER_RUN)
