@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,6 +127,22 @@ class Optimizers:
     def __init__(self, members: list[torch.optim.Optimizer], description: Description) -> None:
         self.members, self.description = members, description
         self.parameters = [p for m in members for group in m.param_groups for p in group["params"]]
+        touched = [m for m in members if isinstance(m, torch.optim.SparseAdam)]
+        self.tables = [p for m in touched for group in m.param_groups for p in group["params"]]
+        self.numbers = [
+            {id(p): number for number, p in enumerate(p for group in m.param_groups for p in group["params"])}
+            for m in members
+        ]
+        """Of each member, its parameters' places among all that it was made for."""
+        self.is_partial = False
+
+    def keep(self, mine: Set[int]) -> None:
+        """Leaves all parameters to other processes but those with these ``id``s; to be called before the first step."""
+        for member in self.members:
+            for group in member.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) in mine]
+        self.parameters = [p for p in self.parameters if id(p) in mine]
+        self.is_partial = True
 
     def set_learning_rate(self, factor: float) -> None:
         """Sets each group's learning rate to this fraction of its peak."""
@@ -174,8 +190,8 @@ class Optimizers:
         """The tensors of the state by ``optimizer.parameter.name``, as plain ones."""
         return {
             key: tensor
-            for number, member in enumerate(self.members)
-            for index, state in member.state_dict()["state"].items()
+            for number, states in enumerate(self._states())
+            for index, state in states.items()
             for name, value in state.items()
             for key, tensor in _leaves(value, f"{number}.{index}.{name}")
         }
@@ -188,10 +204,17 @@ class Optimizers:
 
         return [
             {
-                "groups": [plain(group) for group in described["param_groups"]],
-                "state": {str(index): plain(state) for index, state in described["state"].items()},
+                "groups": [plain(group) for group in member.param_groups],
+                "state": {str(index): plain(state) for index, state in states.items()},
             }
-            for described in (member.state_dict() for member in self.members)
+            for member, states in zip(self.members, self._states(), strict=True)
+        ]
+
+    def _states(self) -> list[dict[int, dict[str, Any]]]:
+        """Of each member, the state of each parameter by its number."""
+        return [
+            {numbers[id(p)]: state for p, state in member.state.items()}
+            for member, numbers in zip(self.members, self.numbers, strict=True)
         ]
 
     def restore(self, tensors: Mapping[str, torch.Tensor], scalars: list[dict[str, Any]]) -> None:
@@ -199,12 +222,11 @@ class Optimizers:
         self._prime()
         for key, mine in self.tensors().items():
             mine.copy_(tensors[key])
-        for member, saved in zip(self.members, scalars, strict=True):
+        for member, states, saved in zip(self.members, self._states(), scalars, strict=True):
             for group, values in zip(member.param_groups, saved["groups"], strict=True):
                 group.update(values)
-            order = [p for group in member.param_groups for p in group["params"]]
-            for index, values in saved["state"].items():
-                member.state[order[int(index)]].update(values)
+            for number, state in states.items():
+                state.update(saved["state"][str(number)])
 
     def _prime(self) -> None:
         """Makes the state exist, whatever its types are, by a step that leads nowhere."""
@@ -263,6 +285,16 @@ def build(
     if touched := groups(lambda _, p: id(p) in sparse):
         members.append(torch.optim.SparseAdam([{k: v for k, v in g.items() if k != "weight_decay"} for g in touched]))
     return Optimizers(members, description)
+
+
+def joined(
+    states: Sequence[tuple[Mapping[str, torch.Tensor], list[dict[str, Any]]]],
+) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """Makes the ``tensors`` and ``scalars`` of all parameters of those that processes have of their own."""
+    tensors = {name: tensor for mine, _ in states for name, tensor in mine.items()}
+    members = zip(*(scalars for _, scalars in states), strict=True)
+    scalars = [{**parts[0], "state": {k: v for part in parts for k, v in part["state"].items()}} for parts in members]
+    return tensors, scalars
 
 
 def gradients(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:

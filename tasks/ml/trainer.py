@@ -172,16 +172,22 @@ class _Run:
     history: History
 
     def save(self, checkpoints: Checkpoints, step: int) -> None:
+        algorithm = self.update.optimizers
+        mine = algorithm.tensors(), algorithm.scalars()
+        states = world.gather(mine) if algorithm.is_partial else [mine]
+        if world.rank() != 0:
+            return
+        tensors, scalars = optimizers.joined(states)
         groups = {
             "model": self.model.state_dict(),
             "best": self.best.weights,
-            "optimizer": self.update.optimizers.tensors(),
+            "optimizer": tensors,
             "random": _random_state(),
         }
         state = {
             "history": asdict(self.history),
             "best": {"highest": self.best.highest, "bad": self.best.bad},
-            "optimizer": self.update.optimizers.scalars(),
+            "optimizer": scalars,
             "scaler": self.update.scaler.state_dict(),
             "micro_batch": self.update.micro_batch,
             "out_of_memory_at": self.update.out_of_memory_at,
@@ -202,6 +208,7 @@ class _Run:
             setattr(self.history, name, value)
         self.history.notes["resumed_at_step"] = state["step"]
         _set_random_state(part(tensors, "random."))
+        self.update.loss.updated()
         return int(state["step"])
 
 
@@ -281,32 +288,35 @@ def fit(
             meter.add(taken, rows=len(rows), tokens=sum(lengths[row] for row in rows))
             done = step + 1
             where = {"epoch": done / sampler.per_epoch}
-            if done % record_every == 0 or done == total:
+            recording = done % record_every == 0 or done == total
+            if recording:
                 point = meter.point() | {"learning_rate": learning_rate * factor} | where
                 history.points.append({"step": done, **point})
                 observer.step(done, point)
                 meter.clear()
             looking = done % evaluate_every == 0 or done == total
-            saving = done < total and (looking or time.monotonic() - saved_at > saves_every)
+            late = recording and world.first(time.monotonic() - saved_at > saves_every)
+            saving = done < total and (looking or late)
             if looking or saving:
                 history.notes["training_s"] = meter.elapsed()
             paused = time.perf_counter()
             if looking:
                 where["training_s"] = history.notes["training_s"]
                 with algorithm.averaged():
+                    update.loss.updated()
                     evaluation = where | dict(evaluate())
                     if best.look(evaluation):
                         # At the end nothing will change them any more, unless they are an average that is put back.
                         copied = done < total or algorithm.description.schedule_free
                         best.weights = {k: v.clone() for k, v in model.state_dict().items()} if copied else {}
+                update.loss.updated()
                 model.train()
                 history.evaluations.append({"step": done, **evaluation})
                 observer.evaluation(done, evaluation)
                 seconds = time.perf_counter() - paused
                 history.notes["evaluation_s"] = history.notes.get("evaluation_s", 0.0) + seconds
             if saving:
-                if world.rank() == 0:
-                    run.save(saver, done)
+                run.save(saver, done)
                 saved_at = time.monotonic()
             meter.pause(time.perf_counter() - paused)
             if patience is not None and best.bad >= patience:
@@ -314,7 +324,9 @@ def fit(
                 break
     if best.weights:
         model.load_state_dict(best.weights)
+    update.loss.close()
     model.eval()
+    history.notes["gradients"] = update.loss.how
     history.notes["optimizer_state_mb"] = round(algorithm.state_bytes() / 1e6, 1)
     history.notes["micro_batch"] = update.micro_batch or batch_size
     return history

@@ -52,7 +52,7 @@ class Update:
         micro_batch: int,
     ) -> None:
         self.model, self.optimizers, self.precision = model, optimizers, precision
-        self.loss = world.Replicated(model, step_loss)
+        self.loss = world.parallel(model, step_loss, optimizers)
         self.clip_norm, self.micro_batch = clip_norm, micro_batch
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision.scaled)
@@ -101,9 +101,10 @@ class Update:
         """
         self.optimizers.set_learning_rate(learning_rate_factor)
         loss, parts = self._forgiving(rows)
+        self.loss.exchange()
         self.optimizers.unscale(self.scaler)
         values = gradients(self.optimizers.parameters)
-        norm = nn.utils.get_total_norm(values)
+        norm = self.loss.norm(values)
         if step % LOOKS_EVERY.get(self.device.type, 1) == 0:
             self._look(loss, norm, step)
         # Pascanu et al. 2013 (arXiv:1211.5063). On a GPU, to ask whether the norm is too large would wait for it.
@@ -111,6 +112,7 @@ class Update:
         if self.device.type != "cpu" or scale < 1:
             torch._foreach_mul_(values, scale)
         self.optimizers.step(self.scaler)
+        self.loss.updated()
         return Taken(loss, parts, norm)
 
     def _look(self, loss: torch.Tensor, norm: torch.Tensor, step: int) -> None:
@@ -122,5 +124,6 @@ class Update:
         if self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE:
             return  # this step is left out and the scale halved
         values = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-        guilty = [n for n, g in values.items() if not torch.isfinite(g.values() if g.is_sparse else g).all()]
+        mine = [n for n, g in values.items() if not torch.isfinite(g.values() if g.is_sparse else g).all()]
+        guilty = world.everybody(mine)
         raise FloatingPointError(f"gradient of {guilty[0]} is not finite at step {step}; {advice}")

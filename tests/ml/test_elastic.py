@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,13 @@ def test_processes_learn_what_one_learns(model: nn.Module, processes: int, tutor
     But for the biases of keys: softmax takes no notice of them, their gradient is rounding, and Adam makes it a step.
     """
     what = lesson(model, tutored=tutored)
-    alone, one, _ = train(model, what, 1)
+    alone, one, one_history = train(model, what, 1)
+    notes = one_history.notes
     together, several, history = train(model, what, processes, micro_batch=3)
     assert history.notes["num_processes"] == processes
+    assert history.notes["gradients"] == "shared memory"
+    # Each process updates, and has the optimizer's state of, its part of the weights; the table's is in the first.
+    assert history.notes["optimizer_state_mb"] < 0.8 * notes["optimizer_state_mb"]
     assert several.losses.keys() == one.losses.keys() == set(range(1, 13))
     assert several.evaluations == one.evaluations == [6, 12]
     # Relations and hidden states are means over tokens: a share of the rows weighs its tokens differently.
@@ -100,6 +105,17 @@ def test_processes_learn_what_one_learns(model: nn.Module, processes: int, tutor
         ):
             if not name.endswith("key.bias"):
                 assert (a - b).norm() <= 1e-3 * (a - start).norm() + 1e-6, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adafactor", "muon", "adamw-8bit", "schedule-free-adamw"])
+def test_every_process_updates_its_part_with_any_optimizer(model: nn.Module, name: str) -> None:
+    """Also where a process has no parameter of a kind, and where weights are an average while they are looked at."""
+    what = lesson(model)
+    _, one, alone = train(model, what, 1, optimizer=name)
+    _, several, together = train(model, what, 2, optimizer=name)
+    assert several.losses == pytest.approx(one.losses, rel=1e-3)
+    assert [e["accuracy"] for e in together.evaluations] == [e["accuracy"] for e in alone.evaluations]
 
 
 def test_one_process_apart_computes_the_same(model: nn.Module) -> None:
@@ -115,7 +131,10 @@ def test_one_process_apart_computes_the_same(model: nn.Module) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_resumes_in_another_number_of_processes(model: nn.Module, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_run_resumes_in_another_number_of_processes(
+    model: nn.Module, tmp_path: Path, before: int, after: int
+) -> None:
     what = lesson(model)
     whole, _, _ = train(model, what, 1)
 
@@ -128,9 +147,10 @@ def test_a_run_resumes_in_another_number_of_processes(model: nn.Module, tmp_path
                 raise KeyboardInterrupt
 
     student = copy.deepcopy(model)
+    learn = what.learn if before == 1 else partial(elastic.learn, lesson=what, num_processes=before)
     with pytest.raises(KeyboardInterrupt):
-        what.learn(student, for_model=FOR_MODEL, observer=Interrupted(), checkpoint=tmp_path, **FOR_TRAINER)
-    resumed, recorder, history = train(model, what, 2, checkpoint=tmp_path)
+        learn(student, for_model=FOR_MODEL, observer=Interrupted(), checkpoint=tmp_path, **FOR_TRAINER)
+    resumed, recorder, history = train(model, what, after, checkpoint=tmp_path)
     assert recorder.first_step == history.notes["resumed_at_step"] == 6
     for (name, a), b, start in zip(whole.named_parameters(), resumed.parameters(), model.parameters(), strict=True):
         if not name.endswith("key.bias"):

@@ -1,0 +1,157 @@
+"""Processes of one machine that train the same weights, in memory that they share.
+
+gloo sends gradients through the loopback network, and every process then updates all weights for itself. Here gradients
+meet where all can read them, and of the weights, which all read, each process sums, clips and updates its own part: a
+reduce-scatter and the sharded optimizer of ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054, section 5) without a copy.
+R = processes, n = weights with dense gradients; a table has V rows of D, of which a batch touches k.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+
+FOLDER = Path("/dev/shm")
+
+
+def _bytes(parameters: Sequence[nn.Parameter]) -> int:
+    return 4 * (1 + distributed.get_world_size()) * sum(p.numel() for p in parameters)
+
+
+def is_possible(parameters: Sequence[nn.Parameter]) -> bool:
+    """Whether all processes are on this machine, train in fp32 on its CPU, and it offers memory to share.
+
+    All processes are to ask, and get the same answer.
+    """
+    suits = (
+        distributed.get_backend() == "gloo"
+        and os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+        and all(p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters)
+        and FOLDER.is_dir()
+        and shutil.disk_usage(FOLDER).free > 2 * _bytes(parameters)
+    )
+    all_suit = torch.tensor(int(suits))
+    distributed.all_reduce(all_suit, op=distributed.ReduceOp.MIN)
+    return bool(all_suit)
+
+
+def allocate(*shape: int) -> torch.Tensor:
+    """Memory for floats, zero, the same for every process; its file has no name any more when this returns."""
+    names: list[str] = [""]
+    if distributed.get_rank() == 0:
+        descriptor, names[0] = tempfile.mkstemp(prefix="featherweight-", dir=FOLDER)
+        os.close(descriptor)
+    distributed.broadcast_object_list(names)
+    try:
+        count = torch.Size(shape).numel()
+        shared = torch.from_file(names[0], shared=True, size=count).view(shape)
+        distributed.barrier()
+    finally:
+        if distributed.get_rank() == 0:
+            Path(names[0]).unlink()
+    return shared
+
+
+class _Table:
+    """Where processes leave the rows of a sparse gradient. Pages that no row ever reaches take no memory."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter, (self.height, self.width) = parameter, parameter.shape
+        # Of each process: k, then V indices, then V rows.
+        self.memory = allocate(distributed.get_world_size(), 1 + self.height * (1 + self.width))
+
+    def put(self) -> None:
+        """Leaves this process's rows."""
+        mine = self.memory[distributed.get_rank()]
+        numbers = mine.view(torch.int32)
+        numbers[0] = 0
+        if self.parameter.grad is not None:
+            gradient = self.parameter.grad.coalesce()
+            indices, values = gradient.indices()[0], gradient.values()
+            numbers[0] = len(indices)
+            numbers[1 : 1 + len(indices)] = indices
+            mine[1 + self.height :][: values.numel()].view_as(values).copy_(values)
+
+    def mean(self) -> torch.Tensor:
+        """The sparse mean of the gradients of all processes."""
+        indices, values = [], []
+        for one in self.memory:
+            count = int(one.view(torch.int32)[0])
+            indices.append(one.view(torch.int32)[1 : 1 + count])
+            values.append(one[1 + self.height :][: count * self.width].view(count, self.width))
+        summands = torch.cat(values).div_(len(self.memory))
+        return torch.sparse_coo_tensor(torch.cat(indices)[None], summands, self.parameter.shape).coalesce()
+
+
+class SharedWeights:
+    """The trained weights of a model, moved to shared memory until ``close``.
+
+    Args:
+        parameters: those that are trained.
+        tables: those among them whose gradients are sparse.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], tables: Sequence[nn.Parameter]) -> None:
+        rank, size = distributed.get_rank(), distributed.get_world_size()
+        sparse = {id(p) for p in tables}
+        self.parameters = [*(p for p in parameters if id(p) not in sparse), *tables]
+        weights = allocate(sum(p.numel() for p in self.parameters))
+        self.tables = [_Table(table) for table in tables]
+        self.spans: list[slice] = []
+        end = 0
+        for p in self.parameters:
+            start, end = end, end + p.numel()
+            self.spans.append(slice(start, end))
+            place = weights[start:end].view_as(p)
+            if rank == 0:
+                place.copy_(p.data)
+            p.data = place
+        self.dense = len(self.parameters) - len(tables)
+        count = self.spans[self.dense - 1].stop if self.dense else 0
+        self.gradients = allocate(size, max(count, 1))
+        # A table has few rows to update: the first process takes all of them.
+        owners = [span.start * size // count for span in self.spans[: self.dense]] + [0] * len(tables)
+        self.mine = {id(p) for p, owner in zip(self.parameters, owners, strict=True) if owner == rank}
+        own = [span for span, owner in zip(self.spans[: self.dense], owners, strict=False) if owner == rank]
+        self.part = slice(own[0].start, own[-1].stop) if own else slice(0, 0)
+        distributed.barrier()
+
+    def _places(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
+        """Each parameter with dense gradients, and where this process leaves its gradient."""
+        here = self.gradients[distributed.get_rank()]
+        pairs = zip(self.parameters[: self.dense], self.spans, strict=False)
+        return [(p, here[span].view_as(p)) for p, span in pairs]
+
+    def exchange(self) -> None:
+        """Leaves the mean gradient over processes at the weights that are this process's, and none at the others."""
+        for table in self.tables:
+            table.put()
+        present = [(place, p.grad) for p, place in self._places() if p.grad is not None]
+        torch._foreach_copy_([place for place, _ in present], [gradient for _, gradient in present])
+        for p, place in self._places():
+            if p.grad is None:
+                place.zero_()
+        distributed.barrier()
+        rank, size = distributed.get_rank(), distributed.get_world_size()
+        mean = self.gradients[rank, self.part]
+        for other in range(size):
+            if other != rank:
+                mean.add_(self.gradients[other, self.part])
+        mean.div_(size)
+        for p, place in self._places():
+            p.grad = place if id(p) in self.mine else None
+        for table in self.tables:
+            table.parameter.grad = table.mean() if id(table.parameter) in self.mine else None
+
+    def close(self) -> None:
+        """Gives the weights memory of their own again."""
+        distributed.barrier()
+        for p in self.parameters:
+            p.grad = None
+            p.data = p.data.clone()
