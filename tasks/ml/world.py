@@ -14,7 +14,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tasks.ml import shared_memory
-from tasks.ml.optimizers import Optimizers
+from tasks.ml.optimizers import Optimizers, total_norm
 
 T = TypeVar("T")
 
@@ -96,7 +96,7 @@ class Alone:
 
     def norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
         """Euclidean norm of the whole gradient, of which this process has these."""
-        return nn.utils.get_total_norm(gradients)
+        return total_norm(gradients)
 
     def updated(self) -> None:
         """Returns when every process has updated its parameters."""
@@ -135,7 +135,7 @@ class Shared(Alone):
         self.weights.exchange()
 
     def norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
-        return total(nn.utils.get_total_norm(gradients) ** 2).sqrt()
+        return total(total_norm(gradients) ** 2).sqrt()
 
     def updated(self) -> None:
         distributed.barrier()
