@@ -49,6 +49,12 @@ class Embeddings(StrEnum):
     FROZEN = "frozen"
 
 
+class Parallelism(StrEnum):
+    REPLICATED = "replicated"
+    SHARDED = "sharded"
+    TENSOR = "tensor"
+
+
 class Schedule(StrEnum):
     LINEAR = "linear"
     COSINE = "cosine"
@@ -127,8 +133,15 @@ class OptimizerConfig(StageConfig):
         ge=1,
         le=1024,
         title="Processes",
-        description="Processes on this machine that share every batch (torchrun, DDP): one per GPU, or a share of the "
+        description="Processes on this machine that train together (torchrun): one per GPU, or a share of the "
         "cores each.",
+    )
+    parallelism: Parallelism = Field(
+        Parallelism.REPLICATED,
+        title="Parallelism",
+        description="What several processes share; not used with one. replicated: the rows of a batch (DDP); sharded: "
+        "also parameters, gradients and optimizer state (FSDP2), least memory; tensor: heads and FFN channels of each "
+        "layer, all compute all rows. The last two train embeddings densely, and not with adamw-8bit, adafactor, sgd.",
     )
 
     def for_trainer(self) -> dict[str, Any]:
@@ -141,7 +154,7 @@ class OptimizerConfig(StageConfig):
         return {name: getattr(self, name) for name in MODEL_FIELDS}
 
 
-MODEL_FIELDS = ("embeddings", "activation_checkpointing", "lora_rank")
+MODEL_FIELDS = ("embeddings", "activation_checkpointing", "lora_rank", "parallelism")
 """What of an ``OptimizerConfig`` concerns the model, and not the loop."""
 
 
