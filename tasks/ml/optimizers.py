@@ -36,8 +36,6 @@ class Description:
     options: Mapping[str, Any] = field(default_factory=dict)
     matrices_only: bool = False
     """Whether it takes hidden matrices alone; embeddings, heads, biases and norms then go to AdamW."""
-    in_parts: bool = True
-    """Whether it trains and saves parameters of which each process holds a part."""
     schedule_free: bool = False
     """Whether it averages weights instead of letting the learning rate fall after warm-up."""
     package: str = "torch"
@@ -55,16 +53,9 @@ class Description:
 OPTIMIZERS = {
     "adamw": Description("torch.optim:AdamW", "Loshchilov & Hutter 2019, arXiv:1711.05101", 8, 1, {"fused": True}),
     "adamw-8bit": Description(
-        "torchao.optim:AdamW8bit",
-        "Dettmers et al. 2022, arXiv:2110.02861",
-        2.03,
-        1,
-        in_parts=False,
-        package="torchao",
+        "torchao.optim:AdamW8bit", "Dettmers et al. 2022, arXiv:2110.02861", 2.03, 1, package="torchao"
     ),
-    "adafactor": Description(
-        "torch.optim:Adafactor", "Shazeer & Stern 2018, arXiv:1804.04235", 0.01, 10, in_parts=False
-    ),
+    "adafactor": Description("torch.optim:Adafactor", "Shazeer & Stern 2018, arXiv:1804.04235", 0.01, 10),
     "lion": Description(
         "pytorch_optimizer:Lion", "Chen et al. 2023, arXiv:2302.06675", 4, 0.2, package="pytorch-optimizer"
     ),
@@ -85,12 +76,7 @@ OPTIMIZERS = {
         package="pytorch-optimizer",
     ),
     "sgd": Description(
-        "torch.optim:SGD",
-        "Robbins & Monro 1951; momentum: Polyak 1964",
-        4,
-        300,
-        {"momentum": 0.9, "fused": True},
-        in_parts=False,
+        "torch.optim:SGD", "Robbins & Monro 1951; momentum: Polyak 1964", 4, 300, {"momentum": 0.9, "fused": True}
     ),
 }
 
@@ -254,16 +240,9 @@ def build(
             (Howard & Ruder 2018, arXiv:1801.06146; Clark et al. 2020, arXiv:2003.10555).
 
     Raises:
-        FeatherweightError: the optimizer is unknown, its package is not installed, or the parameters are in parts and
-            it does not take those.
+        FeatherweightError: the optimizer is unknown, or its package is not installed.
     """
     description = describe(name)
-    if not description.in_parts and any(isinstance(p, DTensor) for p in model.parameters()):
-        able = ", ".join(known for known, described in OPTIMIZERS.items() if described.in_parts)
-        raise FeatherweightError(
-            f"optimizer: {name} does not work where each process holds a part of the parameters; choose {able}, or "
-            "parallelism replicated"
-        )
     sparse = {
         id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding) and m.sparse and m.weight.requires_grad
     }

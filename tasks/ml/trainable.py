@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.contracts import FeatherweightError
-from tasks.ml import families, optimizers
+from tasks.contracts import FeatherweightError, unsuited
+from tasks.ml import families, optimizers, world
 from tasks.ml.parallelism import spread
 
 LORA_ALPHA_PER_RANK = 2
@@ -71,10 +71,10 @@ def prepared(
             ``replicated``, and the model stays spread on leaving.
 
     Raises:
-        FeatherweightError: LoRA was asked for and PEFT is not installed, or the model cannot be cut like that.
+        FeatherweightError: LoRA was asked for and PEFT is not installed, or processes cannot train like that.
     """
-    if lora_rank and parallelism == "tensor":
-        raise FeatherweightError("lora_rank: adapters are not cut by parallelism tensor; choose sharded, or rank 0")
+    if world.size() > 1 and (reason := unsuited(parallelism, optimizer=optimizer, lora_rank=lora_rank)):
+        raise FeatherweightError(reason)
     config: Any = model.config
     table = families.of(config.model_type).token_embedding(model)
     trained = {name: p.requires_grad for name, p in model.named_parameters()}

@@ -331,7 +331,7 @@ def fit(
     model.eval()
     history.notes["gradients"] = update.loss.how
     weights = sum(world.local(p).nbytes for p in model.parameters())
-    history.notes["weights_mb"] = round(weights / 1e6, 1)
-    history.notes["optimizer_state_mb"] = round(algorithm.state_bytes() / 1e6, 1)
+    history.notes["weights_mb"] = round(weights / 1e6, 3)
+    history.notes["optimizer_state_mb"] = round(algorithm.state_bytes() / 1e6, 3)
     history.notes["micro_batch"] = update.micro_batch or batch_size
     return history
