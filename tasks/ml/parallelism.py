@@ -32,6 +32,12 @@ def _family(model: nn.Module) -> families.Family:
     return families.of(config.model_type)
 
 
+def _start_alike(model: nn.Module) -> None:
+    """Gives every process the first one's weights: what was drawn at random differs, such as adapters."""
+    for parameter in model.parameters():
+        distributed.broadcast(parameter.data, src=0)
+
+
 @contextmanager
 def _sharded(model: nn.Module) -> Iterator[None]:
     """Fully sharded data parallelism (FSDP2): Zhao et al. 2023 (arXiv:2304.11277); stage 3 of ZeRO, Rajbhandari et al.
@@ -39,6 +45,7 @@ def _sharded(model: nn.Module) -> Iterator[None]:
 
     Each micro-batch's gradients are reduced at once: kept for the last, as DDP keeps them, they would be whole.
     """
+    _start_alike(model)
     mesh = _mesh(model)
     # The root gives its whole parameters back after the forward pass too: after an evaluation no backward pass does it.
     for module in (*_family(model).layer_list(model), model):
@@ -54,6 +61,7 @@ def _tensor(model: nn.Module) -> Iterator[None]:
     All processes draw the same random numbers, so that they drop the same elements of what they all compute; heads of
     the same place in different processes then drop alike too.
     """
+    _start_alike(model)
     family, mesh = _family(model), _mesh(model)
     for index, layer in enumerate(family.layer_list(model)):
         for what, count in (("heads", family.num_heads(layer)), ("FFN channels", family.ffn_width(layer))):
@@ -66,9 +74,7 @@ def _tensor(model: nn.Module) -> Iterator[None]:
         by_input = {name: RowwiseParallel() for name in family.cut_by_input}
         parallelize_module(layer, mesh, {**by_output, **by_input})
     parallelize_module(family.token_embedding(model), mesh, RowwiseParallel(input_layouts=Replicate()))
-    seed = torch.tensor(torch.initial_seed())
-    distributed.broadcast(seed, src=0)
-    torch.manual_seed(int(seed))
+    torch.manual_seed(world.first(torch.initial_seed()))
     with world.same_rows():
         yield
 

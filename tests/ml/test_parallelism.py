@@ -77,7 +77,6 @@ def test_adapters_are_sharded_and_merged(model: nn.Module) -> None:
     what = lesson(model)
     alone, one, _ = train(model, what, 1, for_model=DENSE | {"lora_rank": 2})
     together, several, _ = train(model, what, 2, **held("sharded", lora_rank=2))
-    # Adapters are drawn at random, by every process for itself where it is alone.
     assert several.losses == pytest.approx(one.losses, rel=1e-3)
     assert_same_weights(together, alone, model)
 
