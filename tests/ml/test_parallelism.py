@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +11,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import elastic
-from tests.ml.processes import FOR_MODEL, FOR_TRAINER, Recorder, lesson, train
+from tests.ml.processes import FOR_MODEL, assert_same_weights, interrupt, lesson, train
 
 DENSE = FOR_MODEL | {"embeddings": "dense"}
 HOW = {"sharded": "FSDP2", "tensor": "tensor parallelism"}
@@ -23,13 +19,6 @@ HOW = {"sharded": "FSDP2", "tensor": "tensor parallelism"}
 
 def held(way: str, **changes: Any) -> dict[str, Any]:
     return {"for_model": DENSE | {"parallelism": way} | changes}
-
-
-def assert_same_weights(found: nn.Module, expected: nn.Module, start: nn.Module) -> None:
-    """To 1e-3 of their change, but for the biases of keys, whose gradient is rounding (``test_elastic``)."""
-    for (name, a), b, c in zip(expected.named_parameters(), found.parameters(), start.parameters(), strict=True):
-        if not name.endswith("key.bias"):
-            assert (a - b).norm() <= 1e-3 * (a - c).norm() + 1e-6, name
 
 
 @pytest.mark.parametrize("way", HOW)
@@ -90,12 +79,6 @@ def test_checkpointed_activations_of_parts(model: nn.Module, way: str) -> None:
     assert several.losses == pytest.approx(one.losses, rel=1e-4)
 
 
-class Interrupted(Recorder):
-    def step(self, step: int, point: Mapping[str, float]) -> None:
-        if step == 8:
-            raise KeyboardInterrupt
-
-
 def leave_a_damaged_one(checkpoint: Path) -> None:
     """A newer checkpoint of which one file is cut short."""
     good, bad = checkpoint / "step-000000006", checkpoint / "step-000000007"
@@ -121,10 +104,8 @@ def test_a_run_resumes_in_other_parts_and_passes_over_a_damaged_checkpoint(
 ) -> None:
     what = lesson(model)
     whole, one, _ = train(model, what, 1, for_model=DENSE)
-    (way, processes), student = before, copy.deepcopy(model)
-    learn = what.learn if processes == 1 else partial(elastic.learn, lesson=what, num_processes=processes)
-    with pytest.raises(KeyboardInterrupt):
-        learn(student, **held(way), observer=Interrupted(), checkpoint=tmp_path, **FOR_TRAINER)
+    way, processes = before
+    interrupt(model, what, processes, tmp_path, **held(way))
     leave_a_damaged_one(tmp_path)
     way, processes = after
     resumed, recorder, history = train(model, what, processes, checkpoint=tmp_path, **held(way))
