@@ -155,7 +155,7 @@ class OptimizerConfig(StageConfig):
         title="Parallelism",
         description="What several processes share. replicated: the rows of a batch; sharded: also parameters, "
         "gradients and optimizer state (FSDP2), least memory; tensor: heads and FFN channels of each layer, and all "
-        "compute all rows. The last two train embeddings densely, and not with adamw-8bit, adafactor or sgd.",
+        "compute all rows. The last two train embeddings densely, not in fp16, not with adamw-8bit, adafactor or sgd.",
     )
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from tasks.contracts import FeatherweightError
 from tasks.ml import shared_memory, world
 from tasks.ml.optimizers import Optimizers
 
@@ -107,12 +108,24 @@ class Parted(Alone):
         return functools.reduce(torch.hypot, norms)
 
 
-def choose(model: nn.Module, step_loss: Callable[[list[int]], Any], optimizers: Optimizers) -> Alone:
-    """Chooses how these processes train a model together: a whole one in shared memory where they can."""
+def choose(model: nn.Module, step_loss: Callable[[list[int]], Any], optimizers: Optimizers, *, scaled: bool) -> Alone:
+    """Chooses how these processes train a model together: a whole one in shared memory where they can.
+
+    Args:
+        scaled: whether the loss is scaled. Then every process must see all gradients, to know whether any overflowed.
+
+    Raises:
+        FeatherweightError: the loss is scaled, and each process has a part of the gradients.
+    """
     if world.size() == 1:
         return Alone(step_loss)
     if any(isinstance(p, DTensor) for p in model.parameters()):
+        if scaled:
+            raise FeatherweightError(
+                "precision: fp16 is not for processes that each hold a part of the gradients; choose bf16 or fp32, or "
+                "parallelism replicated"
+            )
         return Parted(step_loss)
-    if shared_memory.is_possible(optimizers.parameters):
+    if not scaled and shared_memory.is_possible(optimizers.parameters):
         return Shared(step_loss, optimizers)
     return Replicated(model, step_loss)

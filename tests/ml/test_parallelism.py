@@ -126,3 +126,14 @@ def test_heads_that_cannot_be_dealt_out_are_an_error(model: nn.Module) -> None:
     odd = BertForSequenceClassification(config)
     with pytest.raises(FeatherweightError, match=r"parallelism: tensor.*layer 0 has 3 for 2: choose another num_proc"):
         train(odd, lesson(odd), 2, **held("tensor"))
+
+
+@pytest.mark.slow
+def test_fp16_is_for_processes_that_see_all_gradients(model: nn.Module) -> None:
+    """Others would not leave out the same steps: those in which a gradient overflows while its scale is found."""
+    what = lesson(model)
+    _, several, history = train(model, what, 2, **held("replicated"), precision="fp16")
+    assert history.notes["gradients"] == "DistributedDataParallel"
+    assert several.losses.keys() == set(range(1, 13))
+    with pytest.raises(FeatherweightError, match=r"precision: fp16 is not for processes .* choose bf16 or fp32"):
+        train(model, what, 2, **held("sharded"), precision="fp16")
