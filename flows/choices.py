@@ -10,7 +10,8 @@ from tasks.train import TrainingConfig
 
 BASELINE: dict[str, Any] = {
     "optimizer": "sgd", "precision": "fp32", "batching": "shuffled", "embeddings": "dense", "micro_batch": 0,
-    "activation_checkpointing": False, "num_processes": 1, "layer_decay": 1.0, "lora_rank": 0,
+    "activation_checkpointing": False, "num_processes": 1, "parallelism": "replicated", "layer_decay": 1.0,
+    "lora_rank": 0,
 }  # fmt: skip
 """What a plain loop does; all else is the recipe's."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Digest = str
 """64 hexadecimal digits: the SHA-256 of what a directory in the store holds."""
@@ -47,6 +47,26 @@ class Embeddings(StrEnum):
     SPARSE = "sparse"
     DENSE = "dense"
     FROZEN = "frozen"
+
+
+class Parallelism(StrEnum):
+    REPLICATED = "replicated"
+    SHARDED = "sharded"
+    TENSOR = "tensor"
+
+
+NOT_IN_PARTS = (Optimizer.ADAMW_8BIT, Optimizer.ADAFACTOR, Optimizer.SGD)
+"""Optimizers that do not train parameters of which each process holds a part."""
+
+
+def unsuited(parallelism: str, *, optimizer: str, lora_rank: int) -> str:
+    """Why several processes cannot train like that, and what would be right; empty if they can."""
+    if lora_rank and parallelism == Parallelism.TENSOR:
+        return "lora_rank: adapters are not cut by parallelism tensor; choose sharded, or rank 0"
+    if optimizer in NOT_IN_PARTS and parallelism != Parallelism.REPLICATED:
+        able = ", ".join(name for name in Optimizer if name not in NOT_IN_PARTS)
+        return f"optimizer: {optimizer} does not train parts of parameters; choose {able}, or parallelism replicated"
+    return ""
 
 
 class Schedule(StrEnum):
@@ -127,9 +147,23 @@ class OptimizerConfig(StageConfig):
         ge=1,
         le=1024,
         title="Processes",
-        description="Processes on this machine that share every batch (torchrun, DDP): one per GPU, or a share of the "
+        description="Processes on this machine that train together (torchrun): one per GPU, or a share of the "
         "cores each.",
     )
+    parallelism: Parallelism = Field(
+        Parallelism.REPLICATED,
+        title="Parallelism",
+        description="What several processes share. replicated: the rows of a batch; sharded: also parameters, "
+        "gradients and optimizer state (FSDP2), least memory; tensor: heads and FFN channels of each layer, and all "
+        "compute all rows. The last two train embeddings densely, not in fp16, not with adamw-8bit, adafactor or sgd.",
+    )
+
+    @model_validator(mode="after")
+    def _processes_can_train(self) -> Self:
+        reason = unsuited(self.parallelism, optimizer=self.optimizer, lora_rank=self.lora_rank)
+        if self.num_processes > 1 and reason:
+            raise ValueError(reason)
+        return self
 
     def for_trainer(self) -> dict[str, Any]:
         """Returns the keyword arguments of ``trainer.fit`` among the fields of this class."""
@@ -141,7 +175,7 @@ class OptimizerConfig(StageConfig):
         return {name: getattr(self, name) for name in MODEL_FIELDS}
 
 
-MODEL_FIELDS = ("embeddings", "activation_checkpointing", "lora_rank")
+MODEL_FIELDS = ("embeddings", "activation_checkpointing", "lora_rank", "parallelism")
 """What of an ``OptimizerConfig`` concerns the model, and not the loop."""
 
 

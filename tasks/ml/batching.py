@@ -85,5 +85,5 @@ class Sampler:
 
 def split(rows: Sequence[int], size: int) -> list[list[int]]:
     """Cuts a batch into micro-batches of at most ``size`` rows; 0 leaves it whole."""
-    size = size or len(rows)
+    size = size or len(rows) or 1
     return [list(rows[start : start + size]) for start in range(0, len(rows), size)]

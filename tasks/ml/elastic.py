@@ -132,8 +132,8 @@ def learn(
 ) -> trainer.History:
     """Trains a model in place, as ``Lesson.learn`` does, in several processes on this machine.
 
-    Each computes its share of every batch, with its share of the cores; gradients are averaged over all rows of the
-    batch, so that the batch is as large as in one process.
+    Each computes its share of every batch, or of every layer, with its share of the cores; gradients are averaged over
+    all rows of the batch, so that the batch is as large as in one process.
 
     Raises:
         FloatingPointError: a loss or gradient was not finite.

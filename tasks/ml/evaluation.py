@@ -19,13 +19,16 @@ def logits(model: nn.Module, input_ids: Sequence[Sequence[int]], *, pad_id: int,
     device = next(model.parameters()).device
     lengths = [len(row) for row in input_ids]
     parts: list[tuple[list[int], torch.Tensor]] = []
-    mine = world.share(batching.by_length(lengths, batch_size))
-    for rows in mine or [[0]]:
+    batches = batching.by_length(lengths, batch_size)
+    mine = world.share_of_rows(batches)
+    # All must compute as often as any: processes that hold parts of a model wait for each other.
+    idle = len(world.largest_share_of_rows(batches)) - len(mine)
+    for rows in mine + [[0]] * idle:
         ids, mask = batching.collate([input_ids[row] for row in rows], pad_id=pad_id)
         output = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
         parts.append((rows, output.float()))
     model.train(was_training)
     result = torch.zeros((len(input_ids), parts[0][1].shape[1]), device=device)
-    for rows, values in parts if mine else ():
+    for rows, values in parts[: len(mine)]:
         result[rows] = values
-    return world.total(result).cpu().numpy()
+    return world.total_of_rows(result).cpu().numpy()

@@ -42,6 +42,16 @@ class Family:
     first_position: int = 0
     """Position id of the first token (RoBERTa counts from padding_idx + 1)."""
 
+    @property
+    def cut_by_output(self) -> tuple[str, ...]:
+        """Linear layers that tensor parallelism gives some rows of to each process: whole heads and FFN channels."""
+        return self.query, self.key, self.value, self.ffn_up
+
+    @property
+    def cut_by_input(self) -> tuple[str, ...]:
+        """Linear layers that take what those put out, and of which each process gets the columns for it."""
+        return self.attention_output, self.ffn_down
+
     def backbone(self, model: nn.Module) -> nn.Module:
         return model.base_model  # type: ignore[return-value]
 

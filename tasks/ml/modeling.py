@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
@@ -65,14 +67,21 @@ def save(model: nn.Module, tokenizer: Any, directory: Path, *, spec: quantizatio
         (directory / quantization.SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
 
 
-def save_model(model: nn.Module, directory: Path) -> None:
-    """Writes a model's configuration and weights into an existing directory, for ``load``."""
+def save_model(model: nn.Module, directory: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Writes a model's configuration and weights into an existing directory, for ``load``.
+
+    Args:
+        weights: its state dict, where it does not hold that itself.
+    """
     config = model.config.to_dict()  # type: ignore[union-attr, operator]
     config.pop("_name_or_path", None)
     config["num_hidden_layers"] = len(shapes(model))
     config[SHAPES] = {"layers": shapes(model)}
     (directory / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True, default=str), encoding="utf-8")
-    state = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
+    state = {
+        name: tensor.detach().contiguous().clone()
+        for name, tensor in (model.state_dict() if weights is None else weights).items()
+    }
     save_file(state, directory / WEIGHTS)
 
 

@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from tasks.contracts import FeatherweightError
+from tasks.ml import world
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def depth(name: str, num_layers: int) -> int:
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Plain tensors that an entry of the state consists of: a quantized one has codes, scales and a table."""
     if isinstance(value, torch.Tensor):
-        if hasattr(value, "__tensor_flatten__"):
+        if hasattr(value, "__tensor_flatten__") and not isinstance(value, DTensor):
             for name in value.__tensor_flatten__()[0]:
                 yield from _leaves(getattr(value, name), f"{key}.{name}")
         else:
@@ -124,17 +126,14 @@ class Optimizers:
     Every group holds its peak learning rate as ``peak``.
     """
 
-    def __init__(self, members: list[torch.optim.Optimizer], description: Description) -> None:
-        self.members, self.description = members, description
+    def __init__(
+        self, members: list[torch.optim.Optimizer], description: Description, names: Mapping[int, str]
+    ) -> None:
+        """``names``: qualified name by the ``id`` of a parameter."""
+        self.members, self.description, self.names = members, description, names
         self.parameters = [p for m in members for group in m.param_groups for p in group["params"]]
         touched = [m for m in members if isinstance(m, torch.optim.SparseAdam)]
         self.tables = [p for m in touched for group in m.param_groups for p in group["params"]]
-        self.numbers = [
-            {id(p): number for number, p in enumerate(p for group in m.param_groups for p in group["params"])}
-            for m in members
-        ]
-        """Of each member, its parameters' places among all that it was made for."""
-        self.is_partial = False
 
     def keep(self, mine: Set[int]) -> None:
         """Leaves all parameters to other processes but those with these ``id``s; to be called before the first step."""
@@ -142,7 +141,6 @@ class Optimizers:
             for group in member.param_groups:
                 group["params"] = [p for p in group["params"] if id(p) in mine]
         self.parameters = [p for p in self.parameters if id(p) in mine]
-        self.is_partial = True
 
     def set_learning_rate(self, factor: float) -> None:
         """Sets each group's learning rate to this fraction of its peak."""
@@ -156,10 +154,12 @@ class Optimizers:
     def scale_gradients(self, factor: torch.Tensor) -> None:
         """Multiplies all gradients, at the latest in the next step: fused optimizers do it as they read them."""
         for member in self.members:
-            if getattr(member, "_step_supports_amp_scaling", False):
+            own = [p for group in member.param_groups for p in group["params"]]
+            in_parts = any(isinstance(p, DTensor) for p in own)
+            if getattr(member, "_step_supports_amp_scaling", False) and not in_parts:
                 member.grad_scale = factor.reciprocal()  # type: ignore[attr-defined]
-            elif values := gradients(p for group in member.param_groups for p in group["params"]):
-                torch._foreach_mul_(values, factor)
+            elif values := gradients(own):
+                torch._foreach_mul_([world.local(value) for value in values], factor)
 
     def step(self, scaler: torch.amp.GradScaler) -> None:
         """Updates the weights unless the scaler found a gradient that is not finite; forgets the gradients."""
@@ -192,53 +192,43 @@ class Optimizers:
                 member.train()
 
     def state_bytes(self) -> int:
-        """Bytes of state held by now."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
+        """Bytes of state that this process holds by now."""
+        return sum(world.local(tensor).nbytes for tensor in self.tensors().values())
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors of the state by ``optimizer.parameter.name``, as plain ones."""
+        """The tensors of the state by ``parameter.name``, as plain ones or parts of such."""
         return {
             key: tensor
-            for number, states in enumerate(self._states())
-            for index, state in states.items()
+            for member in self.members
+            for parameter, state in member.state.items()
             for name, value in state.items()
-            for key, tensor in _leaves(value, f"{number}.{index}.{name}")
+            for key, tensor in _leaves(value, f"{self.names[id(parameter)]}.{name}")
         }
 
-    def scalars(self) -> list[dict[str, Any]]:
-        """The rest of the state, as JSON has it: counters per parameter and per group."""
+    def scalars(self) -> dict[str, dict[str, Any]]:
+        """The rest of the state by parameter, as JSON has it: its own counters and those of its group."""
 
         def plain(values: Mapping[str, Any]) -> dict[str, Any]:
             return {k: v for k, v in values.items() if k != "params" and not isinstance(v, torch.Tensor)}
 
-        return [
-            {
-                "groups": [plain(group) for group in member.param_groups],
-                "state": {str(index): plain(state) for index, state in states.items()},
-            }
-            for member, states in zip(self.members, self._states(), strict=True)
-        ]
+        return {
+            self.names[id(p)]: {"group": plain(group), "own": plain(member.state.get(p, {}))}
+            for member in self.members
+            for group in member.param_groups
+            for p in group["params"]
+        }
 
-    def _states(self) -> list[dict[int, dict[str, Any]]]:
-        """Of each member, the state of each parameter by its number."""
-        return [
-            {numbers[id(p)]: state for p, state in member.state.items()}
-            for member, numbers in zip(self.members, self.numbers, strict=True)
-        ]
+    def restore(self, scalars: Mapping[str, Mapping[str, Any]]) -> None:
+        """Takes up what ``scalars`` returned, if need be of more parameters, and in other groups."""
+        for member in self.members:
+            for group in member.param_groups:
+                for p in group["params"]:
+                    saved = scalars[self.names[id(p)]]
+                    group.update(saved["group"])
+                    member.state[p].update(saved["own"])
 
-    def restore(self, tensors: Mapping[str, torch.Tensor], scalars: list[dict[str, Any]]) -> None:
-        """Takes up a state that ``tensors`` and ``scalars`` returned; the weights are to be restored after it."""
-        self._prime()
-        for key, mine in self.tensors().items():
-            mine.copy_(tensors[key])
-        for member, states, saved in zip(self.members, self._states(), scalars, strict=True):
-            for group, values in zip(member.param_groups, saved["groups"], strict=True):
-                group.update(values)
-            for number, state in states.items():
-                state.update(saved["state"][str(number)])
-
-    def _prime(self) -> None:
-        """Makes the state exist, whatever its types are, by a step that leads nowhere."""
+    def prime(self) -> None:
+        """Makes the state exist, whatever its types are, by a step that leads nowhere: for a saved one to be put in."""
         self.set_learning_rate(0.0)
         for member in self.members:
             sparse = isinstance(member, torch.optim.SparseAdam)
@@ -271,14 +261,16 @@ def build(
     num_layers = max((depth(n, -1) for n, _ in named), default=0)
 
     def groups(chosen: Callable[[str, nn.Parameter], bool]) -> list[dict[str, Any]]:
-        found: dict[tuple[float, float], list[nn.Parameter]] = {}
+        found: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
         for n, p in named:
             if chosen(n, p):
                 peak = learning_rate * layer_decay ** (num_layers + 1 - depth(n, num_layers))
-                found.setdefault((peak, weight_decay if p.ndim >= 2 else 0.0), []).append(p)
+                # One operation steps all of a group, and takes none that are whole beside parts of others.
+                key = peak, weight_decay if p.ndim >= 2 else 0.0, isinstance(p, DTensor)
+                found.setdefault(key, []).append(p)
         return [
             {"params": parameters, "lr": peak, "peak": peak, "weight_decay": decay}
-            for (peak, decay), parameters in found.items()
+            for (peak, decay, _), parameters in found.items()
         ]
 
     def mine(n: str, p: nn.Parameter) -> bool:
@@ -293,17 +285,7 @@ def build(
         members.append(torch.optim.AdamW(others, fused=True))
     if touched := groups(lambda _, p: id(p) in sparse):
         members.append(torch.optim.SparseAdam([{k: v for k, v in g.items() if k != "weight_decay"} for g in touched]))
-    return Optimizers(members, description)
-
-
-def joined(
-    states: Sequence[tuple[Mapping[str, torch.Tensor], list[dict[str, Any]]]],
-) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """Makes the ``tensors`` and ``scalars`` of all parameters of those that processes have of their own."""
-    tensors = {name: tensor for mine, _ in states for name, tensor in mine.items()}
-    members = zip(*(scalars for _, scalars in states), strict=True)
-    scalars = [{**parts[0], "state": {k: v for part in parts for k, v in part["state"].items()}} for parts in members]
-    return tensors, scalars
+    return Optimizers(members, description, {id(p): n for n, p in named})
 
 
 def gradients(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:

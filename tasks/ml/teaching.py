@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tasks.ml import batching, families, losses
+from tasks.ml import batching, families, losses, parallelism
 
 RELATIONS = ("query", "key", "value")
 LARGEST_CACHE = 4_000_000_000
@@ -55,8 +55,9 @@ class Listener:
                 module.register_forward_hook(self._catch(name))
 
     def _catch(self, key: int | str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-            self.caught[key] = output[0] if isinstance(output, tuple) else output
+        def hook(module: nn.Module, _: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+            given = output[0] if isinstance(output, tuple) else output
+            self.caught[key] = parallelism.whole_output(module, given)
 
         return hook
 

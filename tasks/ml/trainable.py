@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.contracts import FeatherweightError
-from tasks.ml import families, optimizers
+from tasks.contracts import FeatherweightError, unsuited
+from tasks.ml import families, optimizers, world
+from tasks.ml.parallelism import spread
 
 LORA_ALPHA_PER_RANK = 2
 """Scale of the update: α/r = 2, so that a learning rate suits all ranks (Hu et al. 2021, section 4.1)."""
@@ -50,7 +51,13 @@ def _merge_adapters(model: nn.Module) -> None:
 
 @contextmanager
 def prepared(
-    model: nn.Module, *, optimizer: str, embeddings: str, activation_checkpointing: bool, lora_rank: int
+    model: nn.Module,
+    *,
+    optimizer: str,
+    embeddings: str,
+    activation_checkpointing: bool,
+    lora_rank: int,
+    parallelism: str = "replicated",
 ) -> Iterator[None]:
     """Prepares a model to be trained while it is open.
 
@@ -60,13 +67,17 @@ def prepared(
         activation_checkpointing: computes activations of each layer again in the backward pass
             (Chen et al. 2016, arXiv:1604.06174).
         lora_rank: rank of low-rank updates, merged on leaving; 0 trains the layers themselves.
+        parallelism: one of ``parallelism.WAYS``, for several processes. Gradients are dense unless it is
+            ``replicated``, and the model stays spread on leaving.
 
     Raises:
-        FeatherweightError: LoRA was asked for and PEFT is not installed.
+        FeatherweightError: LoRA was asked for and PEFT is not installed, or processes cannot train like that.
     """
+    if world.size() > 1 and (reason := unsuited(parallelism, optimizer=optimizer, lora_rank=lora_rank)):
+        raise FeatherweightError(reason)
     config: Any = model.config
     table = families.of(config.model_type).token_embedding(model)
-    trained = {id(p): p.requires_grad for p in model.parameters()}
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
     with ExitStack() as undo:
         if lora_rank:
             _add_adapters(model, lora_rank)
@@ -74,11 +85,16 @@ def prepared(
         if embeddings == "frozen":
             table.weight.requires_grad_(False)
         elif embeddings == "sparse" and table.weight.requires_grad:
-            table.sparse = table.weight.device == torch.device("cpu") and optimizers.describe(optimizer).adam_scaled
+            table.sparse = (
+                table.weight.device == torch.device("cpu")
+                and optimizers.describe(optimizer).adam_scaled
+                and parallelism == "replicated"
+            )
             undo.callback(setattr, table, "sparse", False)
         if activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
             undo.callback(model.gradient_checkpointing_disable)  # type: ignore[arg-type]
+        undo.enter_context(spread(model, parallelism))
         yield
-    for parameter in model.parameters():
-        parameter.requires_grad_(trained[id(parameter)])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained[name])

@@ -19,7 +19,7 @@ from torch import nn
 
 from tasks.ml import dropout, machine, optimizers, world
 from tasks.ml.batching import Sampler
-from tasks.ml.checkpoints import Checkpoints, part
+from tasks.ml.checkpoints import Checkpoints, Saved
 from tasks.ml.precision import choose as choose_precision
 from tasks.ml.precision import matmul_rate, products
 from tasks.ml.updates import StepLoss, Taken, Update
@@ -151,15 +151,21 @@ class _Best:
         return good
 
 
-def _random_state() -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    return state | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
+def _random_states() -> dict[str, list[str]]:
+    """The state of each generator in every process, in hexadecimal digits."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return {name: world.everybody([bytes(state.tolist()).hex()]) for name, state in states.items()}
 
 
-def _set_random_state(state: Mapping[str, torch.Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+def _set_random_states(states: Mapping[str, list[str]]) -> None:
+    """Takes up what ``_random_states`` returned; a process beyond those there were keeps what it was seeded with."""
+    number = world.rank() if world.row_shares() > 1 else 0
+    setters = {"cpu": torch.set_rng_state, "cuda": torch.cuda.set_rng_state if torch.cuda.is_available() else None}
+    for name, of_processes in states.items():
+        if number < len(of_processes) and (setter := setters[name]) is not None:
+            setter(torch.frombuffer(bytearray.fromhex(of_processes[number]), dtype=torch.uint8))
 
 
 @dataclass
@@ -171,44 +177,41 @@ class _Run:
     best: _Best
     history: History
 
-    def save(self, checkpoints: Checkpoints, step: int) -> None:
-        algorithm = self.update.optimizers
-        mine = algorithm.tensors(), algorithm.scalars()
-        states = world.gather(mine) if algorithm.is_partial else [mine]
-        if world.rank() != 0:
-            return
-        tensors, scalars = optimizers.joined(states)
+    def _tensors(self) -> dict[str, torch.Tensor]:
         groups = {
             "model": self.model.state_dict(),
             "best": self.best.weights,
-            "optimizer": tensors,
-            "random": _random_state(),
+            "optimizer": self.update.optimizers.tensors(),
         }
+        return {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+
+    def save(self, checkpoints: Checkpoints, step: int) -> None:
         state = {
             "history": asdict(self.history),
-            "best": {"highest": self.best.highest, "bad": self.best.bad},
-            "optimizer": scalars,
+            "best": {"highest": self.best.highest, "bad": self.best.bad, "apart": bool(self.best.weights)},
+            "random": _random_states(),
+            "optimizer": dict(world.everybody(list(self.update.optimizers.scalars().items()))),
             "scaler": self.update.scaler.state_dict(),
             "micro_batch": self.update.micro_batch,
             "out_of_memory_at": self.update.out_of_memory_at,
         }
-        checkpoints.save(
-            step, {f"{group}.{k}": v for group, values in groups.items() for k, v in values.items()}, state
-        )
+        checkpoints.save(step, self._tensors(), state)
 
-    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> int:
-        """Returns the step that the state is of."""
-        self.update.optimizers.restore(part(tensors, "optimizer."), state["optimizer"])
-        self.model.load_state_dict(part(tensors, "model."))
+    def restore(self, saved: Saved) -> int:
+        """Returns the step that the checkpoint is of."""
+        state = saved.state
+        if state["best"]["apart"]:
+            self.best.weights = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.update.optimizers.prime()
+        saved.read(self._tensors())
+        self.update.optimizers.restore(state["optimizer"])
         self.update.scaler.load_state_dict(state["scaler"])
         self.update.micro_batch, self.update.out_of_memory_at = state["micro_batch"], state["out_of_memory_at"]
         self.best.highest, self.best.bad = state["best"]["highest"], state["best"]["bad"]
-        self.best.weights = {k: v.to(self.update.device) for k, v in part(tensors, "best.").items()}
         for name, value in state["history"].items():
             setattr(self.history, name, value)
         self.history.notes["resumed_at_step"] = state["step"]
-        _set_random_state(part(tensors, "random."))
-        self.update.loss.updated()
+        _set_random_states(state["random"])
         return int(state["step"])
 
 
@@ -252,7 +255,7 @@ def fit(
         micro_batch: rows computed at once; their gradients add up. 0: the whole batch.
         patience: evaluations without improvement before stopping; ``None`` never stops early.
         checkpoint: directory of the resumable state, written after each evaluation and every ``saves_every`` seconds;
-            resumed from if it holds one.
+            resumed from if it holds one. The clock is read where a point of the curves is recorded.
 
     Raises:
         FloatingPointError: a loss or gradient was not finite; the newest checkpoint is of before it.
@@ -273,7 +276,7 @@ def fit(
     best, first_step, saver = _Best(), 0, Checkpoints(checkpoint)
     run = _Run(model, update, best, history)
     if (resumed := saver.newest()) is not None:
-        first_step = run.restore(*resumed)
+        first_step = run.restore(resumed)
 
     model.train()
     observer.start(total_steps=total, first_step=first_step)
@@ -327,6 +330,8 @@ def fit(
     update.loss.close()
     model.eval()
     history.notes["gradients"] = update.loss.how
-    history.notes["optimizer_state_mb"] = round(algorithm.state_bytes() / 1e6, 1)
+    weights = sum(world.local(p).nbytes for p in model.parameters())
+    history.notes["weights_mb"] = round(weights / 1e6, 3)
+    history.notes["optimizer_state_mb"] = round(algorithm.state_bytes() / 1e6, 3)
     history.notes["micro_batch"] = update.micro_batch or batch_size
     return history

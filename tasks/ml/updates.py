@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tasks.ml import batching, world
+from tasks.ml import batching, synchronization, world
 from tasks.ml.optimizers import Optimizers, gradients
 from tasks.ml.precision import Choice, autocast
 
@@ -52,27 +52,28 @@ class Update:
         micro_batch: int,
     ) -> None:
         self.model, self.optimizers, self.precision = model, optimizers, precision
-        self.loss = world.parallel(model, step_loss, optimizers)
+        self.loss = synchronization.choose(model, step_loss, optimizers, scaled=precision.scaled)
         self.clip_norm, self.micro_batch = clip_norm, micro_batch
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision.scaled)
         self.out_of_memory_at: int | None = None
 
     def _accumulate(self, rows: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        # Who has no row of a short last batch computes one that counts for nothing: all must take part.
-        mine = world.share(rows)
-        micros = batching.split(mine or rows[:1], self.micro_batch)
+        micros = batching.split(world.share_of_rows(rows), self.micro_batch)
+        counted = len(micros)
+        # Who has fewer micro-batches than others computes a row that counts for nothing: all must take part in each.
+        micros += [rows[:1]] * (len(batching.split(world.largest_share_of_rows(rows), self.micro_batch)) - counted)
         total: dict[str, torch.Tensor] = {}
         for number, micro in enumerate(micros, start=1):
-            share = len(micro) / len(rows) if mine else 0.0
+            share = len(micro) / len(rows) if number <= counted else 0.0
             with self.loss.gathering(last=number == len(micros)):
                 with autocast(self.precision, self.device):
                     loss, parts = self.loss.forward(micro)
                 # Processes average their gradients, and here they are to add up.
-                self.scaler.scale(loss * (share * world.size())).backward()
+                self.scaler.scale(loss * (share * world.row_shares())).backward()
             for name, value in {"loss": loss.detach(), **parts}.items():
                 total[name] = total[name] + share * value if name in total else share * value
-        sums = world.total(torch.stack(list(total.values())))
+        sums = world.total_of_rows(torch.stack(list(total.values())))
         total = dict(zip(total, sums, strict=True))
         return total.pop("loss"), total
 
@@ -123,8 +124,9 @@ class Update:
             return
         if self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE:
             return  # this step is left out and the scale halved
-        values = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-        mine = [n for n, g in values.items() if not torch.isfinite(g.values() if g.is_sparse else g).all()]
-        # The squares of all may be more than the type holds where no gradient is.
-        guilty = [*world.everybody(mine), "all parameters together"]
-        raise FloatingPointError(f"gradient of {guilty[0]} is not finite at step {step}; {advice}")
+        named = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        values = {name: g.values() if g.is_sparse else world.local(g) for name, g in named.items()}
+        guilty = world.everybody([name for name, value in values.items() if not torch.isfinite(value).all()])
+        # Squares overflow before what they are of.
+        who = guilty[0] if guilty else "all parameters together"
+        raise FloatingPointError(f"gradient of {who} is not finite at step {step}; {advice}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from tasks.ml import elastic, machine, modeling, trainer, world
 from tasks.ml.lessons import Lesson
@@ -38,6 +38,16 @@ class _Reporter:
         self._say("evaluation", step=step, point=dict(point))
 
 
+def _whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a model, of which each process may hold a part, in process 0; in others nothing."""
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        whole = world.whole(tensor)
+        if world.rank() == 0:
+            weights[name] = whole.cpu()
+    return weights
+
+
 def main(job: Path) -> None:
     """Trains the model of a job together with the other processes; process 0 leaves the weights and the history."""
     about = json.loads((job / "job.json").read_text(encoding="utf-8"))
@@ -45,7 +55,7 @@ def main(job: Path) -> None:
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     try:
         model = modeling.load(job / "model", about["problem"]).to(device)
         lesson = Lesson.read(job / "lesson", device)
@@ -58,8 +68,9 @@ def main(job: Path) -> None:
             checkpoint=Path(about["checkpoint"]) if about["checkpoint"] else None,
             **about["for_trainer"],
         )
+        weights = _whole_weights(model)
         if world.rank() == 0:
-            modeling.save_model(model, job / "model")
+            modeling.save_model(model, job / "model", weights)
             (job / elastic.RESULT).write_text(json.dumps({"history": asdict(history)}), encoding="utf-8")
     except tuple(elastic.ERRORS.values()) as error:
         if world.rank() == 0:

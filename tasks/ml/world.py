@@ -6,17 +6,17 @@ R = processes ("world size"). A process is started by torchrun; alone, every fun
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
-from torch import distributed, nn
-from torch.nn.parallel import DistributedDataParallel
-
-from tasks.ml import shared_memory
-from tasks.ml.optimizers import Optimizers, total_norm
+from torch import distributed
+from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
+
+_same_rows: ContextVar[bool] = ContextVar("featherweight_same_rows", default=False)
 
 
 def size() -> int:
@@ -25,8 +25,14 @@ def size() -> int:
 
 
 def rank() -> int:
-    """Number of this process, 0 … R − 1; process 0 writes, shows and decides."""
+    """Number of this process, 0 … R − 1; process 0 shows and decides."""
     return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def wait() -> None:
+    """Returns when all processes have come here."""
+    if distributed.is_initialized():
+        distributed.barrier()
 
 
 def share(items: Sequence[T]) -> list[T]:
@@ -42,17 +48,8 @@ def first(value: T) -> T:
     return values[0]
 
 
-def gather(value: T) -> list[T]:
-    """Everybody's values, in the order of processes, for process 0, and nothing for the others; alone, one's own."""
-    if size() == 1:
-        return [value]
-    values: list[Any] | None = [None] * size() if rank() == 0 else None
-    distributed.gather_object(value, values)
-    return values or []
-
-
 def everybody(values: list[T]) -> list[T]:
-    """The items of all processes' lists, for every process."""
+    """The items of all processes' lists, in the order of processes, for every process."""
     if size() == 1:
         return values
     found: list[Any] = [None] * size()
@@ -67,87 +64,41 @@ def total(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-class _Loss(nn.Module):
-    """A loss as a module: what DistributedDataParallel wraps, so that its forward pass is the one that it prepares."""
-
-    def __init__(self, model: nn.Module, step_loss: Callable[[list[int]], Any]) -> None:
-        super().__init__()
-        self.model = model
-        self.step_loss = step_loss
-
-    def forward(self, rows: list[int]) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        return self.step_loss(rows)
+@contextlib.contextmanager
+def same_rows() -> Iterator[None]:
+    """While it is open, every process computes all rows: they share the layers of a model, not its batches."""
+    token = _same_rows.set(True)
+    try:
+        yield
+    finally:
+        _same_rows.reset(token)
 
 
-class Alone:
-    """How the gradients of the processes become one, where there is one process. The seam for where there are more."""
-
-    how = "one process"
-
-    def __init__(self, step_loss: Callable[[list[int]], Any]) -> None:
-        self.forward = step_loss
-
-    def gathering(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
-        """While it is open, gradients stay with this process unless this is the ``last`` part of a batch."""
-        return contextlib.nullcontext()
-
-    def exchange(self) -> None:
-        """Leaves the mean over processes at the parameters that this process updates."""
-
-    def norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
-        """Euclidean norm of the whole gradient, of which this process has these."""
-        return total_norm(gradients)
-
-    def updated(self) -> None:
-        """Returns when every process has updated its parameters."""
-
-    def close(self) -> None:
-        """Leaves the model as it was, but trained."""
+def row_shares() -> int:
+    """Number of shares that rows are cut into: R, or 1 where every process computes all of them."""
+    return 1 if _same_rows.get() else size()
 
 
-class Replicated(Alone):
-    """Every process has all weights, and gradients are averaged as they are computed.
-
-    Li et al. 2020, PyTorch Distributed (arXiv:2006.15704).
-    """
-
-    how = "DistributedDataParallel"
-
-    def __init__(self, model: nn.Module, step_loss: Callable[[list[int]], Any]) -> None:
-        self.parallel = DistributedDataParallel(_Loss(model, step_loss), gradient_as_bucket_view=True)
-        super().__init__(self.parallel)
-
-    def gathering(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if last else self.parallel.no_sync()
+def share_of_rows(items: Sequence[T]) -> list[T]:
+    """The items that this process computes."""
+    return list(items) if row_shares() == 1 else share(items)
 
 
-class Shared(Alone):
-    """All processes have the same weights in shared memory, and each updates a part of them."""
-
-    how = "shared memory"
-
-    def __init__(self, step_loss: Callable[[list[int]], Any], optimizers: Optimizers) -> None:
-        super().__init__(step_loss)
-        self.weights = shared_memory.SharedWeights(optimizers.parameters, optimizers.tables)
-        optimizers.keep(self.weights.mine)
-
-    def exchange(self) -> None:
-        self.weights.exchange()
-
-    def norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
-        return total(total_norm(gradients) ** 2).sqrt()
-
-    def updated(self) -> None:
-        distributed.barrier()
-
-    def close(self) -> None:
-        self.weights.close()
+def largest_share_of_rows(items: Sequence[T]) -> list[T]:
+    """The items that process 0 computes; no other has more."""
+    return list(items[:: row_shares()])
 
 
-def parallel(model: nn.Module, step_loss: Callable[[list[int]], Any], optimizers: Optimizers) -> Alone:
-    """Chooses how these processes train a model together: in shared memory where they can."""
-    if size() == 1:
-        return Alone(step_loss)
-    if shared_memory.is_possible(optimizers.parameters):
-        return Shared(step_loss, optimizers)
-    return Replicated(model, step_loss)
+def total_of_rows(values: torch.Tensor) -> torch.Tensor:
+    """Adds up, in place, what processes computed of their shares of the rows."""
+    return values if row_shares() == 1 else total(values)
+
+
+def whole(values: torch.Tensor) -> torch.Tensor:
+    """A tensor of which each process holds a part, put together in every one; all must ask for it."""
+    return values.full_tensor() if isinstance(values, DTensor) else values
+
+
+def local(values: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor, in the same memory."""
+    return values.to_local() if isinstance(values, DTensor) else values

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from tasks.contracts import FeatherweightError
 from tasks.ml import precision, trainer
-from tasks.ml.checkpoints import Checkpoints
+from tasks.ml.checkpoints import WHOLE, Checkpoints
 
 
 class Recorder:
@@ -159,8 +160,9 @@ def test_a_gradient_that_is_not_finite_is_named_and_the_newest_checkpoint_is_of_
         task.fit(Recorder(), checkpoint=tmp_path)
     saved = Checkpoints(tmp_path).newest()
     assert saved is not None
-    assert saved[0]["step"] == 16
-    assert all(torch.isfinite(tensor).all() for tensor in saved[1].values())
+    assert saved.state["step"] == 16
+    tensors = load_file(saved.directory / WHOLE)
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
 def test_micro_batches_have_the_gradient_of_the_whole_batch() -> None:

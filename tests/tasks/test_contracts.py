@@ -11,6 +11,7 @@ from tasks.contracts import (
     CheckStatus,
     Contract,
     FeatherweightError,
+    OptimizerConfig,
     Outcome,
     Release,
     Scorecard,
@@ -87,3 +88,17 @@ def test_metrics_are_what_was_measured() -> None:
 
 def test_mendable_errors_are_value_errors() -> None:
     assert issubclass(FeatherweightError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"parallelism": "tensor", "lora_rank": 8}, "lora_rank: adapters are not cut by parallelism tensor"),
+        ({"parallelism": "sharded", "optimizer": "sgd"}, "optimizer: sgd does not train parts.*choose adamw, lion"),
+        ({"parallelism": "tensor", "optimizer": "adamw-8bit"}, "optimizer: adamw-8bit does not train parts"),
+    ],
+)
+def test_what_processes_cannot_train_is_refused_before_any_work(values: dict[str, object], message: str) -> None:
+    assert OptimizerConfig.model_validate(values).num_processes == 1
+    with pytest.raises(ValidationError, match=message):
+        OptimizerConfig.model_validate({**values, "num_processes": 2})

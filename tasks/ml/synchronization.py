@@ -1,0 +1,131 @@
+"""How the gradients of processes that train together become one: the seam between a step and how weights are held."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from tasks.contracts import FeatherweightError
+from tasks.ml import shared_memory, world
+from tasks.ml.optimizers import Optimizers, total_norm
+
+
+class Alone:
+    """One process has all. The seam for where there are more."""
+
+    how = "one process"
+
+    def __init__(self, step_loss: Callable[[list[int]], Any]) -> None:
+        self.forward = step_loss
+
+    def gathering(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """While it is open, gradients stay with this process unless this is the ``last`` part of a batch."""
+        return contextlib.nullcontext()
+
+    def exchange(self) -> None:
+        """Leaves the mean over processes at the parameters that this process updates."""
+
+    def norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
+        """Euclidean norm of the whole gradient, of which this process has these."""
+        return total_norm(gradients)
+
+    def updated(self) -> None:
+        """Returns when every process has updated its parameters."""
+
+    def close(self) -> None:
+        """Leaves the weights in memory of their own."""
+
+
+class _Loss(nn.Module):
+    """A loss as a module: what DistributedDataParallel wraps, so that its forward pass is the one that it prepares."""
+
+    def __init__(self, model: nn.Module, step_loss: Callable[[list[int]], Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.step_loss = step_loss
+
+    def forward(self, rows: list[int]) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        return self.step_loss(rows)
+
+
+class Replicated(Alone):
+    """Every process has all weights, and gradients are averaged as they are computed.
+
+    Li et al. 2020, PyTorch Distributed (arXiv:2006.15704).
+    """
+
+    how = "DistributedDataParallel"
+
+    def __init__(self, model: nn.Module, step_loss: Callable[[list[int]], Any]) -> None:
+        self.parallel = DistributedDataParallel(_Loss(model, step_loss), gradient_as_bucket_view=True)
+        super().__init__(self.parallel)
+
+    def gathering(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if last else self.parallel.no_sync()
+
+
+class Shared(Alone):
+    """All processes have the same weights in shared memory, and each updates a part of them."""
+
+    how = "shared memory"
+
+    def __init__(self, step_loss: Callable[[list[int]], Any], optimizers: Optimizers) -> None:
+        super().__init__(step_loss)
+        self.weights = shared_memory.SharedWeights(optimizers.parameters, optimizers.tables)
+        optimizers.keep(self.weights.mine)
+
+    def exchange(self) -> None:
+        self.weights.exchange()
+
+    def norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
+        return world.total(total_norm(gradients) ** 2).sqrt()
+
+    def updated(self) -> None:
+        world.wait()
+
+    def close(self) -> None:
+        self.weights.close()
+
+
+class Parted(Alone):
+    """Each process holds a part of a weight (``parallelism.spread``), whose backward pass leaves the mean there."""
+
+    def __init__(self, step_loss: Callable[[list[int]], Any]) -> None:
+        super().__init__(step_loss)
+        self.how = "tensor parallelism" if world.row_shares() == 1 else "FSDP2"
+
+    def norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
+        parts = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
+        others = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+        norms = [world.whole(nn.utils.get_total_norm(kind)) for kind in (parts, others) if kind]
+        return functools.reduce(torch.hypot, norms)
+
+
+def choose(model: nn.Module, step_loss: Callable[[list[int]], Any], optimizers: Optimizers, *, scaled: bool) -> Alone:
+    """Chooses how these processes train a model together: a whole one in shared memory where they can.
+
+    Args:
+        scaled: whether the loss is scaled. Then every process must see all gradients, to know whether any overflowed.
+
+    Raises:
+        FeatherweightError: the loss is scaled, and each process has a part of the gradients.
+    """
+    if world.size() == 1:
+        return Alone(step_loss)
+    if any(isinstance(p, DTensor) for p in model.parameters()):
+        if scaled:
+            raise FeatherweightError(
+                "precision: fp16 is not for processes that each hold a part of the gradients; choose bf16 or fp32, or "
+                "parallelism replicated"
+            )
+        return Parted(step_loss)
+    if not scaled and shared_memory.is_possible(optimizers.parameters):
+        return Shared(step_loss, optimizers)
+    return Replicated(model, step_loss)
