@@ -71,6 +71,14 @@ class OptimizerConfig(StageConfig):
     )
     learning_rate: float = Field(1e-4, gt=0, le=100, title="Learning rate", description="Peak learning rate.")
     batch_size: int = Field(32, ge=1, le=65536, title="Batch size", description="Rows per optimizer step.")
+    batch_tokens: int = Field(
+        0,
+        ge=0,
+        le=2**24,
+        title="Tokens per batch",
+        description="A batch holds as many rows as fit into this many tokens, padding included, instead of a number of "
+        "rows. 0: batch_size rows.",
+    )
     batching: Batching = Field(
         Batching.BUCKETED,
         title="Batching",

@@ -231,6 +231,7 @@ def fit(
     optimizer: str = "adamw",
     layer_decay: float = 1.0,
     batching: str = "bucketed",
+    batch_tokens: int = 0,
     micro_batch: int = 0,
     evaluations_per_epoch: int = 1,
     patience: int | None = None,
@@ -249,6 +250,7 @@ def fit(
         epochs: passes over the rows; fractions are fine.
         optimizer: one of ``optimizers.OPTIMIZERS``; ``schedule`` is left out for one that is schedule-free.
         batching: ``bucketed`` puts rows of similar length together, ``shuffled`` any.
+        batch_tokens: tokens of a batch, padding included, instead of ``batch_size`` rows; 0: rows.
         micro_batch: rows computed at once; their gradients add up. 0: the whole batch.
         patience: evaluations without improvement before stopping; ``None`` never stops early.
         checkpoint: directory of the resumable state, written after each evaluation and every ``saves_every`` seconds;
@@ -259,7 +261,7 @@ def fit(
     """
     device = next(model.parameters()).device
     chosen = choose_precision(precision, device)
-    sampler = Sampler(lengths, batch_size, seed=seed, batching=batching)
+    sampler = Sampler(lengths, batch_size, seed=seed, batch_tokens=batch_tokens, batching=batching)
     total = max(1, math.ceil(epochs * sampler.per_epoch))
     evaluate_every = max(1, sampler.per_epoch // evaluations_per_epoch)
     record_every = max(1, total // POINTS_PER_RUN)
@@ -328,5 +330,5 @@ def fit(
     model.eval()
     history.notes["gradients"] = update.loss.how
     history.notes["optimizer_state_mb"] = round(algorithm.state_bytes() / 1e6, 1)
-    history.notes["micro_batch"] = update.micro_batch or batch_size
+    history.notes["micro_batch"] = update.micro_batch or sampler.largest
     return history
