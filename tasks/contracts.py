@@ -31,6 +31,7 @@ class Precision(StrEnum):
     TF32 = "tf32"
     BF16 = "bf16"
     FP16 = "fp16"
+    FP8 = "fp8"
 
 
 class Optimizer(StrEnum):
@@ -97,7 +98,8 @@ class OptimizerConfig(StageConfig):
     precision: Precision = Field(
         Precision.AUTO,
         title="Precision",
-        description="auto takes bf16 where the hardware runs it natively and faster than fp32.",
+        description="auto takes bf16 where the hardware runs it natively and faster than fp32, and never fp8, which "
+        "needs an NVIDIA GPU of compute capability 8.9 and the extra 'training'.",
     )
     layer_decay: float = Field(
         1.0, gt=0, le=1, title="Layer decay", description="Factor on the learning rate per layer below the head."

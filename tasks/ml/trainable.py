@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import families, optimizers
+from tasks.ml import families, float8, optimizers
+from tasks.ml.precision import choose as choose_precision
 
 LORA_ALPHA_PER_RANK = 2
 """Scale of the update: α/r = 2, so that a learning rate suits all ranks (Hu et al. 2021, section 4.1)."""
@@ -50,19 +51,26 @@ def _merge_adapters(model: nn.Module) -> None:
 
 @contextmanager
 def prepared(
-    model: nn.Module, *, optimizer: str, embeddings: str, activation_checkpointing: bool, lora_rank: int
+    model: nn.Module,
+    *,
+    optimizer: str,
+    precision: str,
+    embeddings: str,
+    activation_checkpointing: bool,
+    lora_rank: int,
 ) -> Iterator[None]:
     """Prepares a model to be trained while it is open.
 
     Args:
         optimizer: one of ``optimizers.OPTIMIZERS``, which decides whether gradients may be sparse.
+        precision: one of ``precision.PRECISIONS``, of which fp8 concerns the layers themselves.
         embeddings: ``sparse``, ``dense`` or ``frozen`` token embeddings.
         activation_checkpointing: computes activations of each layer again in the backward pass
             (Chen et al. 2016, arXiv:1604.06174).
         lora_rank: rank of low-rank updates, merged on leaving; 0 trains the layers themselves.
 
     Raises:
-        FeatherweightError: LoRA was asked for and PEFT is not installed.
+        FeatherweightError: the device cannot do the precision; or LoRA or fp8 was asked for and its package is missing.
     """
     config: Any = model.config
     table = families.of(config.model_type).token_embedding(model)
@@ -76,6 +84,8 @@ def prepared(
         elif embeddings == "sparse" and table.weight.requires_grad:
             table.sparse = table.weight.device == torch.device("cpu") and optimizers.describe(optimizer).adam_scaled
             undo.callback(setattr, table, "sparse", False)
+        if choose_precision(precision, table.weight.device).float8:
+            undo.enter_context(float8.linears(model))
         if activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
             undo.callback(model.gradient_checkpointing_disable)  # type: ignore[arg-type]

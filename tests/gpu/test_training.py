@@ -1,0 +1,66 @@
+"""Training on a GPU: every choice that exists there only, on a tiny model. ``pytest -m gpu``; skips without a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tasks.contracts import FeatherweightError
+from tasks.ml import trainer
+from tasks.ml.datasets import Split
+from tasks.ml.lessons import Lesson
+from tests.tasks import tiny_models
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+
+FOR_MODEL = {"embeddings": "dense", "activation_checkpointing": False, "lora_rank": 0}
+FOR_TRAINER: dict[str, Any] = {
+    "epochs": 8, "batch_size": 8, "learning_rate": 2e-3, "schedule": "linear", "warmup": 0.1, "weight_decay": 0.01,
+    "clip_norm": 1.0, "precision": "fp32", "seed": 0, "optimizer": "adamw",
+}  # fmt: skip
+
+
+class Unseen:
+    def start(self, *, total_steps: int, first_step: int) -> None: ...
+    def step(self, step: int, point: Any) -> None: ...
+    def evaluation(self, step: int, point: Any) -> None: ...
+
+
+def lesson() -> Lesson:
+    """203 rows of random tokens, whose label is the parity of the second one."""
+    rng = np.random.default_rng(0)
+    ids = [[2, *rng.integers(4, 20, rng.integers(1, 9)).tolist(), 3] for _ in range(203)]
+    targets = np.array([row[1] % 2 for row in ids])
+    return Lesson(tiny_models.PROBLEM, 0, ids, targets, Split([""] * 40, ids[:40], targets[:40]))
+
+
+def learn(**changes: Any) -> tuple[nn.Module, trainer.History]:
+    trainer.seed_everything(0)
+    model = tiny_models.model().to(trainer.default_device())
+    history = lesson().learn(model, for_model=FOR_MODEL, observer=Unseen(), **FOR_TRAINER | changes)
+    losses = [point["loss"] for point in history.points]
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+    assert all(point["flops_utilization"] > 0 for point in history.points)
+    return model, history
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16", "auto"])
+def test_it_learns_in_every_precision(precision: str) -> None:
+    model, _ = learn(precision=precision)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_it_learns_in_fp8_where_there_is_any() -> None:
+    if torch.cuda.get_device_capability() < (8, 9):
+        with pytest.raises(FeatherweightError, match="precision: fp8 needs an NVIDIA GPU"):
+            learn(precision="fp8")
+        return
+    model, history = learn(precision="fp8")
+    assert history.notes["precision"].startswith("fp8")
+    assert {type(m) for m in model.modules() if isinstance(m, nn.Linear)} == {nn.Linear}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
