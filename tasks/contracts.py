@@ -123,6 +123,12 @@ class OptimizerConfig(StageConfig):
         description="Computes activations again in the backward pass instead of keeping them: less memory, "
         "a third more time.",
     )
+    offload_optimizer: bool = Field(
+        False,
+        title="Optimizer offload",
+        description="Keeps the optimizer's state in the host's memory and updates the weights there: 8 bytes per "
+        "parameter less on a GPU, for slower steps. Changes nothing on a CPU.",
+    )
     lora_rank: int = Field(
         0,
         ge=0,

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from tasks.ml import dropout, machine, optimizers, world
+from tasks.ml import dropout, machine, offload, optimizers, world
 from tasks.ml.batching import Sampler
 from tasks.ml.checkpoints import Checkpoints, part
 from tasks.ml.precision import choose as choose_precision
@@ -233,6 +233,7 @@ def fit(
     batching: str = "bucketed",
     batch_tokens: int = 0,
     micro_batch: int = 0,
+    offload_optimizer: bool = False,
     evaluations_per_epoch: int = 1,
     patience: int | None = None,
     checkpoint: Path | None = None,
@@ -252,6 +253,7 @@ def fit(
         batching: ``bucketed`` puts rows of similar length together, ``shuffled`` any.
         batch_tokens: tokens of a batch, padding included, instead of ``batch_size`` rows; 0: rows.
         micro_batch: rows computed at once; their gradients add up. 0: the whole batch.
+        offload_optimizer: keeps the optimizer's state in the host's memory; see ``offload``.
         patience: evaluations without improvement before stopping; ``None`` never stops early.
         checkpoint: directory of the resumable state, written after each evaluation and every ``saves_every`` seconds;
             resumed from if it holds one.
@@ -272,6 +274,8 @@ def fit(
         schedule = "constant"
     update = Update(model, step_loss, algorithm, chosen, clip_norm=clip_norm, micro_batch=micro_batch)
     history = History(notes={"precision": chosen.reason, "device": str(device), "total_steps": total})
+    if offload_optimizer:
+        history.notes["optimizer_offload"] = offload.to_host(algorithm)
     best, first_step, saver = _Best(), 0, Checkpoints(checkpoint)
     run = _Run(model, update, best, history)
     if (resumed := saver.newest()) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import trainer
+from tasks.ml import offload, optimizers, trainer
 from tasks.ml.datasets import Split
 from tasks.ml.lessons import Lesson
 from tests.tasks import tiny_models
@@ -64,3 +65,26 @@ def test_it_learns_in_fp8_where_there_is_any() -> None:
     assert history.notes["precision"].startswith("fp8")
     assert {type(m) for m in model.modules() if isinstance(m, nn.Linear)} == {nn.Linear}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_offloading_the_optimizer_changes_where_its_state_is_and_not_what_is_learned(tmp_path: Path) -> None:
+    plain, _ = learn()
+    offloaded, history = learn(offload_optimizer=True, checkpoint=tmp_path)
+    assert history.notes["optimizer_offload"] == "state in the host's memory"
+    for a, b in zip(plain.parameters(), offloaded.parameters(), strict=True):
+        assert b.device.type == "cuda"
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+    assert learn(offload_optimizer=True, precision="fp16")[1].notes["optimizer_state_mb"] > 0
+
+
+def test_offloaded_state_is_on_the_host_only() -> None:
+    model = nn.Linear(1024, 1024, device="cuda")
+    algorithm = optimizers.build(model, "adamw", learning_rate=1e-3, weight_decay=0.0)
+    offload.to_host(algorithm)
+    before = torch.cuda.memory_allocated()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    algorithm.step(torch.amp.GradScaler("cuda", enabled=False))
+    torch.cuda.synchronize()
+    assert {tensor.device.type for tensor in algorithm.tensors().values()} == {"cpu"}
+    assert torch.cuda.memory_allocated() <= before

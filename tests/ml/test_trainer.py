@@ -246,6 +246,11 @@ def test_measuring_the_machine_draws_no_numbers_that_others_would_have_drawn() -
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_offloading_on_a_cpu_is_noted_as_nothing() -> None:
+    notes = Regression().fit(Recorder(), epochs=1, offload_optimizer=True).notes
+    assert notes["optimizer_offload"] == "none: on a CPU the state is in the host's memory anyway"
+
+
 def test_curves_hold_speed_memory_and_the_size_of_gradients() -> None:
     point = Regression().fit(Recorder()).points[-1]
     assert set(point) == {
