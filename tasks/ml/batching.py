@@ -9,12 +9,25 @@ import torch
 
 from tasks.contracts import FeatherweightError
 
+CPU = torch.device("cpu")
 
-def collate(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copies from the host to a device; to a GPU from pinned memory, so that the host does not wait for the GPU.
+
+    The next batch is then made and copied while the GPU computes the one before: it needs no thread of its own.
+    """
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def collate(
+    rows: Sequence[Sequence[int]], *, pad_id: int, device: torch.device = CPU
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Pads token ids on the right to the longest row.
 
     Returns:
-        ``input_ids`` and ``attention_mask``, both int64 (B, S); the mask is 1 on tokens and 0 on padding.
+        ``input_ids`` and ``attention_mask``, both int64 (B, S), on the device; the mask is 1 on tokens and 0 on
+        padding.
     """
     length = max(len(row) for row in rows)
     input_ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
@@ -22,7 +35,7 @@ def collate(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[torch.Tensor
     for index, row in enumerate(rows):
         input_ids[index, : len(row)] = torch.as_tensor(row, dtype=torch.int64)
         attention_mask[index, : len(row)] = 1
-    return input_ids, attention_mask
+    return send(input_ids, device), send(attention_mask, device)
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

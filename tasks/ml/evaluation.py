@@ -21,8 +21,8 @@ def logits(model: nn.Module, input_ids: Sequence[Sequence[int]], *, pad_id: int,
     parts: list[tuple[list[int], torch.Tensor]] = []
     mine = world.share(batching.by_length(lengths, batch_size))
     for rows in mine or [[0]]:
-        ids, mask = batching.collate([input_ids[row] for row in rows], pad_id=pad_id)
-        output = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        ids, mask = batching.collate([input_ids[row] for row in rows], pad_id=pad_id, device=device)
+        output = model(input_ids=ids, attention_mask=mask).logits
         parts.append((rows, output.float()))
     model.train(was_training)
     result = torch.zeros((len(input_ids), parts[0][1].shape[1]), device=device)

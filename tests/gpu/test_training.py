@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import offload, optimizers, trainer
+from tasks.ml import batching, offload, optimizers, trainer
 from tasks.ml.datasets import Split
 from tasks.ml.lessons import Lesson
 from tests.tasks import tiny_models
@@ -88,3 +88,16 @@ def test_offloaded_state_is_on_the_host_only() -> None:
     torch.cuda.synchronize()
     assert {tensor.device.type for tensor in algorithm.tensors().values()} == {"cpu"}
     assert torch.cuda.memory_allocated() <= before
+
+
+def test_a_batch_reaches_the_gpu_without_anybody_waiting() -> None:
+    rows, device = [[5, 6, 7], [8]], torch.device("cuda")
+    expected = batching.collate(rows, pad_id=1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = batching.collate(rows, pad_id=1, device=device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for a, b in zip(found, expected, strict=True):
+        assert a.device.type == "cuda"
+        assert torch.equal(a.cpu(), b)
