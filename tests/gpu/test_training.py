@@ -1,4 +1,4 @@
-"""Training on a GPU: every choice that exists there only, on a tiny model. ``pytest -m gpu``; skips without a GPU."""
+"""Training on a GPU: every choice that exists there only, on a tiny model. ``pytest -m gpu``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.ml.datasets import Split
 from tasks.ml.lessons import Lesson
 from tests.tasks import tiny_models
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+pytestmark = pytest.mark.gpu
 
 FOR_MODEL = {"embeddings": "dense", "activation_checkpointing": False, "lora_rank": 0}
 FOR_TRAINER: dict[str, Any] = {
@@ -46,7 +46,7 @@ def learn(**changes: Any) -> tuple[nn.Module, trainer.History]:
     losses = [point["loss"] for point in history.points]
     assert np.isfinite(losses).all()
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
-    assert all(point["flops_utilization"] > 0 for point in history.points)
+    assert all(0 < point["flops_utilization"] <= 1 for point in history.points)
     return model, history
 
 
