@@ -212,6 +212,6 @@ def _senseless(config: TrainingConfig, changes: Mapping[str, Any], here: Machine
         return f"auto chooses {here.precision}"
     if config.num_processes > here.processes:
         return f"needs {config.num_processes} cores, or as many GPUs where there are any; there are {here.processes}"
-    if "micro_batch" in changes and config.micro_batch >= config.batch_size:
+    if "micro_batch" in changes and not config.batch_tokens and config.micro_batch >= config.batch_size:
         return f"a batch of {config.batch_size} is no more than {config.micro_batch} rows"
     return ""

@@ -31,6 +31,7 @@ class Precision(StrEnum):
     TF32 = "tf32"
     BF16 = "bf16"
     FP16 = "fp16"
+    FP8 = "fp8"
 
 
 class Optimizer(StrEnum):
@@ -59,11 +60,19 @@ NOT_IN_PARTS = (Optimizer.ADAMW_8BIT, Optimizer.ADAFACTOR, Optimizer.SGD)
 """Optimizers that do not train parameters of which each process holds a part."""
 
 
-def unsuited(parallelism: str, *, optimizer: str, lora_rank: int) -> str:
+def unsuited(
+    parallelism: str, *, optimizer: str, precision: str, lora_rank: int, offload_optimizer: bool = False
+) -> str:
     """Why several processes cannot train like that, and what would be right; empty if they can."""
+    if parallelism == Parallelism.REPLICATED:
+        return ""
+    if precision == Precision.FP8:
+        return f"precision: fp8 is not for parallelism {parallelism}; choose bf16, or parallelism replicated"
+    if offload_optimizer:
+        return f"offload_optimizer: not for parallelism {parallelism}, which holds parts of the state"
     if lora_rank and parallelism == Parallelism.TENSOR:
         return "lora_rank: adapters are not cut by parallelism tensor; choose sharded, or rank 0"
-    if optimizer in NOT_IN_PARTS and parallelism != Parallelism.REPLICATED:
+    if optimizer in NOT_IN_PARTS:
         able = ", ".join(name for name in Optimizer if name not in NOT_IN_PARTS)
         return f"optimizer: {optimizer} does not train parts of parameters; choose {able}, or parallelism replicated"
     return ""
@@ -91,6 +100,14 @@ class OptimizerConfig(StageConfig):
     )
     learning_rate: float = Field(1e-4, gt=0, le=100, title="Learning rate", description="Peak learning rate.")
     batch_size: int = Field(32, ge=1, le=65536, title="Batch size", description="Rows per optimizer step.")
+    batch_tokens: int = Field(
+        0,
+        ge=0,
+        le=2**24,
+        title="Tokens per batch",
+        description="A batch holds as many rows as fit into this many tokens, padding included, instead of a number of "
+        "rows. 0: batch_size rows.",
+    )
     batching: Batching = Field(
         Batching.BUCKETED,
         title="Batching",
@@ -109,7 +126,8 @@ class OptimizerConfig(StageConfig):
     precision: Precision = Field(
         Precision.AUTO,
         title="Precision",
-        description="auto takes bf16 where the hardware runs it natively and faster than fp32.",
+        description="auto takes bf16 where the hardware runs it natively and faster than fp32, and never fp8, which "
+        "needs an NVIDIA GPU of compute capability 8.9 and the extra 'training'.",
     )
     layer_decay: float = Field(
         1.0, gt=0, le=1, title="Layer decay", description="Factor on the learning rate per layer below the head."
@@ -133,6 +151,12 @@ class OptimizerConfig(StageConfig):
         description="Computes activations again in the backward pass instead of keeping them: less memory, "
         "a third more time.",
     )
+    offload_optimizer: bool = Field(
+        False,
+        title="Optimizer offload",
+        description="Keeps the optimizer's state in the host's memory and updates the weights there: 8 bytes per "
+        "parameter less on a GPU, for slower steps. Changes nothing on a CPU.",
+    )
     lora_rank: int = Field(
         0,
         ge=0,
@@ -155,12 +179,19 @@ class OptimizerConfig(StageConfig):
         title="Parallelism",
         description="What several processes share. replicated: the rows of a batch; sharded: also parameters, "
         "gradients and optimizer state (FSDP2), least memory; tensor: heads and FFN channels of each layer, and all "
-        "compute all rows. The last two train embeddings densely, not in fp16, not with adamw-8bit, adafactor or sgd.",
+        "compute all rows. The last two train embeddings densely, not in fp16 or fp8, and not with adamw-8bit, "
+        "adafactor or sgd.",
     )
 
     @model_validator(mode="after")
     def _processes_can_train(self) -> Self:
-        reason = unsuited(self.parallelism, optimizer=self.optimizer, lora_rank=self.lora_rank)
+        reason = unsuited(
+            self.parallelism,
+            optimizer=self.optimizer,
+            precision=self.precision,
+            lora_rank=self.lora_rank,
+            offload_optimizer=self.offload_optimizer,
+        )
         if self.num_processes > 1 and reason:
             raise ValueError(reason)
         return self

@@ -24,8 +24,8 @@ def logits(model: nn.Module, input_ids: Sequence[Sequence[int]], *, pad_id: int,
     # All must compute as often as any: processes that hold parts of a model wait for each other.
     idle = len(world.largest_share_of_rows(batches)) - len(mine)
     for rows in mine + [[0]] * idle:
-        ids, mask = batching.collate([input_ids[row] for row in rows], pad_id=pad_id)
-        output = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        ids, mask = batching.collate([input_ids[row] for row in rows], pad_id=pad_id, device=device)
+        output = model(input_ids=ids, attention_mask=mask).logits
         parts.append((rows, output.float()))
     model.train(was_training)
     result = torch.zeros((len(input_ids), parts[0][1].shape[1]), device=device)

@@ -19,12 +19,12 @@ def supervised(
 ) -> StepLoss:
     """Makes the supervised loss of a batch of a split's rows for ``trainer.fit``."""
     device = next(model.parameters()).device
-    targets = torch.as_tensor(split.targets, device=device)
+    targets = torch.as_tensor(split.targets)
 
     def loss(rows: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        ids, mask = batching.collate([split.input_ids[row] for row in rows], pad_id=pad_id)
-        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-        return problem.loss(logits, targets[rows], label_smoothing=label_smoothing), {}
+        ids, mask = batching.collate([split.input_ids[row] for row in rows], pad_id=pad_id, device=device)
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        return problem.loss(logits, batching.send(targets[rows], device), label_smoothing=label_smoothing), {}
 
     return loss
 

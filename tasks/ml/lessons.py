@@ -81,7 +81,8 @@ class Lesson:
             for_trainer: keyword arguments of ``trainer.fit``.
         """
         with ExitStack() as stack:
-            stack.enter_context(trainable.prepared(model, optimizer=for_trainer["optimizer"], **for_model))
+            shared = {name: for_trainer[name] for name in ("optimizer", "precision")}
+            stack.enter_context(trainable.prepared(model, **shared, **for_model))
             # A tutor's last hidden states are compared at every token.
             if self.tutor is None and problems.get(self.problem).FIRST_TOKEN_ONLY:
                 stack.enter_context(first_token.narrowed(model))

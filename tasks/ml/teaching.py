@@ -81,8 +81,8 @@ class Teacher:
     @torch.no_grad()
     def _ask(self, indices: Sequence[int]) -> _Answer:
         device = next(self.listener.model.parameters()).device
-        ids, mask = batching.collate([self.rows[i] for i in indices], pad_id=self.pad_id)
-        return self.listener(ids.to(device), mask.to(device))
+        ids, mask = batching.collate([self.rows[i] for i in indices], pad_id=self.pad_id, device=device)
+        return self.listener(ids, mask)
 
     def answer(self, indices: Sequence[int]) -> _Answer:
         """Returns the answer for these rows, padded as ``batching.collate`` pads them."""
@@ -136,8 +136,7 @@ def step_loss(
     device = next(student.parameters()).device
 
     def loss(indices: list[int]) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        ids, mask = batching.collate([rows[i] for i in indices], pad_id=pad_id)
-        ids, mask = ids.to(device), mask.to(device)
+        ids, mask = batching.collate([rows[i] for i in indices], pad_id=pad_id, device=device)
         wanted = source.answer(indices)
         given = listener(ids, mask)
         parts = {
@@ -153,7 +152,7 @@ def step_loss(
             mean = torch.stack([losses.attention_relations(s, t, mask, num_heads=num_heads) for s, t in pairs]).mean()  # type: ignore[arg-type]
             parts["attention_loss"] = weights.attention * mean
         if weights.labels > 0:
-            parts["label_loss"] = weights.labels * supervised(given.logits, targets[indices].to(device))
+            parts["label_loss"] = weights.labels * supervised(given.logits, batching.send(targets[indices], device))
         return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
 
     return loss

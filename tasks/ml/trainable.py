@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from tasks.contracts import FeatherweightError, unsuited
-from tasks.ml import families, optimizers, world
+from tasks.ml import families, float8, optimizers, world
 from tasks.ml.parallelism import spread
+from tasks.ml.precision import choose as choose_precision
 
 LORA_ALPHA_PER_RANK = 2
 """Scale of the update: α/r = 2, so that a learning rate suits all ranks (Hu et al. 2021, section 4.1)."""
@@ -54,6 +55,7 @@ def prepared(
     model: nn.Module,
     *,
     optimizer: str,
+    precision: str,
     embeddings: str,
     activation_checkpointing: bool,
     lora_rank: int,
@@ -63,6 +65,7 @@ def prepared(
 
     Args:
         optimizer: one of ``optimizers.OPTIMIZERS``, which decides whether gradients may be sparse.
+        precision: one of ``precision.PRECISIONS``, of which fp8 concerns the layers themselves.
         embeddings: ``sparse``, ``dense`` or ``frozen`` token embeddings.
         activation_checkpointing: computes activations of each layer again in the backward pass
             (Chen et al. 2016, arXiv:1604.06174).
@@ -71,9 +74,11 @@ def prepared(
             ``replicated``, and the model stays spread on leaving.
 
     Raises:
-        FeatherweightError: LoRA was asked for and PEFT is not installed, or processes cannot train like that.
+        FeatherweightError: the device cannot do the precision; the package of LoRA or fp8 is missing; or processes
+            cannot train like that.
     """
-    if world.size() > 1 and (reason := unsuited(parallelism, optimizer=optimizer, lora_rank=lora_rank)):
+    reason = unsuited(parallelism, optimizer=optimizer, precision=precision, lora_rank=lora_rank)
+    if world.size() > 1 and reason:
         raise FeatherweightError(reason)
     config: Any = model.config
     table = families.of(config.model_type).token_embedding(model)
@@ -91,6 +96,8 @@ def prepared(
                 and parallelism == "replicated"
             )
             undo.callback(setattr, table, "sparse", False)
+        if choose_precision(precision, table.weight.device).float8:
+            undo.enter_context(float8.linears(model))
         if activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
             undo.callback(model.gradient_checkpointing_disable)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from tasks.ml import dropout, machine, optimizers, world
+from tasks.ml import dropout, machine, offload, optimizers, world
 from tasks.ml.batching import Sampler
 from tasks.ml.checkpoints import Checkpoints, Saved
 from tasks.ml.precision import choose as choose_precision
@@ -234,7 +234,9 @@ def fit(
     optimizer: str = "adamw",
     layer_decay: float = 1.0,
     batching: str = "bucketed",
+    batch_tokens: int = 0,
     micro_batch: int = 0,
+    offload_optimizer: bool = False,
     evaluations_per_epoch: int = 1,
     patience: int | None = None,
     checkpoint: Path | None = None,
@@ -252,7 +254,9 @@ def fit(
         epochs: passes over the rows; fractions are fine.
         optimizer: one of ``optimizers.OPTIMIZERS``; ``schedule`` is left out for one that is schedule-free.
         batching: ``bucketed`` puts rows of similar length together, ``shuffled`` any.
+        batch_tokens: tokens of a batch, padding included, instead of ``batch_size`` rows; 0: rows.
         micro_batch: rows computed at once; their gradients add up. 0: the whole batch.
+        offload_optimizer: keeps the optimizer's state in the host's memory; see ``offload``.
         patience: evaluations without improvement before stopping; ``None`` never stops early.
         checkpoint: directory of the resumable state, written after each evaluation and every ``saves_every`` seconds;
             resumed from if it holds one. The clock is read where a point of the curves is recorded.
@@ -262,7 +266,7 @@ def fit(
     """
     device = next(model.parameters()).device
     chosen = choose_precision(precision, device)
-    sampler = Sampler(lengths, batch_size, seed=seed, batching=batching)
+    sampler = Sampler(lengths, batch_size, seed=seed, batch_tokens=batch_tokens, batching=batching)
     total = max(1, math.ceil(epochs * sampler.per_epoch))
     evaluate_every = max(1, sampler.per_epoch // evaluations_per_epoch)
     record_every = max(1, total // POINTS_PER_RUN)
@@ -273,6 +277,8 @@ def fit(
         schedule = "constant"
     update = Update(model, step_loss, algorithm, chosen, clip_norm=clip_norm, micro_batch=micro_batch)
     history = History(notes={"precision": chosen.reason, "device": str(device), "total_steps": total})
+    if offload_optimizer:
+        history.notes["optimizer_offload"] = offload.to_host(algorithm)
     best, first_step, saver = _Best(), 0, Checkpoints(checkpoint)
     run = _Run(model, update, best, history)
     if (resumed := saver.newest()) is not None:
@@ -333,5 +339,5 @@ def fit(
     weights = sum(world.local(p).nbytes for p in model.parameters())
     history.notes["weights_mb"] = round(weights / 1e6, 3)
     history.notes["optimizer_state_mb"] = round(algorithm.state_bytes() / 1e6, 3)
-    history.notes["micro_batch"] = update.micro_batch or batch_size
+    history.notes["micro_batch"] = update.micro_batch or sampler.largest
     return history

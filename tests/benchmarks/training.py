@@ -1,6 +1,6 @@
-"""Our training loop beside Hugging Face's Trainer on a CPU: run it on an otherwise idle machine, after installation.
+"""Our training loop beside Hugging Face's Trainer: run it on an otherwise idle machine, after installation.
 
-    infra/run python tests/benchmarks/training.py [--seeds 0 1] [--json FILE]
+    infra/run python tests/benchmarks/training.py [--device cuda] [--seeds 0 1] [--json FILE]
 
 The same model, rows, batch size, dropout, learning rates, weight decay and clipping for one epoch of the demo's data,
 three times: by the Trainer with a plain script's arguments and dynamic padding; by the Trainer at the best settings
@@ -16,7 +16,7 @@ turns of some optimizer steps, and only one computes at a time, so that what slo
   the same 1,024 rows, drawn as each draws them (grouped by length, the longest of some batches come first: a part of an
   epoch would mislead). A setting that compiles for more than 120 s is given up; else compiling is not counted.
 - Accuracy is that of the weights after the epoch, in fp32, by ``tasks.ml.learning`` for all. Peak memory is the largest
-  resident set of the process until its last step (Linux only).
+  resident set of the process until its last step (Linux only); on a GPU, what torch allocated there.
 - Share of peak: 6 · N · tokens / seconds, over the rate of a large square product. N counts parameters outside the
   embeddings, and padding is no token: it is what the epoch is worth, however little or much was computed for it.
 - The Trainer reads a plain list of encoded rows, which costs it less than a ``datasets.Dataset``.
@@ -68,8 +68,9 @@ NAMES = ("trainer-defaults", "trainer-best", "featherweight")
 class Turns:
     """A worker's end of the pipes: it says what it did in its turn, and waits for the next."""
 
-    def __init__(self, steps_per_slice: int) -> None:
+    def __init__(self, steps_per_slice: int, device: str) -> None:
         self.steps_per_slice, self.steps, self.started, self.sliced = steps_per_slice, 0, 0.0, False
+        self.device = device
         # Whatever libraries print on standard output goes to the log.
         self.controller = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
@@ -79,8 +80,16 @@ class Turns:
         if not sys.stdin.readline():
             sys.exit("there is no next turn")
 
+    def now(self) -> float:
+        """The time, once all that was begun is done."""
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
     def begin_epoch(self) -> None:
-        self.steps, self.started = 0, time.perf_counter()
+        self.steps, self.started = 0, self.now()
 
     def begin_step(self) -> None:
         if self.steps == self.steps_per_slice:
@@ -90,11 +99,15 @@ class Turns:
 
     def end_epoch(self) -> None:
         if self.sliced:
-            self.say(seconds=time.perf_counter() - self.started, steps=self.steps, peak_mb=resident_mb("VmHWM"))
+            self.say(seconds=self.now() - self.started, steps=self.steps, peak_mb=held_mb("VmHWM", self.device))
 
 
-def resident_mb(field: str) -> float:
-    """The resident set in MB: ``VmRSS`` now, ``VmHWM`` at its largest."""
+def held_mb(field: str, device: str) -> float:
+    """Memory in MB, ``VmRSS`` now or ``VmHWM`` at its most: the resident set, or what torch allocated on a GPU."""
+    if device == "cuda":
+        import torch
+
+        return (torch.cuda.memory_allocated() if field == "VmRSS" else torch.cuda.max_memory_allocated()) / 1e6
     found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
     assert found, field
     return int(found[1]) * 1024 / 1e6
@@ -137,7 +150,7 @@ def train_theirs(task: Task, turns: Turns, *, changes: Mapping[str, Any]) -> Non
             model=task.model,
             args=TrainingArguments(
                 output_dir=directory,
-                use_cpu=True,
+                use_cpu=turns.device == "cpu",
                 seed=task.seed,
                 report_to=[],
                 save_strategy="no",
@@ -196,9 +209,11 @@ def train_ours(task: Task, turns: Turns, *, for_model: Mapping[str, Any]) -> Non
 
 def work(spec: Mapping[str, Any]) -> None:
     """The life of a worker, whose ``say`` ends a turn each."""
-    turns = Turns(spec["slice"])
+    turns = Turns(spec["slice"], spec["device"])
     if spec["name"] != "featherweight":
         from transformers import Trainer  # noqa: F401  # part of the memory after loading
+    import torch
+
     from tasks.ml import datasets, learning, locators, modeling, problems, trainer
 
     data, problem = Path(spec["data"]), problems.get(spec["problem"])
@@ -209,7 +224,7 @@ def work(spec: Mapping[str, Any]) -> None:
 
     def load() -> Any:
         trainer.seed_everything(spec["seed"])
-        return problem.load_base(base, labels, dropout=spec["dropout"])
+        return problem.load_base(base, labels, dropout=spec["dropout"]).to(spec["device"])
 
     def train(rows: Any) -> None:
         task = Task(model, tokenizer, rows, splits["selection"], spec["problem"], spec["seed"], spec["settings"])
@@ -221,7 +236,7 @@ def work(spec: Mapping[str, Any]) -> None:
     model = load()
     embedded = {id(m.weight) for m in model.modules() if type(m).__name__ == "Embedding"}
     turns.say(
-        loaded_mb=resident_mb("VmRSS"),
+        loaded_mb=held_mb("VmRSS", spec["device"]),
         rows=len(rows),
         tokens=sum(len(row) for row in rows.input_ids),
         parameters=sum(p.numel() for p in model.parameters() if id(p) not in embedded),
@@ -234,16 +249,20 @@ def work(spec: Mapping[str, Any]) -> None:
     # What warming up took goes back to the system, and the largest resident set counts from here.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    if spec["device"] == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     turns.say(warmup_s=time.perf_counter() - started)
     turns.sliced = True
     train(rows)
     trained = load()
+    before = torch.cat([p.detach().flatten() for p in trained.parameters()])
     trained.load_state_dict(model.state_dict())
+    moved = torch.cat([p.detach().flatten() for p in trained.parameters()]) - before
     quality = {
         name: learning.quality(trained, problem, splits[name], pad_id=tokenizer.pad_token_id) | {"n": len(splits[name])}
         for name in ("selection", "test")
     }
-    turns.say(**quality)
+    turns.say(**quality, change=(moved.norm() / before.norm()).item())
 
 
 # The controller: gives turns, compares and prints.
@@ -254,7 +273,9 @@ class Worker:
 
     def __init__(self, folder: Path, spec: Mapping[str, Any]) -> None:
         self.name, self.slices, self.log = spec["name"], [], folder / "workers.log"
-        environment = {"CUDA_VISIBLE_DEVICES": "", "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
+        # Of several GPUs, the Trainer would take all.
+        gpus = "" if spec["device"] == "cpu" else os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+        environment = {"CUDA_VISIBLE_DEVICES": gpus, "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, __file__, "--worker", json.dumps(spec)],
@@ -354,14 +375,14 @@ def search(folder: Path, spec: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     return best, trials
 
 
-def prepare(folder: Path) -> dict[str, Any]:
-    """Makes the demo's dataset as the stage ``prepare`` does, and says what workers need to know."""
+def prepare(folder: Path, name: str = "demo") -> dict[str, Any]:
+    """Makes the dataset of a recipe as the stage ``prepare`` does, and says what workers need to know."""
     from flows import recipe_files
     from tasks import disk
     from tasks.ml import datasets, locators, modeling, problems, sources, splitting
     from tasks.train import TrainingConfig
 
-    recipe, config = recipe_files.load("demo"), TrainingConfig(**SETTINGS)
+    recipe, config = recipe_files.load(name), TrainingConfig(**SETTINGS)
     table = sources.read(
         recipe.data.source, text=recipe.data.text, label=recipe.data.label, cache=disk.home() / "cache"
     )
@@ -381,13 +402,23 @@ def prepare(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def peaks() -> dict[str, float]:
+def peaks(device: str) -> dict[str, float]:
     """Largest measured rate of a square product in FLOP/s."""
     import torch
 
     from tasks.ml.precision import matmul_rate
 
-    return {name: matmul_rate("cpu", getattr(torch, name), seconds=2.0) for name in ("float32", "bfloat16")}
+    return {name: matmul_rate(device, getattr(torch, name), seconds=2.0) for name in ("float32", "bfloat16")}
+
+
+def shares(runs: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Of each worker, the share of each peak that was of use: by type, 6 · N · tokens / seconds / peak."""
+    useful: dict[str, float] = {}
+    for name in NAMES:
+        mine = [run for run in runs if run["name"] == name]
+        seconds = sum(s for run in mine for s in run["seconds"])
+        useful[name] = sum(6 * run["parameters"] * run["tokens"] for run in mine) / seconds
+    return {name: {kind: value / rate for kind, rate in rates.items()} for name, value in useful.items()}
 
 
 def interval(ratio: Mapping[str, float]) -> str:
@@ -398,7 +429,7 @@ def table(runs: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> str:
     """What was measured, in Markdown, a column per worker; seeds are put together in time and apart in accuracy."""
     of = {name: [run for run in runs if run["name"] == name] for name in NAMES}
     rounds = {name: [s for run in found for s in run["seconds"]] for name, found in of.items()}
-    useful = {name: sum(6 * r["parameters"] * r["tokens"] for r in of[name]) / sum(rounds[name]) for name in NAMES}
+    share = shares(runs, rates)
     faster = {n: {other: times_faster(rounds[other], rounds[n]) for other in NAMES if other != n} for n in NAMES}
 
     def quartiles(found: Mapping[str, float]) -> str:
@@ -422,15 +453,15 @@ def table(runs: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> str:
         *(line(f"the same, median round (quartiles), {other}", against(other, quartiles)) for other in NAMES[:2]),
         line("seconds an epoch", per_seed(lambda run: f"{sum(run['seconds']):.1f}")),
         line("warm-up, s", per_seed(lambda run: f"{run['warmup_s']:.1f}")),
-        line("peak resident set, MB", per_seed(lambda run: f"{run['peak_mb']:.0f}")),
+        line("peak memory, MB", per_seed(lambda run: f"{run['peak_mb']:.0f}")),
         line("of which after loading, MB", per_seed(lambda run: f"{run['loaded_mb']:.0f}")),
         *(
             line(f"accuracy, {s}, n = {runs[0][s]['n']}", per_seed(lambda run, s=s: f"{run[s]['accuracy']:.4f}"))
             for s in ("selection", "test")
         ),
         *(
-            line(f"share of peak, {name} ({rate / 1e9:.0f} GFLOP/s)", lambda n, rate=rate: f"{useful[n] / rate:.1%}")
-            for name, rate in rates.items()
+            line(f"share of peak, {kind} ({rate / 1e9:.0f} GFLOP/s)", lambda n, kind=kind: f"{share[n][kind]:.1%}")
+            for kind, rate in rates.items()
         ),
     ]  # fmt: skip
     return f"{runs[0]['rows']} rows, seeds {seeds}\n\n" + "\n".join(lines)
@@ -443,6 +474,8 @@ def say(line: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--recipe", default="demo", help="whose data and base model to take; the demo's by default")
     parser.add_argument("--rows", type=int, default=sys.maxsize, help="rows to train on; all by default")
     parser.add_argument("--slice", type=int, default=10, help="optimizer steps a turn")
     parser.add_argument("--best", type=json.loads, help="the Trainer's best settings, as JSON: skips the search")
@@ -454,8 +487,10 @@ def main() -> None:
         return work(options.worker)
     folder = options.keep or Path(tempfile.mkdtemp(prefix="featherweight-benchmark-"))
     folder.mkdir(parents=True, exist_ok=True)
-    spec = prepare(folder) | {"rows": options.rows, "slice": options.slice, "seed": options.seeds[0]}
-    rates = peaks()
+    spec = prepare(folder, options.recipe) | {
+        "rows": options.rows, "slice": options.slice, "seed": options.seeds[0], "device": options.device
+    }  # fmt: skip
+    rates = peaks(options.device)
     best, trials = (options.best, []) if options.best is not None else search(folder, spec)
     say(f"the Trainer's best settings: {best or 'its defaults'}")
     runs: list[dict[str, Any]] = []
@@ -471,6 +506,7 @@ def main() -> None:
     print(f"\nThe Trainer's best settings: `{json.dumps(best)}`\n\n{table(runs, rates)}")
     if options.json:
         document = {"best": best, "trials": trials, "runs": runs, "peak_flops": rates, "settings": spec["settings"]}
+        document["shares_of_peak"] = shares(runs, rates)
         options.json.write_text(json.dumps(document, indent=1), encoding="utf-8")
     return None
 

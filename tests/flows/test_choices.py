@@ -96,6 +96,8 @@ def test_what_means_nothing_here_is_left_out_and_said(here: Machine, name: str, 
 def test_a_small_batch_is_not_accumulated() -> None:
     plan = choices.plan(TRAINING.model_copy(update={"batch_size": 8}), ALL, CPU)
     assert "a batch of 8" in plan.left_out["accumulation, alone"]
+    of_tokens = TRAINING.model_copy(update={"batch_size": 8, "batch_tokens": 1024})
+    assert "accumulation, alone" not in choices.plan(of_tokens, ALL, CPU).left_out
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -11,7 +11,7 @@ from tasks.ml import first_token, trainable
 IDS = torch.tensor([[2, 5, 6, 7, 3, 0], [2, 8, 9, 3, 0, 0]])
 INPUTS = {"input_ids": IDS, "attention_mask": (IDS != 0).long()}
 PLAIN: dict[str, Any] = {
-    "optimizer": "adamw", "embeddings": "dense", "activation_checkpointing": False, "lora_rank": 0
+    "optimizer": "adamw", "precision": "fp32", "embeddings": "dense", "activation_checkpointing": False, "lora_rank": 0
 }  # fmt: skip
 
 

@@ -173,6 +173,39 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch() -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_batches_of_a_token_budget_learn_and_go_on_where_they_were(tmp_path: Path) -> None:
+    whole, sizes = Regression(), []
+
+    def loss(rows: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        sizes.append(len(rows))
+        assert len(rows) * max(1 + row % 7 for row in rows) <= 28
+        return Regression.loss(whole, rows)
+
+    whole.learn = loss
+    before = whole.evaluate()["loss"]
+    history = whole.fit(Recorder(), batch_tokens=28)
+    assert whole.evaluate()["loss"] < 0.05 * before
+    assert sum(sizes) == 6 * 64
+    assert len(set(sizes)) > 2
+    assert history.notes["micro_batch"] == max(sizes)
+    assert history.evaluations[-1]["epoch"] == 6
+    broken = Regression()
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit(Recorder(stop_after=29), batch_tokens=28, checkpoint=tmp_path)
+    again, observer = Regression(), Recorder()
+    again.fit(observer, batch_tokens=28, checkpoint=tmp_path)
+    assert 0 < observer.first_step < 30
+    for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_row_that_does_not_fit_into_the_budget_is_named_before_any_work() -> None:
+    observer = Recorder()
+    with pytest.raises(FeatherweightError, match="batch_tokens: a row of 7 tokens does not fit into 6; the least is 7"):
+        Regression().fit(observer, batch_tokens=6)
+    assert observer.first_step == -1
+
+
 def test_out_of_memory_halves_the_micro_batch_once_and_keeps_the_batch() -> None:
     whole, short = Regression(dropout=0.0), Regression(dropout=0.0)
     largest: list[int] = []
@@ -213,6 +246,11 @@ def test_measuring_the_machine_draws_no_numbers_that_others_would_have_drawn() -
     precision.matmul_rate.cache_clear()
     assert precision.matmul_rate("cpu", torch.float32, 0.01) > 1e9
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_offloading_on_a_cpu_is_noted_as_nothing() -> None:
+    notes = Regression().fit(Recorder(), epochs=1, offload_optimizer=True).notes
+    assert notes["optimizer_offload"] == "none: on a CPU the state is in the host's memory anyway"
 
 
 def test_curves_hold_speed_memory_and_the_size_of_gradients() -> None:

@@ -96,6 +96,8 @@ def test_mendable_errors_are_value_errors() -> None:
         ({"parallelism": "tensor", "lora_rank": 8}, "lora_rank: adapters are not cut by parallelism tensor"),
         ({"parallelism": "sharded", "optimizer": "sgd"}, "optimizer: sgd does not train parts.*choose adamw, lion"),
         ({"parallelism": "tensor", "optimizer": "adamw-8bit"}, "optimizer: adamw-8bit does not train parts"),
+        ({"parallelism": "sharded", "precision": "fp8"}, "precision: fp8 is not for parallelism sharded"),
+        ({"parallelism": "tensor", "offload_optimizer": True}, "offload_optimizer: not for parallelism tensor"),
     ],
 )
 def test_what_processes_cannot_train_is_refused_before_any_work(values: dict[str, object], message: str) -> None:
