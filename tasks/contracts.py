@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Digest = str
 """64 hexadecimal digits: the SHA-256 of what a directory in the store holds."""
@@ -57,6 +57,11 @@ class Schedule(StrEnum):
 class Batching(StrEnum):
     SHUFFLED = "shuffled"
     BUCKETED = "bucketed"
+
+
+class Compile(StrEnum):
+    OFF = "off"
+    AUTO = "auto"
 
 
 class OptimizerConfig(StageConfig):
@@ -112,6 +117,12 @@ class OptimizerConfig(StageConfig):
         title="Activation checkpointing",
         description="Computes activations again in the backward pass instead of keeping them: less memory, "
         "a third more time.",
+    )
+    compile: Annotated[Compile, BeforeValidator(lambda value: "off" if value is False else value)] = Field(
+        Compile.OFF,  # which YAML reads as false
+        title="Compile",
+        description="auto compiles the layers with torch.compile if that is faster in a trial on the first batches; "
+        "runs under a minute are not tried.",
     )
     lora_rank: int = Field(
         0,

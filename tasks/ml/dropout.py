@@ -25,8 +25,10 @@ def mask(shape: torch.Size, probability: float) -> torch.Tensor:
     """Draws 0 with the probability, to 16 bits, and else what keeps the mean at 1, from torch's CPU generator."""
     dropped = round(probability * LEVELS)
     count = shape.numel()
-    # From −2^63 without an upper end: every one of the 64 bits is random.
-    words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    if torch.compiler.is_compiling():  # it knows that this draws, and that two draws are not one
+        words = torch.randint(-(2**63), 2**63 - 1, (-(-count // 4),), dtype=torch.int64)
+    else:  # from −2^63 without an upper end: every one of the 64 bits is random
+        words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     lanes = words.view(torch.int16)[:count].float()
     return lanes.ge_(dropped - LEVELS // 2).mul_(LEVELS / (LEVELS - dropped)).view(shape)
 
