@@ -52,15 +52,22 @@ class Decision:
     """Whether an earlier run measured it."""
 
 
+def _is_listened_to(layer: nn.Module) -> bool:
+    """Whether hooks inside a layer keep its tensors: code is compiled for what they kept before, and so ever anew."""
+    return any(module._forward_hooks for name, module in layer.named_modules() if name)
+
+
 class Layers:
     """The layers of a model, computed by compiled code while they train and ``compiled`` is set.
 
-    In evaluation they stay as they are: it would be compiled once more, for few batches.
+    In evaluation they stay as they are, because it would be compiled once more, for few batches; so does a layer
+    whose inside a tutor listens to.
     """
 
     def __init__(self, model: nn.Module) -> None:
         config: Any = getattr(model, "config", None)
-        self.layers = list(families.of(config.model_type).layer_list(model)) if config is not None else [model]
+        layers = families.of(config.model_type).layer_list(model) if config is not None else [model]
+        self.layers = [layer for layer in layers if not _is_listened_to(layer)]
         self.compiled = False
 
     def _switch(self, layer: nn.Module) -> Callable[..., Any]:
