@@ -138,9 +138,9 @@ def test_a_run_that_ends_up_eager_is_the_run_without_a_trial_to_the_bit(
 @pytest.mark.slow
 def test_without_a_compiler_training_goes_on_and_says_so(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "COMPILER", REAL)
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     off, _ = learn(model, "off")
-    auto, history = learn(model, "auto")
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        auto, history = learn(model, "auto")
     assert same(off, auto)
     assert history.notes["compile"]["reason"].startswith("eager: the trial failed: ")
     assert "no-such-compiler" in history.notes["compile"]["reason"]
