@@ -10,8 +10,8 @@ from tasks.train import TrainingConfig
 
 BASELINE: dict[str, Any] = {
     "optimizer": "sgd", "precision": "fp32", "batching": "shuffled", "embeddings": "dense", "micro_batch": 0,
-    "activation_checkpointing": False, "num_processes": 1, "parallelism": "replicated", "layer_decay": 1.0,
-    "lora_rank": 0,
+    "activation_checkpointing": False, "compile": "off", "num_processes": 1, "parallelism": "replicated",
+    "layer_decay": 1.0, "lora_rank": 0,
 }  # fmt: skip
 """What a plain loop does; all else is the recipe's."""
 
@@ -36,6 +36,7 @@ CHOICES = (
     Choice("bucketing", {"batching": "bucketed"}, "rows of similar length together: little padding is computed on"),
     Choice("accumulation", {"micro_batch": 8}, "gradients of 8 rows at a time add up: for memory", False),
     Choice("checkpointing", {"activation_checkpointing": True}, "activations are computed again: for memory", False),
+    Choice("compile", {"compile": "auto"}, "torch.compile if a trial finds it faster; compiling is not counted", False),
     Choice("2 processes", {"num_processes": 2}, "each computes half of every batch", False),
 )
 """In the order in which they are put on top of each other."""

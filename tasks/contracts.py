@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Digest = str
 """64 hexadecimal digits: the SHA-256 of what a directory in the store holds."""
@@ -88,6 +88,11 @@ class Batching(StrEnum):
     BUCKETED = "bucketed"
 
 
+class Compile(StrEnum):
+    OFF = "off"
+    AUTO = "auto"
+
+
 class OptimizerConfig(StageConfig):
     """An optimizer, its schedule and what it may use, the same in every stage that trains."""
 
@@ -156,6 +161,12 @@ class OptimizerConfig(StageConfig):
         title="Optimizer offload",
         description="Keeps the optimizer's state in the host's memory and updates the weights there: 8 bytes per "
         "parameter less on a GPU, for slower steps. Changes nothing on a CPU.",
+    )
+    compile: Annotated[Compile, BeforeValidator(lambda value: "off" if value is False else value)] = Field(
+        Compile.OFF,  # which YAML reads as false
+        title="Compile",
+        description="auto compiles the layers with torch.compile if that is faster in a trial on the first batches; "
+        "runs under a minute are not tried.",
     )
     lora_rank: int = Field(
         0,

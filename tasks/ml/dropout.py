@@ -26,10 +26,13 @@ def mask(shape: torch.Size, probability: float) -> torch.Tensor:
     """Draws 0 with the probability, to 16 bits, and else what keeps the mean at 1; torch's CPU generator seeds it."""
     dropped = round(probability * LEVELS)
     count = shape.numel()
-    # torch's generator takes three times as long for a word, so it only says where a stream of another one starts.
-    stream = np.random.Generator(np.random.PCG64DXSM(int(torch.empty((), dtype=torch.int64).random_())))
-    words = stream.integers(0, 2**64, -(-count // 4), dtype=np.uint64)
-    lanes = torch.from_numpy(words.view(np.int16)[:count]).float()
+    if torch.compiler.is_compiling():  # it knows that this draws, and that two draws are not one
+        words = torch.randint(-(2**63), 2**63 - 1, (-(-count // 4),), dtype=torch.int64)
+    else:
+        # torch's generator takes three times as long for a word, so it only says where a stream of another one starts.
+        stream = np.random.Generator(np.random.PCG64DXSM(int(torch.empty((), dtype=torch.int64).random_())))
+        words = torch.from_numpy(stream.integers(0, 2**64, -(-count // 4), dtype=np.uint64).view(np.int64))
+    lanes = words.view(torch.int16)[:count].float()
     return lanes.ge_(dropped - LEVELS // 2).mul_(LEVELS / (LEVELS - dropped)).view(shape)
 
 

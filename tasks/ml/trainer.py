@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from tasks.ml import dropout, machine, offload, optimizers, world
+from tasks.ml import compilation, dropout, machine, offload, optimizers, world
 from tasks.ml.batching import Sampler
 from tasks.ml.checkpoints import Checkpoints, Saved
 from tasks.ml.precision import choose as choose_precision
@@ -237,6 +237,7 @@ def fit(
     batch_tokens: int = 0,
     micro_batch: int = 0,
     offload_optimizer: bool = False,
+    compile: str = "off",
     evaluations_per_epoch: int = 1,
     patience: int | None = None,
     checkpoint: Path | None = None,
@@ -257,6 +258,7 @@ def fit(
         batch_tokens: tokens of a batch, padding included, instead of ``batch_size`` rows; 0: rows.
         micro_batch: rows computed at once; their gradients add up. 0: the whole batch.
         offload_optimizer: keeps the optimizer's state in the host's memory; see ``offload``.
+        compile: ``auto`` computes layers with compiled code where that is faster, ``off`` never.
         patience: evaluations without improvement before stopping; ``None`` never stops early.
         checkpoint: directory of the resumable state, written after each evaluation and every ``saves_every`` seconds;
             resumed from if it holds one. The clock is read where a point of the curves is recorded.
@@ -287,9 +289,13 @@ def fit(
     model.train()
     observer.start(total_steps=total, first_step=first_step)
     trained_s = history.notes.get("training_s", 0.0)
-    meter = _Meter(flops_per_token(model), matmul_rate(device.type, chosen.matmul_dtype), device, seconds=trained_s)
-    saved_at = time.monotonic()
-    with dropout.cheaper(model), products(chosen):
+    first_batches = [sampler.at(step) for step in range(first_step, total)[: compilation.BATCHES]]
+    passes = compilation.Passes(model, step_loss, first_batches, update.micro_batch, chosen)
+    pays = compilation.where_it_pays(passes, history.notes, lengths=lengths, steps=total - first_step, mode=compile)
+    with dropout.cheaper(model), products(chosen), pays:
+        rate = matmul_rate(device.type, chosen.matmul_dtype)
+        meter = _Meter(flops_per_token(model), rate, device, seconds=trained_s)
+        saved_at = time.monotonic()
         for step in range(first_step, total):
             rows = sampler.at(step)
             factor = learning_rate_factor(step, total, warmup=warmup, schedule=schedule)
