@@ -310,7 +310,7 @@ def fit(
                 observer.step(done, point)
                 meter.clear()
             looking = done % evaluate_every == 0 or done == total
-            late = recording and world.first(time.monotonic() - saved_at > saves_every)
+            late = recording and checkpoint is not None and world.first(time.monotonic() - saved_at > saves_every)
             saving = done < total and (looking or late)
             if looking or saving:
                 history.notes["training_s"] = meter.elapsed()
