@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -91,7 +91,42 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument(
         "--output", default="", metavar="FILE", help="also write the page here, and study.json's content beside it"
     )
-    for sub in (demo, compress, study):
+    ablate = command("ablate", _ablate, "measure what each technique of compression is worth in a recipe")
+    ablate.add_argument("recipe", metavar="RECIPE", help="a ready recipe's name, or a YAML file")
+    ablate.add_argument(
+        "--techniques", type=_names, metavar="NAME,NAME",
+        help="measure these only, for example 'hidden states,GPTQ' (default: all)",
+    )  # fmt: skip
+    ablate.add_argument("--seeds", type=int, metavar="N", help="times that all is made anew (default: 1)")
+    ablate.add_argument(
+        "--output", default="", metavar="FILE", help="also write the page here, and ablation.json's content beside it"
+    )
+    search = command("search", _search, "find the fastest or smallest model within a recipe's budget")
+    search.add_argument("recipe", metavar="RECIPE", help="a ready recipe's name, or a YAML file")
+    search.add_argument(
+        "--minimize", choices=("latency", "size"), help="p50 of one sentence, or bytes (default: latency)"
+    )
+    search.add_argument("--trials", type=int, metavar="N", help="variations to look at (default: 40)")
+    search.add_argument("--minutes", type=float, metavar="M", help="begin no trial after so long (default: no limit)")
+    search.add_argument("--target-ms", type=float, metavar="MS", help="p50 of one sentence that is allowed")
+    search.add_argument("--target-mb", type=float, metavar="MB", help="size that is allowed")
+    search.add_argument("--finalists", type=int, metavar="N", help="how many the test split judges (default: 3)")
+    search.add_argument("--sampler", choices=("tpe", "nsga2"), help="Optuna's sampler (default: tpe)")
+    search.add_argument("--seed", type=int, metavar="N", help="seeds the sampler (default: 0)")
+    search.add_argument("--parallel", type=int, metavar="N", help="trials at once (default: 1)")
+    search.add_argument("--runner", choices=("threads", "dask"), help="where trials run (default: threads)")
+    search.add_argument("--dask-address", metavar="HOST:PORT", help="of a running scheduler (default: workers here)")
+    search.add_argument(
+        "--space", action="append", default=[], metavar="KEY.PATH=VALUES",
+        help="values of a field instead of the usual ones, for example pruning.keep_ffn=[0.5,0.25]; may be repeated",
+    )  # fmt: skip
+    search.add_argument(
+        "--config", default="", metavar="FILE", help="YAML with the search's own fields; options go before it"
+    )
+    search.add_argument(
+        "--output", default="", metavar="FILE", help="also write the page here, and search.json's content beside it"
+    )
+    for sub in (demo, compress, study, ablate, search):
         sub.add_argument(
             "--set", dest="changes", action="append", default=[], metavar="KEY.PATH=VALUE",
             help="change a field of the recipe, for example training.epochs=2; may be repeated",
@@ -153,6 +188,11 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command("doctor", _doctor, "check versions, runtimes, disk and databases")
     return top
+
+
+def _names(text: str) -> list[str]:
+    """Names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 class _Version(argparse.Action):
@@ -337,28 +377,57 @@ def _xray(options: argparse.Namespace) -> int:
 
 
 def _study(options: argparse.Namespace) -> int:
+    _compare(options, "study")
+    return PASSED
+
+
+def _ablate(options: argparse.Namespace) -> int:
+    _compare(options, "ablation")
+    return PASSED
+
+
+def _search(options: argparse.Namespace) -> int:
+    from flows import recipe_files
+
+    fields = recipe_files.read(options.config) if options.config else {}
+    options.space = {**fields.pop("space", {}), **recipe_files.assignments(options.space, "--space")}
+    return PASSED if _compare(options, "search", fields).winner else NOT_PASSED
+
+
+def _compare(options: argparse.Namespace, kind: str, fields: Mapping[str, Any] | None = None) -> Any:
+    """Runs a flow that compares, of the same name as its module, shows what it found and returns it.
+
+    Args:
+        fields: of the flow's config, where no option says otherwise.
+    """
+    import importlib
+
     from flows import console, recipe_files
 
     values = recipe_files.read(options.recipe, options.changes)
     path = console.writable(options.output) if options.output else None
+    module: Any = None
 
     def prepare() -> Callable[[], Any]:
+        nonlocal module
         recipe = recipe_files.validate(values, options.recipe)
-        from flows import study
+        module = importlib.import_module(f"flows.{kind}")
+        said = {name: getattr(options, name, None) for name in module.CONFIG.model_fields}
+        config = module.checked(
+            {**(fields or {}), **{name: value for name, value in said.items() if value is not None}}
+        )
+        return lambda: getattr(module, kind)(recipe, config, return_state=True)
 
-        config = study.checked({name: getattr(options, name) for name in study.StudyConfig.model_fields})
-        return lambda: study.study(recipe, config, return_state=True)
+    found = _in_prefect(prepare, heavy=True)
+    from flows import comparing
 
-    outcome = _in_prefect(prepare, heavy=True)
-    from flows import study
-
-    page = study.copy(outcome, path) if path else console.report_path(outcome.run_id)
+    page = comparing.copy(module.sections, found, path) if path else console.report_path(found.run_id)
     if options.json:
-        console.print_json({**study.document(outcome), "page": str(page)})
+        console.print_json({**module.sections.document(found), "page": str(page)})
     else:
-        study.print_tables(outcome)
+        module.print_tables(found)
         print(f"page: {page}")
-    return PASSED
+    return found
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -52,7 +52,9 @@ def compress(recipe: Recipe = Recipe()) -> Outcome | State[Outcome]:
         teacher = train(recipe.base_model, splits, recipe.training, seed=recipe.seed, run_id=run_id)
         student = distill(teacher.bundle, splits, recipe.distillation, seed=recipe.seed, run_id=run_id)
         pruned = prune(student.bundle, splits, recipe.pruning, teacher=teacher.bundle, seed=recipe.seed, run_id=run_id)
-        quantized = quantize(pruned.bundle, splits, recipe.quantization, run_id=run_id)
+        quantized = quantize(
+            pruned.bundle, splits, recipe.quantization, teacher=teacher.bundle, seed=recipe.seed, run_id=run_id
+        )
         exported = export(quantized.bundle, recipe.export, run_id=run_id)
         lineage = {
             "train": teacher.bundle,

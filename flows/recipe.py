@@ -12,7 +12,7 @@ from tasks.distill import DistillationConfig
 from tasks.export import ExportConfig
 from tasks.judge import BudgetConfig
 from tasks.prepare import DataConfig
-from tasks.prune import PruningConfig
+from tasks.prune import PruningConfig, Sparsity
 from tasks.quantize import QuantizationConfig
 from tasks.train import TrainingConfig
 from tasks.validate import Device, ValidationConfig
@@ -78,6 +78,11 @@ class Recipe(Contract):
             )
         if self.validation.require_gpu and self.validation.device is Device.CPU:
             raise ValueError("validation: require_gpu contradicts device: cpu; use device: cuda or auto")
+        if self.pruning.sparsity is not Sparsity.NONE and self.quantization.training.epochs:
+            raise ValueError(
+                "quantization: training fills the zeros of pruning.sparsity; "
+                "set training.epochs to 0, or sparsity to none"
+            )
         if data.text == data.label:
             raise ValueError(f"data: text and label are both column {data.text!r}; name two columns")
         return self

@@ -128,17 +128,28 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
+def assignments(changes: Sequence[str], option: str) -> dict[str, Any]:
+    """Reads ``key.path=value`` each, values being YAML; ``option`` is what errors call them.
+
+    Raises:
+        FeatherweightError: one is not written like that.
+    """
+    found: dict[str, Any] = {}
+    for change in changes:
+        path, equals, text = change.partition("=")
+        if not equals or not all(path.strip().split(".")):
+            raise FeatherweightError(f"{option} {change!r}: write key.path=value, for example training.epochs=2")
+        try:
+            found[path.strip()] = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError:
+            raise FeatherweightError(f"{option} {change!r}: {text!r} is not a YAML value; quote it") from None
+    return found
+
+
 def _apply(values: dict[str, Any], change: str) -> None:
     """Sets ``key.path=value`` in nested mappings."""
-    path, equals, text = change.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise FeatherweightError(f"--set {change!r}: write key.path=value, for example training.epochs=2")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise FeatherweightError(f"--set {change!r}: {text!r} is not a YAML value; quote it") from None
-    target = values
+    ((path, value),) = assignments([change], "--set").items()
+    keys, target = path.split("."), values
     for key in keys[:-1]:
         target = target.setdefault(key, {})
         if not isinstance(target, dict):

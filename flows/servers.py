@@ -174,7 +174,8 @@ def up(ports: Ports, *, limit: int, check: bool = False) -> None:
         if check:
             return
         say("Ctrl-C ends all of it")
-        supervisor.watch()
+        with orphans.closed_regularly():
+            supervisor.watch()
 
 
 @contextmanager

@@ -5,24 +5,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from prefect import flow, tags
-from prefect.artifacts import create_markdown_artifact
-from prefect.runtime import flow_run
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from flows import choices, console, links, orphans, recipe_files
+from flows import choices, comparing, console, orphans, recipe_files
 from flows.recipe import Recipe
-from tasks import disk, store, tracking
+from tasks import store, tracking
 from tasks.contracts import Contract, FeatherweightError, StageResult
 from tasks.ml.comparison import Trial, summarize
 from tasks.prepare import DataConfig, prepare
-from tasks.report import versions
-from tasks.reporting import page
 from tasks.reporting import study as sections
 from tasks.reporting.study import Row, Study
 from tasks.train import TrainingConfig, trial
@@ -56,31 +50,20 @@ class StudyConfig(Contract):
     seeds: int = Field(0, ge=0, le=100, title="Seeds", description="Trials of each choice. 0: the preset's.")
 
 
-def _run_name() -> str:
-    return f"study {datetime.now(UTC):%Y-%m-%d %H:%M UTC}"
+CONFIG = StudyConfig
 
 
-@flow(name="study", flow_run_name=_run_name, persist_result=False, validate_parameters=False)
+@flow(name=KIND, flow_run_name=comparing.run_name(KIND), persist_result=False, validate_parameters=False)
 def study(recipe: Recipe = Recipe(), config: StudyConfig = StudyConfig()) -> Study:
     """Train the same model in many ways, one at a time, and compare them."""
     orphans.end_with_worker()
     recipe, config = recipe_files.checked(recipe), checked(config)
-    disk.require_free_space()
-    store.sweep()
-    orphans.close()
     preset = choices.PRESETS[config.preset]
     seeds = tuple(recipe.seed + number for number in range(config.seeds or preset.seeds))
     plan = choices.plan(recipe.training, preset, choices.machine())
     data = sized(recipe.data, preset)
     about = {"preset": config.preset.value, "seeds": list(seeds), "target_accuracy": _target(config)}
-    kind = {"featherweight.kind": KIND, "prefect.flow_run_id": flow_run.id or ""}
-    with tracking.pipeline_run(
-        recipe.name,
-        {"study": about, **recipe.model_copy(update={"data": data}).model_dump(mode="json")},
-        run_name=flow_run.name or KIND,
-        tags={**kind, tracking.FLOW_RUN_URL_TAG: links.flow_run_url()},
-    ) as run_id:
-        links.show_run(run_id)
+    with comparing.parent_run(KIND, recipe.model_copy(update={"data": data}), about) as run_id:
         prepared = prepare(data, problem=recipe.problem, base_model=recipe.base_model, run_id=run_id)
         tracking.Run(run_id).dataset(data.source, prepared.splits.digest, rows=prepared.scorecard.num_rows)
         found: dict[TrainingConfig, list[Trial]] = {}
@@ -98,7 +81,7 @@ def study(recipe: Recipe = Recipe(), config: StudyConfig = StudyConfig()) -> Stu
             tracking.Run(result.run_id).rename(name)
             found.setdefault(training, []).append(_read(result, seed))
         outcome = _compare(recipe, config, plan, found, {**plan.left_out, **failed}, seeds=seeds, run_id=run_id)
-        _publish(outcome)
+        comparing.publish(sections, outcome, kind=KIND)
     return outcome
 
 
@@ -186,19 +169,6 @@ def _compare(
     )
 
 
-def _publish(outcome: Study) -> None:
-    """Writes the page beside those of other runs, and logs it, the document and the numbers to the parent run."""
-    run = tracking.Run(outcome.run_id)
-    surroundings = page.Surroundings(datetime.now().astimezone(), versions(), run.url())
-    html = sections.render(outcome, surroundings)
-    disk.write_atomically(disk.home() / "reports" / f"{outcome.run_id}.html", html)
-    run.text(html, "study.html")
-    run.text(json.dumps(sections.document(outcome), indent=1), "study.json")
-    run.metrics(sections.metrics(outcome))
-    run.describe(sections.markdown(outcome))
-    create_markdown_artifact(sections.markdown(outcome), key="study", description=sections.headline(outcome))
-
-
 def print_tables(outcome: Study) -> None:
     """Prints the tables, what was left out, and what to know of them."""
     for name, rows in outcome.tables().items():
@@ -216,24 +186,5 @@ def print_tables(outcome: Study) -> None:
 
 
 def checked(config: StudyConfig | Mapping[str, Any]) -> StudyConfig:
-    """Makes a ``StudyConfig`` of fields, such as those of a form or of the command line.
-
-    Raises:
-        FeatherweightError: with one line per field that is wrong.
-    """
-    try:
-        return StudyConfig.model_validate(config)
-    except ValidationError as error:
-        raise FeatherweightError("\n".join(recipe_files.explain(error, "study"))) from None
-
-
-def copy(outcome: Study, path: Path) -> Path:
-    """Writes the page to a path, and the document beside it with the ending ``.json``; returns the path."""
-    disk.write_atomically(path, Path(str(console.report_path(outcome.run_id))).read_text(encoding="utf-8"))
-    disk.write_atomically(path.with_suffix(".json"), json.dumps(sections.document(outcome), indent=1))
-    return path
-
-
-def document(outcome: Study) -> dict[str, Any]:
-    """The JSON document: everything the page shows."""
-    return sections.document(outcome)
+    """Makes a ``StudyConfig`` of fields, and explains those that are wrong."""
+    return comparing.checked(KIND, StudyConfig, config)

@@ -144,6 +144,15 @@ class OptimizerConfig(StageConfig):
         title="Micro-batch",
         description="Rows computed at once, to save memory; their gradients add up to the batch's. 0: the whole batch.",
     )
+    max_memory: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        title="Memory limit",
+        description="Most that training may hold, in GB (10^9 bytes): a machine's processes together, or each GPU. "
+        "How many rows are computed at once, up to micro_batch, and whether activations are computed again is then "
+        "chosen to stay below it; the batch stays the same. 0: nothing is planned.",
+    )
     embeddings: Embeddings = Field(
         Embeddings.SPARSE,
         title="Token embeddings",
@@ -261,6 +270,8 @@ class Scorecard(Contract):
     """Largest absolute logit difference between the runtime and the simulated model."""
     mean_abs_error: float | None = None
     num_parameters: int | None = None
+    sparsity: float | None = None
+    """Fraction of the weights of the backbone's linear layers that are zero, where zeros are held."""
     size_mb: float | None = None
     """Bytes of the weights on disk (``model.safetensors`` or ``model.onnx`` and its data) / 10^6."""
     latency_p50_ms: float | None = None
@@ -317,6 +328,26 @@ class CheckStatus(StrEnum):
     UNDECIDABLE = "undecidable"
 
 
+class Parting(Contract):
+    """The rows on which two models part, and what they say: the tests behind a check of quality."""
+
+    lost: int
+    """Rows that only the teacher got right."""
+    gained: int
+    """Rows that only the shipped model got right."""
+    mcnemar_p: float
+    """Two-sided p-value of the exact McNemar test that neither is better."""
+    margin: float
+    """Drop of accuracy that is acceptable (the check's limit)."""
+    noninferiority_p: float
+    """One-sided p-value of the score test that the drop is the margin or more."""
+    confidence: float
+    largest_drop: float
+    """With that (one-sided) confidence the drop is not larger than this."""
+    rows_needed: int | None = None
+    """Rows that would decide an undecidable check; ``None`` where it is decided, or where rows would not help."""
+
+
 class Check(Contract):
     """One budget check: what was measured, how surely, and against which limit."""
 
@@ -333,6 +364,8 @@ class Check(Contract):
     status: CheckStatus
     explanation: str
     """One sentence a person can read."""
+    parting: Parting | None = None
+    """For a check of quality."""
 
 
 class Verdict(Contract):

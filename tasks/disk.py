@@ -70,12 +70,17 @@ def require_free_space(num_bytes: int = MIN_FREE_BYTES) -> None:
 
 
 @contextlib.contextmanager
-def lock(name: str) -> Iterator[None]:
-    """Holds an exclusive ``flock`` on a name; the kernel releases it when the process dies."""
+def lock(name: str, *, shared: bool = False) -> Iterator[None]:
+    """Holds a ``flock`` on a name, between threads as between processes; the kernel releases it when the process dies.
+
+    Args:
+        shared: whether others may hold it shared at the same time.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with (folder("locks") / f"{name}.lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.info("waiting for another process that holds %s", name[:12])
-            fcntl.flock(file, fcntl.LOCK_EX)
+            logger.info("waiting for who holds %s", name[:12])
+            fcntl.flock(file, kind)
         yield

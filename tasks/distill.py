@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from pydantic import Field
 
 from tasks import store, tutoring
 from tasks.contracts import Bundle, Splits, StageOutput
 from tasks.stage import stage
+
+CALIBRATION_BATCH = 16
+
+
+class LayerChoice(StrEnum):
+    SPREAD = "spread"
+    INFLUENCE = "influence"
 
 
 class DistillationConfig(tutoring.TutoringConfig):
@@ -20,20 +29,53 @@ class DistillationConfig(tutoring.TutoringConfig):
     layers: int = Field(
         3, ge=1, le=1000, title="Student layers", description="Transformer layers, spread evenly over the teacher's."
     )
+    layer_choice: LayerChoice = Field(
+        LayerChoice.SPREAD,
+        title="Which layers",
+        description="spread: evenly over the teacher's, the last included; influence: those that turn the hidden state "
+        "most on the calibration split.",
+    )
+    keep_hidden: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        title="Hidden width kept",
+        description="Fraction of the teacher's hidden size, rounded to whole head sizes; a learned projection compares "
+        "hidden states in training.",
+    )
 
 
-@stage
+@stage(salt=tutoring.augmentation_digest)
 def distill(source: Bundle, splits: Splits, config: DistillationConfig, *, seed: int) -> StageOutput:
     """Cuts a student out of the teacher and teaches it with logits, hidden states and attention relations.
 
     The losses and their papers are in ``tasks.ml.losses``.
     """
-    from tasks.ml import modeling, surgery
+    from tasks.ml import datasets, layer_choice, learning, modeling, surgery, width
 
     teacher = modeling.load(store.path(source.digest), source.problem)
     tokenizer = modeling.load_tokenizer(store.path(source.digest))
-    layer_map = surgery.spread(len(modeling.shapes(teacher)), config.layers)
-    student = surgery.keep_layers(teacher, layer_map)
+    calibration = datasets.read(store.path(splits.digest), "calibration", tokenizer)
+    batches = list(learning.batches(calibration, CALIBRATION_BATCH, pad_id=tokenizer.pad_token_id))
+    total = len(modeling.shapes(teacher))
+    if config.layer_choice is LayerChoice.SPREAD:
+        kept = layer_map = surgery.spread(total, config.layers)
+    else:
+        kept = layer_choice.most_influential(layer_choice.influence(teacher, batches), config.layers)
+        layer_map = layer_choice.taught(kept, total)
+    student = surgery.keep_layers(teacher, kept)
+    if config.keep_hidden < 1:
+        head_size = teacher.config.hidden_size // teacher.config.num_attention_heads  # type: ignore[union-attr, operator]
+        scores = width.importance(student, batches)
+        student = width.keep_hidden(student, width.top(scores, keep=config.keep_hidden, head_size=head_size))  # type: ignore[arg-type]
     return tutoring.teach(
-        "distill", student, teacher, tokenizer, splits=splits, layer_map=layer_map, config=config, seed=seed
+        "distill",
+        student,
+        teacher,
+        tokenizer,
+        splits=splits,
+        layer_map=layer_map,
+        config=config,
+        seed=seed,
+        memory=tutoring.memory(source),
     )

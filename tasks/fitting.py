@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tasks import progress, publish, tracking
@@ -51,18 +52,37 @@ def learn(
         else:
             history = lesson.learn(model, **settings)
     logger.info("%s: precision %s", title, history.notes["precision"])
+    if "memory" in history.notes:
+        tell(title, history.notes["memory"])
     tracking.current().tags({f"featherweight.{key}": str(value) for key, value in history.notes.items()})
     return history
 
 
-def fit(title: str, model: nn.Module, tokenizer: Any, lesson: Lesson, *, train: Split, **options: Any) -> StageOutput:
+def tell(title: str, held: Mapping[str, Any]) -> None:
+    """Says what a run that was to stay below a limit held, from its notes; warns if that was more."""
+    level = logging.WARNING if held["measured_mb"] > held["limit_mb"] else logging.INFO
+    said = "%s: a process held up to %.0f MB; %.0f were predicted, and %.0f are allowed (max_memory)"
+    logger.log(level, said, title, held["measured_mb"], held["predicted_mb"], held["limit_mb"])
+
+
+def fit(
+    title: str,
+    model: nn.Module,
+    tokenizer: Any,
+    lesson: Lesson,
+    *,
+    train: Split,
+    evidence: Mapping[str, str] | None = None,
+    **options: Any,
+) -> StageOutput:
     """Fits and publishes a model; reports its quality on the selection split and the gap to the training split.
 
     Args:
         train: labelled rows of the training split.
+        evidence: files to publish beside the history, by name.
         options: passed on to ``learn``.
     """
-    from tasks.ml import learning, modeling, problems
+    from tasks.ml import learning, modeling, problems, sparsity
 
     history = learn(title, model, lesson, **options)
     quality = lesson.quality(model)
@@ -73,7 +93,7 @@ def fit(title: str, model: nn.Module, tokenizer: Any, lesson: Lesson, *, train: 
     speeds = [point["samples_per_s"] for point in history.points]
     return StageOutput(
         bundle=bundle,
-        evidence=publish.evidence({"history.json": history.to_json()}),
+        evidence=publish.evidence({"history.json": history.to_json(), **(evidence or {})}),
         scorecard=Scorecard(
             split="selection",
             num_examples=len(lesson.selection),
@@ -84,6 +104,7 @@ def fit(title: str, model: nn.Module, tokenizer: Any, lesson: Lesson, *, train: 
             agreement_with_teacher=quality.get("agreement"),
             num_parameters=modeling.num_parameters(model),
             size_mb=size_mb,
+            sparsity=sparsity.fraction(model) if lesson.hold_zeros else None,
             train_time_s=history.notes["training_s"],
             samples_per_s=sum(speeds) / len(speeds) if speeds else None,
         ),

@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from tasks import store, tracking
-from tasks.contracts import Check, CheckStatus, Digest, StageConfig, Verdict
+from tasks.contracts import Check, CheckStatus, Digest, Parting, StageConfig, Verdict
 
 if TYPE_CHECKING:
     from tasks.ml.statistics import Interval
@@ -61,21 +61,39 @@ def decide(interval: Interval, limit: float, direction: Direction, *, band: tupl
 
 def _quality_drop(teacher: Any, shipped: Any, budget: BudgetConfig) -> Check:
     """Accuracy lost, from per-row correctness (N,) of both models on the same rows."""
-    from tasks.ml import statistics
+    from tasks.ml import discordance, statistics
 
-    interval = statistics.accuracy_difference(teacher, shipped, confidence=budget.confidence)
-    limit, n = budget.max_quality_drop, len(teacher)
-    status = decide(interval, limit, "at_most", band=(limit - abs(limit), limit + abs(limit)))
+    confidence, limit = budget.confidence, budget.max_quality_drop
+    interval = statistics.accuracy_difference(teacher, shipped, confidence=confidence)
+    counts = discordance.count(teacher, shipped)
+    near, far = limit - abs(limit), limit + abs(limit)
+    status = decide(interval, limit, "at_most", band=(near, far))
     measured = interval.measured
     moved = f"fell by {100 * measured:.2f}" if measured >= 0 else f"rose by {-100 * measured:.2f}"
     explanation = (
-        f"accuracy {moved} points on {n} paired test rows ({100 * budget.confidence:g} % interval of the loss "
+        f"accuracy {moved} points on {counts.n} paired test rows ({100 * confidence:g} % interval of the loss "
         f"{_points(interval.low)} to {_points(interval.high)}); at most {100 * limit:g} may be lost"
     )
+    needed = None
     if status is CheckStatus.UNDECIDABLE:
-        ruled_out = 100 * (limit + abs(limit) if measured <= limit else limit - abs(limit))
-        explanation += f"; too few rows to rule out a loss of {ruled_out:g}, use more test rows"
-    return _check("quality_drop", interval, limit, "at_most", n, status, explanation)
+        rule_out = far if measured <= limit else near
+        needed = discordance.rows_needed(*counts, rule_out=rule_out, confidence=confidence)
+        explanation += f"; undecidable at this n: {_needed(needed)} to rule out a loss of {100 * rule_out:g}"
+    parting = Parting(
+        lost=counts.lost,
+        gained=counts.gained,
+        mcnemar_p=discordance.mcnemar(counts.lost, counts.gained),
+        margin=limit,
+        noninferiority_p=discordance.noninferiority(*counts, margin=limit),
+        confidence=confidence,
+        largest_drop=discordance.largest_drop(*counts, confidence=confidence),
+        rows_needed=needed,
+    )
+    return _check("quality_drop", interval, limit, "at_most", counts.n, status, explanation, parting)
+
+
+def _needed(rows: int | None) -> str:
+    return "no number of rows is enough" if rows is None else f"at least {rows:,} rows are needed"
 
 
 def _shrink(teacher: dict[str, Any], shipped: dict[str, Any], budget: BudgetConfig) -> Check:
@@ -112,7 +130,14 @@ def _points(fraction: float) -> str:
 
 
 def _check(
-    name: str, interval: Interval, limit: float, direction: Direction, n: int, status: CheckStatus, explanation: str
+    name: str,
+    interval: Interval,
+    limit: float,
+    direction: Direction,
+    n: int,
+    status: CheckStatus,
+    explanation: str,
+    parting: Parting | None = None,
 ) -> Check:
     return Check(
         name=name,
@@ -122,6 +147,7 @@ def _check(
         n=n,
         status=status,
         explanation=explanation,
+        parting=parting,
     )
 
 
@@ -150,5 +176,8 @@ def judge(evidence: Digest, budget: BudgetConfig, *, run_id: str) -> Verdict:
     run = tracking.Run(run_id)
     for check in verdict.checks:
         run.metrics({check.name: check.measured, f"{check.name}_low": check.low, f"{check.name}_high": check.high})
+        if check.parting:
+            tests = check.parting.model_dump(exclude={"margin", "confidence"}, exclude_none=True)
+            run.metrics({f"{check.name}_{name}": float(value) for name, value in tests.items()})
     run.tags({"featherweight.verdict": verdict.status.value, "featherweight.verdict_reason": verdict.reason})
     return verdict

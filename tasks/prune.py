@@ -2,25 +2,96 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import functools
+import json
+import logging
+import statistics
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Self
 
-from tasks import store, tutoring
-from tasks.contracts import Bundle, Splits, StageOutput
+from pydantic import Field, model_validator
+
+from tasks import latency, store, tracking, tutoring
+from tasks.contracts import Bundle, Parallelism, Splits, StageOutput
+from tasks.ml import machine
 from tasks.stage import stage
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tasks.ml.datasets import Split
+    from tasks.ml.importance import LayerImportance
+
+logger = logging.getLogger("featherweight")
+
 CALIBRATION_BATCH = 16
+
+
+class Sparsity(StrEnum):
+    NONE = "none"
+    MAGNITUDE = "magnitude"
+    WANDA = "wanda"
+    SPARSEGPT = "sparsegpt"
+
+
+class Importance(StrEnum):
+    TAYLOR = "taylor"
+    ACTIVATION = "activation"
+
+
+class ServedAs(StrEnum):
+    INT8_DYNAMIC = "int8-dynamic"
+    FP32 = "fp32"
 
 
 class PruningConfig(tutoring.TutoringConfig):
     """How much width to keep, and how long to recover."""
 
-    epochs: float = Field(2, gt=0, le=1000, title="Recovery epochs", description="Passes over the texts after the cut.")
+    epochs: float = Field(
+        2, gt=0, le=1000, title="Recovery epochs", description="Passes over the texts after the cut, in all rounds."
+    )
     learning_rate: float = Field(2e-4, gt=0, le=1, title="Learning rate", description="Peak learning rate of recovery.")
     keep_ffn: float = Field(
         0.5, gt=0, le=1, title="FFN width kept", description="Fraction of FFN channels kept per layer."
     )
     keep_heads: float = Field(
         0.75, gt=0, le=1, title="Heads kept", description="Fraction of attention heads kept per layer."
+    )
+    target_speedup: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        title="Target speed-up",
+        description="How many times faster than the unpruned student, by a table of times measured on this machine; "
+        "each layer then keeps what is missed most for its time, and may lose attention or FFN whole. "
+        "0: keep_ffn and keep_heads in every layer.",
+    )
+    served_as: ServedAs = Field(
+        ServedAs.INT8_DYNAMIC,
+        title="Served as",
+        description="What the table of times is measured in; for target_speedup.",
+    )
+    request_rows: int = Field(
+        1,
+        ge=1,
+        le=4096,
+        title="Rows per request",
+        description="Rows of a typical request, of the median length of the calibration split; for target_speedup.",
+    )
+    importance: Importance = Field(
+        Importance.TAYLOR,
+        title="Importance",
+        description="taylor: by how much the loss would change, to first order; activation: by how much a unit adds to "
+        "the output of its block.",
+    )
+    rounds: int = Field(
+        1,
+        ge=1,
+        le=100,
+        title="Rounds",
+        description="Cuts on the way to the last one, each with its own measure of importance and its share of the "
+        "recovery epochs.",
     )
     keep_vocabulary: float = Field(
         1.0,
@@ -29,9 +100,103 @@ class PruningConfig(tutoring.TutoringConfig):
         title="Vocabulary kept",
         description="Fraction of tokens kept, the most frequent; rarer words fall back to sub-words.",
     )
+    sparsity: Sparsity = Field(
+        Sparsity.NONE,
+        title="Sparsity",
+        description="How single weights of the linear layers are chosen to be zero, and stay it. Their files compress "
+        "better; ONNX Runtime computes with zeros as with other numbers, so nothing gets faster or smaller by itself.",
+    )
+    sparsity_pattern: str = Field(
+        "unstructured",
+        pattern=r"^(unstructured|[1-9][0-9]*:[1-9][0-9]*)$",
+        title="Sparsity pattern",
+        description="unstructured: zeros anywhere; n:m, such as 2:4: n of every m neighbouring weights are kept.",
+    )
+    sparsity_fraction: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        title="Sparsity fraction",
+        description="Fraction of the weights that become zero with pattern unstructured; n:m has its own.",
+    )
+
+    @model_validator(mode="after")
+    def _zeros_can_stay(self) -> Self:
+        if self.sparsity is Sparsity.NONE:
+            return self
+        kept, _, group = self.sparsity_pattern.partition(":")
+        if group and int(kept) > int(group):
+            raise ValueError(f"sparsity_pattern: {kept} of {group} weights cannot be kept; write n:m with n ≤ m")
+        if self.lora_rank:
+            raise ValueError("lora_rank: low-rank updates fill the zeros of sparsity; choose rank 0, or sparsity none")
+        if self.num_processes > 1 and self.parallelism is not Parallelism.REPLICATED:
+            raise ValueError("sparsity: zeros are held in whole layers; choose parallelism replicated")
+        return self
 
 
-@stage
+def with_zeros(model: nn.Module, calibration: Split, config: PruningConfig, *, pad_id: int) -> tuple[nn.Module, str]:
+    """Returns a model with zeros among its weights, and as JSON what they damage and gain."""
+    from tasks.ml import learning, sparse_gain, sparsity
+
+    sparse, damage = sparsity.sparsify(
+        model,
+        list(learning.batches(calibration, CALIBRATION_BATCH, pad_id=pad_id)),
+        method=config.sparsity,
+        pattern=sparsity.Pattern.parse(config.sparsity_pattern, config.sparsity_fraction),
+    )
+    gain = sparse_gain.gain(sparsity.linears(model), sparsity.linears(sparse))
+    return sparse, json.dumps({"damage": damage, **gain}, indent=1)
+
+
+Plan = Callable[["list[LayerImportance]", float], list[dict[str, int]]]
+"""From importance and the share of the way, 0 to 1, to the heads and FFN channels that each layer keeps."""
+
+
+def _plan(student: nn.Module, lengths: list[int], config: PruningConfig, problem: str) -> Plan:
+    """How far to cut: by fractions of every layer, or by measured times."""
+    from tasks.ml import allocation, modeling, surgery
+
+    full = modeling.shapes(student)
+    if config.target_speedup == 0:
+        return lambda _, way: surgery.fraction(
+            full, heads=1 - (1 - config.keep_heads) * way, ffn=1 - (1 - config.keep_ffn) * way
+        )
+    length = int(statistics.median(lengths))
+    integer = config.served_as is ServedAs.INT8_DYNAMIC
+    table = latency.table(student, problem, batch=config.request_rows, length=length, integer=integer)
+    before = table.predict(full)
+
+    def plan(scores: list[LayerImportance], way: float) -> list[dict[str, int]]:
+        shapes = allocation.allocate(scores, table, milliseconds=before / config.target_speedup**way)
+        after = table.predict(shapes)
+        logger.info("prune: %.3f ms predicted, of %.3f; layers keep %s", after, before, shapes)
+        found = {"length": length, "before_ms": before, "after_ms": after, "layers": shapes}
+        tracking.current().text(json.dumps(found, indent=1), f"allocation-{way:.2f}.json")
+        return shapes
+
+    return plan
+
+
+def _outside(*, config: PruningConfig, **_: Any) -> str:
+    """What the result depends on beside inputs and config: a measured time belongs to the machine that it was taken on,
+    and words may be another model's."""
+    place = machine.identity() if config.target_speedup else ""
+    return place + tutoring.augmentation_digest(config)
+
+
+def _report_safety(before: Any, after: Any) -> None:
+    """Notes what the smaller vocabulary does to text of another domain than any that it was chosen by."""
+    from tasks.ml import vocabulary
+
+    found = vocabulary.safety(before, after, vocabulary.foreign_texts())
+    logger.info(
+        "prune: on text of another domain %.2f times as many tokens, and %.3f %% unknown (%.3f %% before)",
+        found["token_growth"], 100 * found["unknown_rate"], 100 * found["unknown_rate_before"],
+    )  # fmt: skip
+    tracking.current().metrics({f"vocabulary_{name}": value for name, value in found.items()})
+
+
+@stage(salt=_outside)
 def prune(source: Bundle, splits: Splits, config: PruningConfig, *, teacher: Bundle, seed: int) -> StageOutput:
     """Removes what the calibration split misses least, then lets the teacher heal it.
 
@@ -39,24 +204,46 @@ def prune(source: Bundle, splits: Splits, config: PruningConfig, *, teacher: Bun
     """
     from tasks.ml import datasets, importance, learning, modeling, problems, surgery
 
+    problem, data = problems.get(source.problem), store.path(splits.digest)
     student = modeling.load(store.path(source.digest), source.problem)
     tokenizer = modeling.load_tokenizer(store.path(source.digest))
     master = modeling.load(store.path(teacher.digest), teacher.problem)
-    data = store.path(splits.digest)
-    calibration = datasets.read(data, "calibration", tokenizer)
-    scores = importance.taylor(
-        student,
-        learning.batches(calibration, CALIBRATION_BATCH, pad_id=tokenizer.pad_token_id),
-        lambda logits, batch: problems.get(source.problem).loss(logits, batch["targets"]),
-    )
-    smaller = surgery.keep_top(student, scores, keep_heads=config.keep_heads, keep_ffn=config.keep_ffn)
+    tokens: list[int] | None = None
     if config.keep_vocabulary < 1:
         rows = datasets.read(data, "train", tokenizer).input_ids + datasets.read(data, "unlabeled", tokenizer).input_ids
         tokens = surgery.choose_tokens(tokenizer, rows, keep=config.keep_vocabulary)
-        smaller, tokenizer = surgery.keep_tokens(smaller, tokenizer, tokens)
         # The teacher must hear the same tokens for its hidden states to be comparable.
         master, _ = surgery.keep_tokens(master, modeling.load_tokenizer(store.path(teacher.digest)), tokens)
-    layer_map = surgery.spread(len(modeling.shapes(master)), len(modeling.shapes(smaller)))
-    return tutoring.teach(
-        "prune", smaller, master, tokenizer, splits=splits, layer_map=layer_map, config=config, seed=seed
-    )
+        student, smaller_tokenizer = surgery.keep_tokens(student, tokenizer, tokens)
+        _report_safety(tokenizer, smaller_tokenizer)
+        tokenizer = smaller_tokenizer
+    calibration = datasets.read(data, "calibration", tokenizer)
+    plan = _plan(student, [len(row) for row in calibration.input_ids], config, source.problem)
+
+    def cut(model: nn.Module, way: float) -> nn.Module:
+        batches = learning.batches(calibration, CALIBRATION_BATCH, pad_id=tokenizer.pad_token_id)
+        if config.importance is Importance.TAYLOR:
+            scores = importance.taylor(model, batches, lambda logits, batch: problem.loss(logits, batch["targets"]))
+        else:
+            scores = importance.activation(model, batches)
+        return surgery.keep_counts(model, scores, plan(scores, way))
+
+    layer_map = surgery.spread(len(modeling.shapes(master)), len(modeling.shapes(student)))
+    lesson: dict[str, Any] = {
+        "splits": splits,
+        "layer_map": layer_map,
+        "config": config.model_copy(
+            update={"epochs": config.epochs / config.rounds, "steps": -(-config.steps // config.rounds)}
+        ),
+        "seed": seed,
+        "memory": tutoring.memory(teacher, vocabulary=tokens),
+    }
+    for number in range(1, config.rounds):
+        smaller = functools.partial(cut, student, number / config.rounds)
+        student = tutoring.teach_between(f"prune-{number}", smaller, master, tokenizer, **lesson)
+    student = cut(student, 1.0)
+    evidence: dict[str, str] = {}
+    if config.sparsity is not Sparsity.NONE:
+        student, evidence["sparsity.json"] = with_zeros(student, calibration, config, pad_id=tokenizer.pad_token_id)
+        lesson["hold_zeros"] = True
+    return tutoring.teach("prune", student, master, tokenizer, evidence=evidence, **lesson)

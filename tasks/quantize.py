@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tasks import publish, store
-from tasks.contracts import Bundle, Scorecard, Splits, StageConfig, StageOutput
+from tasks import fitting, publish, store, tutoring
+from tasks.contracts import Bundle, Embeddings, Parallelism, Precision, Scorecard, Splits, StageConfig, StageOutput
 from tasks.stage import stage
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tasks.ml.quantization import Spec
 
 
 class Scheme(StrEnum):
     NONE = "none"
     INT8_DYNAMIC = "int8-dynamic"
+    INT8_STATIC = "int8-static"
+    INT4 = "int4"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+INTEGER = (Scheme.INT8_DYNAMIC, Scheme.INT8_STATIC, Scheme.INT4)
+FLOATING = (Scheme.FP16, Scheme.BF16)
 
 
 class EmbeddingScheme(StrEnum):
@@ -22,13 +36,51 @@ class EmbeddingScheme(StrEnum):
     INT4 = "int4"
 
 
+class Calibration(StrEnum):
+    MIN_MAX = "min-max"
+    PERCENTILE = "percentile"
+    ENTROPY = "entropy"
+
+
+class Rounding(StrEnum):
+    NEAREST = "nearest"
+    GPTQ = "gptq"
+
+
+class AwareTrainingConfig(tutoring.TutoringConfig):
+    """Quantization-aware training: the teacher corrects the model while it computes as if it were quantized."""
+
+    epochs: float = Field(
+        0, ge=0, le=1000, title="Epochs", description="Passes over the texts with quantization simulated; 0: none."
+    )
+    learning_rate: float = Field(2e-5, gt=0, le=1, title="Learning rate", description="Peak learning rate.")
+    embeddings: Embeddings = Field(
+        Embeddings.FROZEN,
+        title="Token embeddings",
+        description="frozen keeps the table as it was rounded; sparse and dense train it, and it is rounded again.",
+    )
+
+    @model_validator(mode="after")
+    def _layers_can_be_simulated(self) -> Self:
+        asked = {
+            "lora_rank": self.lora_rank > 0,
+            "precision fp8": self.precision is Precision.FP8,
+            "parallelism tensor": self.num_processes > 1 and self.parallelism is Parallelism.TENSOR,
+        }
+        for name in (name for name, given in asked.items() if given and self.epochs):
+            raise ValueError(f"{name}: not while quantization is simulated; leave it out, or set epochs to 0")
+        return self
+
+
 class QuantizationConfig(StageConfig):
-    """What becomes integer."""
+    """What becomes integer, and how its scales and codes are chosen."""
 
     scheme: Scheme = Field(
         Scheme.INT8_DYNAMIC,
         title="Scheme",
-        description="int8-dynamic: int8 weights per channel, uint8 activations scaled at run time.",
+        description="int8-dynamic: int8 weights per channel, uint8 activations scaled at run time; int8-static: "
+        "scales from the calibration split, so that rows do not depend on their batch; int4: 4-bit weights in blocks, "
+        "smallest and not faster than fp32; fp16 and bf16: for GPUs.",
     )
     embeddings: EmbeddingScheme = Field(
         EmbeddingScheme.INT8,
@@ -36,41 +88,140 @@ class QuantizationConfig(StageConfig):
         description="Precision of the token embeddings: int8 per row, or int4 in blocks.",
     )
     block_size: int = Field(
-        32, ge=16, le=256, title="Block size", description="Columns that share a scale in int4 tables."
+        32, ge=16, le=256, title="Block size", description="Columns that share a scale where codes have 4 bits."
     )
+    calibration: Calibration = Field(
+        Calibration.MIN_MAX,
+        title="Calibration",
+        description="Ranges of activations for int8-static: all values, 99.99 % of them, or what loses least "
+        "information (KL divergence).",
+    )
+    smoothing: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        title="SmoothQuant",
+        description="How far outliers of activations move into the weights (alpha, 0.5 is usual); 0: not at all.",
+    )
+    rounding: Rounding = Field(
+        Rounding.NEAREST,
+        title="Rounding",
+        description="Of the weights of linear layers: to nearest, or by GPTQ, which lets later columns make up for "
+        "earlier ones on the calibration split.",
+    )
+    max_damage: float = Field(
+        0.0,
+        ge=0,
+        title="Damage allowed",
+        description="Divergence (nats per row, calibration split) that quantized linear layers may cause; the layers "
+        "that cause most get more bits until it is kept. 0: no limit, and no scan.",
+    )
+    training: AwareTrainingConfig = Field(AwareTrainingConfig(), title="Quantization-aware training")
+
+    @model_validator(mode="after")
+    def _integers_where_needed(self) -> Self:
+        asked = {
+            "smoothing": self.smoothing > 0,
+            "rounding": self.rounding is not Rounding.NEAREST,
+            "max_damage": self.max_damage > 0,
+            "training.epochs": self.training.epochs > 0,
+        }
+        for name in (name for name, given in asked.items() if given and self.scheme not in INTEGER):
+            raise ValueError(f"{name}: needs an integer scheme ({', '.join(INTEGER)}), and scheme is {self.scheme}")
+        return self
+
+    def for_plan(self) -> dict[str, Any]:
+        """Returns the keyword arguments of ``quantization.plan``."""
+        return {
+            "linears": self.scheme in INTEGER,
+            "scheme": self.scheme.value,
+            "token_bits": {"none": 32, "int8": 8, "int4": 4}[self.embeddings],
+            "block_size": self.block_size,
+            "floats": self.scheme.value if self.scheme in FLOATING else "fp32",
+        }
 
 
 @stage
-def quantize(source: Bundle, splits: Splits, config: QuantizationConfig) -> StageOutput:
+def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teacher: Bundle, seed: int) -> StageOutput:
     """Writes the quantization spec beside the weights and reports the quality of its simulation."""
-    from tasks.ml import datasets, evaluation, learning, modeling, problems, quantization
+    from tasks.ml import datasets, evaluation, learning, modeling, post_training, problems, quantization, sensitivity
 
     model = modeling.load(store.path(source.digest), source.problem)
     tokenizer = modeling.load_tokenizer(store.path(source.digest))
-    selection = datasets.read(store.path(splits.digest), "selection", tokenizer)
-    spec = quantization.plan(
-        model,
-        linears=config.scheme is Scheme.INT8_DYNAMIC,
-        token_bits={"none": 32, "int8": 8, "int4": 4}[config.embeddings],
-        block_size=config.block_size,
+    problem, pad_id = problems.get(source.problem), tokenizer.pad_token_id
+    calibration, selection = (
+        datasets.read(store.path(splits.digest), name, tokenizer) for name in ("calibration", "selection")
     )
+    before = evaluation.logits(model, selection.input_ids, pad_id=pad_id)
+    spec, scan = post_training.decide(
+        model,
+        quantization.plan(model, **config.for_plan()),
+        problem,
+        calibration,
+        pad_id=pad_id,
+        alpha=config.smoothing,
+        method=config.calibration,
+        max_damage=config.max_damage,
+        use_gptq=config.rounding is Rounding.GPTQ,
+    )
+    files = {sensitivity.FILE: scan.to_json()} if scan else {}
+    if config.training.epochs:
+        files["history.json"] = _train(model, tokenizer, spec, teacher, splits=splits, config=config, seed=seed)
     bundle, _ = publish.torch_bundle(model, tokenizer, source.problem, spec=spec)
     size_mb = quantization.num_bytes(model, spec) / 1e6
     num_parameters = modeling.num_parameters(model)
-    pad_id = tokenizer.pad_token_id
-    before = evaluation.logits(model, selection.input_ids, pad_id=pad_id)
     quantization.simulate(model, spec)
-    quality = learning.quality(model, problems.get(source.problem), selection, pad_id=pad_id, reference=before)
+    answer = evaluation.answers(store.path(teacher.digest), store.path(splits.digest), teacher.problem)
+    others = {"unquantized": before, "teacher": answer}
+    quality = learning.quality(model, problem, selection, pad_id=pad_id, others=others)
     return StageOutput(
         bundle=bundle,
-        evidence=publish.evidence({quantization.SPEC_FILE: spec.to_json()}),
+        evidence=publish.evidence({quantization.SPEC_FILE: spec.to_json(), **files}),
         scorecard=Scorecard(
             split="selection",
             num_examples=len(selection),
             accuracy=quality["accuracy"],
             loss=quality["loss"],
-            agreement_with_unquantized=quality["agreement"],
+            agreement_with_teacher=quality.get("agreement_with_teacher"),
+            agreement_with_unquantized=quality["agreement_with_unquantized"],
             num_parameters=num_parameters,
             size_mb=size_mb,
         ),
     )
+
+
+def _train(
+    model: nn.Module,
+    tokenizer: Any,
+    spec: Spec,
+    teacher: Bundle,
+    *,
+    splits: Splits,
+    config: QuantizationConfig,
+    seed: int,
+) -> str:
+    """Has the teacher correct the model, in place, while it computes as if quantized; returns the history as JSON."""
+    from tasks.ml import fake_quantization, modeling, surgery
+
+    master = modeling.load(store.path(teacher.digest), teacher.problem)
+    vocabulary = modeling.load_tokenizer(store.path(teacher.digest))
+    tokens = surgery.tokens_of(vocabulary, tokenizer)
+    cut = len(tokens) < len(vocabulary)
+    if cut:
+        master, _ = surgery.keep_tokens(master, vocabulary, tokens)
+    layer_map = surgery.spread(len(modeling.shapes(master)), len(modeling.shapes(model)))
+    lesson, _ = tutoring.prepare_lesson(
+        model,
+        master,
+        tokenizer,
+        splits=splits,
+        layer_map=layer_map,
+        config=config.training,
+        seed=seed,
+        memory=tutoring.memory(teacher, vocabulary=tokens if cut else None),
+        spec=spec,
+    )
+    options: Any = {"config": config.training, "seed": seed, "steps": config.training.steps}
+    history = fitting.learn("quantize", model, lesson, **options)
+    fake_quantization.settle(model.cpu(), spec)
+    return history.to_json()

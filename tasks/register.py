@@ -13,7 +13,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks import disk, registry, store, tracking
-from tasks.contracts import Digest, Outcome, Release
+from tasks.contracts import Digest, Outcome, Release, Splits, StageResult, Verdict
 
 logger = logging.getLogger("featherweight")
 
@@ -24,29 +24,71 @@ RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 def register(name: str, outcome: Outcome, *, run_id: str) -> Release:
     """Publishes what passed as a serving bundle and as a version of the registered model ``name``."""
     assert outcome.verdict.passed, "only a passed verdict is registered"
-    digest = serving_bundle(name, outcome, run_id)
+    release = _version(name, serving_bundle(name, outcome, run_id), outcome.verdict, run_id)
+    _set_alias(registry.CANDIDATE, release, run_id)
+    return release
+
+
+@task(name="keep", persist_result=False, cache_policy=NO_CACHE)
+def keep(
+    name: str, splits: Splits, appraised: StageResult, baseline: StageResult, *, alias: str, run_id: str
+) -> Release:
+    """Makes a candidate that was not judged yet a version of the registered model, and lets an alias name it.
+
+    Args:
+        appraised: what ``appraise`` gave for the candidate, and ``baseline`` for its teacher.
+        run_id: the MLflow run that holds the candidate's recipe as parameters.
+    """
+    teacher, candidate = _read(baseline, "appraisal.json"), _read(appraised, "appraisal.json")
+    validation = {
+        "device": {key: candidate[key] for key in ("provider", "cpu_model", "threads")},
+        "split": appraised.scorecard.split,
+        "n": candidate["num_examples"],
+        "models": [teacher | {"stage": "train"}, candidate | {"stage": "validate"}],
+    }
+    release = _version(name, _bundle(name, splits, appraised, validation, None, run_id), None, run_id)
+    _set_alias(alias, release, run_id)
+    return release
+
+
+def _read(result: StageResult, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((store.path(result.evidence) / name).read_text(encoding="utf-8"))
+    return found
+
+
+def _set_alias(alias: str, release: Release, run_id: str) -> None:
+    tracking.client().set_registered_model_alias(release.name, alias, str(release.version))
+    version = f"{release.name}/{release.version}"
+    tracking.Run(run_id).tags({registry.DIGEST_TAG: release.digest, "featherweight.version": version})
+
+
+def _version(name: str, digest: Digest, verdict: Verdict | None, run_id: str) -> Release:
+    """Finds the version that already is this bundle, or creates one."""
     with disk.lock(f"register-{name}"):
         version = _find(name, digest)
         if version is None:
-            version = _only(name, digest, _create(name, digest, outcome, run_id))
+            version = _only(name, digest, _create(name, digest, verdict, run_id))
         else:
             logger.info("register: %s version %s already is this bundle", name, version)
-    tracking.client().set_registered_model_alias(name, registry.CANDIDATE, str(version))
-    tracking.Run(run_id).tags({registry.DIGEST_TAG: digest, "featherweight.version": f"{name}/{version}"})
     return Release(name=name, version=version, digest=digest, model_uri=f"models:/{name}/{version}")
 
 
 def serving_bundle(name: str, outcome: Outcome, run_id: str) -> Digest:
     """Builds the bundle from what ``prepare`` and ``validate`` published, and publishes it."""
-    import pyarrow as pa
-
-    from tasks.serving import bundle
-
     stages = {stage.stage: stage for stage in outcome.stages}
     prepared, served = stages["prepare"], stages["validate"]
     assert prepared.splits is not None
+    return _bundle(name, prepared.splits, served, _read(served, "validation.json"), outcome.verdict, run_id)
+
+
+def _bundle(
+    name: str, splits: Splits, served: StageResult, validation: dict[str, Any], verdict: Verdict | None, run_id: str
+) -> Digest:
+    from tasks.ml import datasets
+    from tasks.serving import bundle
+
     assert served.bundle is not None
-    dataset = store.path(prepared.splits.digest)
+    dataset = store.path(splits.digest)
     recipe = tracking.client().get_run(run_id).data.params
     with store.workspace() as folder:
         bundle.build(
@@ -57,9 +99,9 @@ def serving_bundle(name: str, outcome: Outcome, run_id: str) -> Digest:
             base_model=recipe["base_model"],
             data=recipe["data.source"],
             max_length=json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))["max_length"],
-            texts=pa.ipc.open_file(dataset / "selection.arrow").read_all()["text"].to_pylist(),
-            validation=json.loads((store.path(served.evidence) / "validation.json").read_text(encoding="utf-8")),
-            verdict=outcome.verdict,
+            texts=datasets.texts(dataset, "selection"),
+            validation=validation,
+            verdict=verdict,
         )
         return store.publish(folder)
 
@@ -80,22 +122,22 @@ def _only(name: str, digest: Digest, created: int) -> int:
     return first
 
 
-def _create(name: str, digest: Digest, outcome: Outcome, run_id: str) -> int:
+def _create(name: str, digest: Digest, verdict: Verdict | None, run_id: str) -> int:
     from mlflow.exceptions import MlflowException
 
     client = tracking.client()
     tags = {
         registry.DIGEST_TAG: digest,
-        registry.VERDICT_TAG: outcome.verdict.status.value,
-        "featherweight.verdict_reason": outcome.verdict.reason,
+        registry.VERDICT_TAG: verdict.status.value if verdict else "none",
+        "featherweight.verdict_reason": verdict.reason if verdict else "the test split has not seen it",
     }
     model_id = _log_model(store.path(digest), tags, run_id)
     try:
-        client.create_registered_model(name, description=f"Compressed by Featherweight, recipe {outcome.recipe}.")
+        client.create_registered_model(name, description=f"Compressed by Featherweight, recipe {name}.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    description = "\n".join(f"- {check.explanation}" for check in outcome.verdict.checks)
+    description = "\n".join(f"- {check.explanation}" for check in verdict.checks) if verdict else "Not judged yet."
     version = client.create_model_version(
         name, f"models:/{model_id}", run_id, tags=tags, description=description, model_id=model_id
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import platform
 import re
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from tasks import disk, store, tracking
 from tasks.contracts import Outcome
 from tasks.reporting import page, summary
-from tasks.reporting.evidence import Evidence
+from tasks.reporting.evidence import Evidence, SeedRun, compare, correctness
 from tasks.stage import numerics_versions
 
-DOCUMENTS = ("history", "operators", "validation", "profile")
+logger = logging.getLogger("featherweight")
+
+DOCUMENTS = ("history", "operators", "validation", "profile", "sensitivity", "regressions")
 """JSON files that stages leave in their evidence or beside the rows."""
 
 
@@ -35,13 +39,52 @@ def documents(outcome: Outcome) -> dict[tuple[str, str], dict[str, Any]]:
     return found
 
 
+def _rows(outcome: Outcome) -> Path | None:
+    """Where ``validate`` left what became of each row."""
+    paths = (store.path(result.evidence) / "rows.arrow" for result in outcome.stages if result.evidence)
+    return next((path for path in paths if path.is_file()), None)
+
+
 def gather(outcome: Outcome) -> Evidence:
     """Reads everything that the report shows beyond the outcome itself."""
-    found = documents(outcome)
-    by_name = {name: document for (_, name), document in found.items() if name != "history"}
+    found, rows = documents(outcome), _rows(outcome)
+    by_name: dict[str, Any] = {name: document for (_, name), document in found.items() if name != "history"}
     return Evidence(
-        histories={stage: document for (stage, name), document in found.items() if name == "history"}, **by_name
+        histories={stage: document for (stage, name), document in found.items() if name == "history"},
+        comparisons=compare(rows) if rows else {},
+        **by_name,
     )
+
+
+def _dataset(outcome: Outcome) -> str:
+    return next((result.splits.digest for result in outcome.stages if result.splits), "")
+
+
+def seeds(outcome: Outcome, recipe: dict[str, Any]) -> tuple[SeedRun, ...]:
+    """Finds the newest run of each seed whose recipe and rows are otherwise these; empty if there is only this one.
+
+    What MLflow or the store no longer has is left out.
+    """
+    params = tracking.flatten(recipe)
+    mine = params.pop("seed", "")
+    found: dict[int, SeedRun] = {}
+    for run in tracking.find_runs("tags.`featherweight.kind` = 'pipeline'", names=[outcome.recipe], max_results=1000):
+        theirs = dict(run.data.params)
+        seed = theirs.pop("seed", "")
+        if theirs != params or int(seed) in found or (seed == mine and run.info.run_id != outcome.run_id):
+            continue
+        try:
+            text = tracking.read_text(run.info.run_id, "outcome.json")
+            other = Outcome.model_validate_json(text) if text else None
+            if other is None or _dataset(other) != _dataset(outcome) or (rows := _rows(other)) is None:
+                continue
+        except ValueError as error:
+            logger.warning("run %s is left out of the seeds: %s", run.info.run_id, error)
+            continue
+        correct = correctness(rows)
+        date = datetime.fromtimestamp(run.info.start_time / 1000, UTC).date().isoformat()
+        found[int(seed)] = SeedRun(int(seed), run.info.run_id, date, correct["train"], correct["validate"])
+    return tuple(found[seed] for seed in sorted(found)) if len(found) > 1 else ()
 
 
 def versions() -> dict[str, str]:
@@ -53,15 +96,16 @@ def versions() -> dict[str, str]:
 @task(name="report", persist_result=False)
 def report(outcome: Outcome, recipe: dict[str, Any], *, run_id: str) -> Path:
     """Writes the report page and returns its path; logs it, its figures and its numbers to the parent run."""
-    evidence = gather(outcome)
-    url = tracking.Run(run_id).url()
+    run = tracking.Run(run_id)
+    run.text(outcome.model_dump_json(indent=1), "outcome.json")
+    evidence = replace(gather(outcome), seeds=seeds(outcome, recipe))
+    url = run.url()
     surroundings = page.Surroundings(date=datetime.now().astimezone(), versions=versions(), run_url=url)
     pages = page.render(outcome, recipe, evidence, surroundings)
     path = disk.home() / "reports" / f"{run_id}.html"
     disk.write_atomically(path, pages["report.html"])
 
-    run = tracking.Run(run_id)
-    for name, content in {**pages, "outcome.json": outcome.model_dump_json(indent=1)}.items():
+    for name, content in pages.items():
         run.text(content, name)
     run.metrics(summary.final_metrics(outcome, evidence))
     run.describe(summary.markdown(outcome, evidence, url=""))

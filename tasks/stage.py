@@ -31,6 +31,7 @@ from pydantic import BaseModel
 
 from tasks import disk, store, tracking
 from tasks.contracts import StageOutput, StageResult
+from tasks.ml import held_out
 
 logger = logging.getLogger("featherweight")
 
@@ -200,7 +201,8 @@ def stage(
         (checkpoints / RUN_ID).write_text(run.run_id, encoding="utf-8")
         token = _checkpoint_directory.set(checkpoints)
         try:
-            output = function(**arguments)
+            with held_out.asking(name):
+                output = function(**arguments)
         finally:
             _checkpoint_directory.reset(token)
         result = StageResult(

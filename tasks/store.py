@@ -101,12 +101,18 @@ def publish(directory: Path, *, expected: Digest = "") -> Digest:
         if not target.exists():  # else another process published the same content in the meantime
             raise
     disk.fsync(target.parent)
-    _verified.cache_clear()
     return digest
 
 
+def _verify(directory: Path) -> None:
+    """Reads all files of a directory, unless this process did so and none was written since."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    written = ((str(path), path.stat()) for path in files)
+    _verified(directory, tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in written)))
+
+
 @cache
-def _verified(directory: Path) -> None:
+def _verified(directory: Path, written: tuple[tuple[str, int, int], ...]) -> None:
     digest = directory.name
     if not (directory / FILES).is_file():
         raise CorruptObjectError(f"stored object {digest[:12]} is not there or has lost its {FILES}")
@@ -121,7 +127,7 @@ def _verified(directory: Path) -> None:
 
 
 def path(digest: Digest) -> Path:
-    """Returns the directory of a digest after verifying every file (once per process).
+    """Returns the directory of a digest after verifying every file (once per process and version of it).
 
     Raises:
         CorruptObjectError: a file is missing or differs; the directory has then been moved to ``quarantine``, and no
@@ -129,7 +135,7 @@ def path(digest: Digest) -> Path:
     """
     directory = disk.folder("objects") / digest
     try:
-        _verified(directory)
+        _verify(directory)
     except CorruptObjectError:
         try:
             with disk.lock(digest):  # another process may have moved it away, and even have published it anew
@@ -159,7 +165,7 @@ def _fetch(digest: Digest) -> bool:
 def _quarantine(directory: Path) -> None:
     """Moves a directory away if it is not whole, and raises ``CorruptObjectError`` with what is wrong."""
     try:
-        _verified(directory)
+        _verify(directory)
     except CorruptObjectError as error:
         if directory.exists():
             target = Path(tempfile.mkdtemp(dir=disk.folder("quarantine"), prefix=f"{directory.name[:12]}-"))

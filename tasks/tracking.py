@@ -243,8 +243,8 @@ def start(name: str, *, experiment_id: str, parent: str | None = None, tags: Map
     return Run(client().create_run(experiment_id, run_name=name, tags=all_tags).info.run_id)
 
 
-def _reopened(run_id: str, *, experiment_id: str, parent: str, tags: Mapping[str, str]) -> Run | None:
-    """Opens a run that ended too early once more, below a new parent; ``None`` where there is no such run now."""
+def _reopened(run_id: str, *, experiment_id: str, parent: str | None, tags: Mapping[str, str]) -> Run | None:
+    """Opens a run that has ended once more, below a new parent if there is one; ``None`` where there is no such run."""
     try:
         info = client().get_run(run_id).info
     except MlflowException:
@@ -253,8 +253,17 @@ def _reopened(run_id: str, *, experiment_id: str, parent: str, tags: Mapping[str
         return None
     client().update_run(run_id, status="RUNNING")
     run = Run(run_id)
-    run.tags({PROCESS_TAG: this_process(), MLFLOW_PARENT_RUN_ID: parent, ERROR_TAG: "", **tags})
+    below = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+    run.tags({PROCESS_TAG: this_process(), **below, ERROR_TAG: "", **tags})
     return run
+
+
+def _opened(
+    name: str, *, experiment_id: str, parent: str | None, tags: Mapping[str, str], continues: str | None
+) -> Run:
+    """Takes a run up again, if it is there, or starts one."""
+    run = _reopened(continues, experiment_id=experiment_id, parent=parent, tags=tags) if continues else None
+    return run or start(name, experiment_id=experiment_id, parent=parent, tags=tags)
 
 
 @contextlib.contextmanager
@@ -274,10 +283,20 @@ def _closing(run: Run) -> Iterator[Run]:
 
 @contextlib.contextmanager
 def pipeline_run(
-    name: str, params: Mapping[str, Any], *, run_name: str, tags: Mapping[str, str] | None = None
+    name: str,
+    params: Mapping[str, Any],
+    *,
+    run_name: str,
+    tags: Mapping[str, str] | None = None,
+    continues: str | None = None,
 ) -> Iterator[str]:
-    """Opens the parent run of one flow run in the experiment ``name`` and yields its id."""
-    run = start(run_name, experiment_id=experiment(name), tags={"featherweight.kind": "pipeline", **(tags or {})})
+    """Opens the parent run of one flow run in the experiment ``name`` and yields its id.
+
+    Args:
+        continues: the run of a flow run that was interrupted and goes on now: it is taken up again, if it is there.
+    """
+    tags = {"featherweight.kind": "pipeline", **(tags or {})}
+    run = _opened(run_name, experiment_id=experiment(name), parent=None, tags=tags, continues=continues)
     with _closing(run):
         run.params(params)
         yield run.run_id
@@ -292,14 +311,32 @@ def stage_run(stage: str, parent: str, tags: Mapping[str, str], *, continues: st
     """
     experiment_id = client().get_run(parent).info.experiment_id
     tags = {"featherweight.kind": "stage", "featherweight.stage": stage, **tags}
-    run = _reopened(continues, experiment_id=experiment_id, parent=parent, tags=tags) if continues else None
-    run = run or start(stage, experiment_id=experiment_id, parent=parent, tags=tags)
+    run = _opened(stage, experiment_id=experiment_id, parent=parent, tags=tags, continues=continues)
     token = _current.set(run)
     try:
         with _closing(run):
             yield run
     finally:
         _current.reset(token)
+
+
+def start_below(parent: str, name: str) -> Run:
+    """Creates a run below another, in the same experiment."""
+    return start(name, experiment_id=client().get_run(parent).info.experiment_id, parent=parent)
+
+
+@contextlib.contextmanager
+def trial_run(run_id: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Run]:
+    """Takes up the run of one trial, below which its stages have theirs, also if the trial was interrupted before.
+
+    It may have been created by another process: from here on it is this one's.
+    """
+    run = Run(run_id)
+    client().update_run(run_id, status="RUNNING")
+    run.tags({"featherweight.kind": "trial", PROCESS_TAG: this_process(), ERROR_TAG: "", **tags})
+    with _closing(run):
+        run.params(params)
+        yield run
 
 
 def read_text(run_id: str, name: str) -> str | None:

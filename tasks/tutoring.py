@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from tasks import fitting, store
-from tasks.contracts import OptimizerConfig, Splits, StageOutput
+from tasks import disk, fitting, store
+from tasks.contracts import Bundle, OptimizerConfig, Splits, StageOutput
+from tasks.stage import checkpoint_directory, code_digest, numerics_versions
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from tasks.ml.answers import Memory
+    from tasks.ml.datasets import Split
+    from tasks.ml.lessons import Lesson
+    from tasks.ml.quantization import Spec
+
+
+class AugmentationKind(StrEnum):
+    SPANS = "spans"
+    REPLACEMENTS = "replacements"
+    BOTH = "both"
 
 
 class TutoringConfig(OptimizerConfig):
@@ -26,14 +42,92 @@ class TutoringConfig(OptimizerConfig):
     attention_weight: float = Field(
         0.0, ge=0, title="Attention weight", description="Weight of the loss between attention relations."
     )
+    map_weight: float = Field(
+        0.0, ge=0, title="Attention map weight", description="Weight of the loss between attention scores."
+    )
     label_weight: float = Field(0.0, ge=0, title="Label weight", description="Weight of the supervised loss.")
     augmentation: float = Field(
-        1.0, ge=0, le=20, title="Augmentation", description="Sub-spans of training texts to add, per training text."
+        1.0, ge=0, le=20, title="Augmentation", description="Texts to make of training texts, per training text."
+    )
+    augmentation_kind: AugmentationKind = Field(
+        AugmentationKind.SPANS,
+        title="Kind of augmentation",
+        description="spans: parts of texts; replacements: texts with some words replaced by similar ones; "
+        "both: half of each.",
+    )
+    augmentation_model: str = Field(
+        "",
+        title="Model for replacements",
+        description="Masked language model that proposes words: package:PACKAGE/PATH, a local directory, or a hub "
+        "name. Empty: the nearest words in the teacher's embeddings.",
+    )
+    steps: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        title="Steps",
+        description="Optimizer steps in all, instead of epochs: as much work for few texts as for many. 0: epochs.",
     )
 
 
-def teach(
-    title: str,
+def augmentation_digest(config: TutoringConfig, **_: Any) -> str:
+    """Identity of the model that proposes words, for the cache key; empty if there is none."""
+    from tasks.ml import locators
+
+    if not config.augmentation_model:
+        return ""
+    return locators.directory_digest(locators.find(config.augmentation_model, field="augmentation_model"))
+
+
+def more_texts(
+    train: Split,
+    unlabeled: Split,
+    tokenizer: Any,
+    teacher: nn.Module,
+    *,
+    config: TutoringConfig,
+    max_length: int,
+    seed: int,
+) -> list[str]:
+    """Makes new texts of the training texts, none of which is among those of the two splits."""
+    from tasks.ml import augmentation, families, locators, modeling, substitutes
+
+    kinds = {AugmentationKind.SPANS, AugmentationKind.REPLACEMENTS}
+    kinds = kinds if config.augmentation_kind is AugmentationKind.BOTH else {config.augmentation_kind}
+    per_kind = config.augmentation / len(kinds)
+    made: list[str] = []
+    if AugmentationKind.SPANS in kinds:
+        made += augmentation.sub_spans(train.texts, per_kind, seed=seed)
+    if AugmentationKind.REPLACEMENTS in kinds and per_kind:
+        if config.augmentation_model:
+            directory = locators.find(config.augmentation_model, field="augmentation_model")
+            tokenizer = modeling.load_tokenizer(directory)
+            propose = substitutes.predictions(substitutes.load_masked(directory), tokenizer)
+            found = augmentation.words(train.texts, tokenizer, max_length=max_length)
+        else:
+            found = augmentation.words(train.texts, tokenizer, max_length=max_length)
+            others = augmentation.words(unlabeled.texts, tokenizer, max_length=max_length)
+            about: Any = teacher.config
+            table = families.of(about.model_type).token_embedding(teacher)
+            propose = substitutes.neighbours(table.weight, [*found, *others])
+        made += augmentation.replacements(found, per_kind, propose, seed=seed)
+    return augmentation.unseen(made, [*train.texts, *unlabeled.texts])
+
+
+def memory(teacher: Bundle, *, vocabulary: Sequence[int] | None = None) -> Memory:
+    """What this teacher, loaded by this code with these libraries, has said about any text in any stage or run.
+
+    Args:
+        vocabulary: token id of the bundle for each id that texts are written in, where its vocabulary was cut.
+    """
+    from tasks.ml import answers, modeling, teaching
+
+    code = [code_digest(module.__name__) for module in (modeling, teaching)]
+    identity = json.dumps([teacher.digest, numerics_versions(), code], sort_keys=True)
+    return answers.Memory(disk.folder("answers") / hashlib.sha256(identity.encode()).hexdigest(), vocabulary)
+
+
+def prepare_lesson(
     student: nn.Module,
     teacher: nn.Module,
     tokenizer: Any,
@@ -42,26 +136,29 @@ def teach(
     layer_map: list[int],
     config: TutoringConfig,
     seed: int,
-) -> StageOutput:
-    """Fits the student to the teacher and publishes it.
+    memory: Memory,
+    hold_zeros: bool = False,
+    spec: Spec | None = None,
+) -> tuple[Lesson, Split]:
+    """The lesson of a student, which goes to the device with its teacher, and the labelled rows in it.
 
     Args:
         tokenizer: encodes for both models.
         layer_map: teacher layer that each student layer learns.
+        memory: of this teacher.
+        hold_zeros: whether weights of the student that are zero stay zero.
+        spec: what the student computes as if it were quantized.
     """
     import numpy as np
 
-    from tasks.ml import augmentation, datasets, evaluation, lessons, problems, teaching, trainer
+    from tasks.ml import datasets, evaluation, lessons, problems, teaching, trainer
 
     data = store.path(splits.digest)
     trainer.seed_everything(seed)
     train, unlabeled, selection = (datasets.read(data, name, tokenizer) for name in ("train", "unlabeled", "selection"))
-    spans = augmentation.sub_spans(train.texts, config.augmentation, seed=seed)
-    rows = (
-        train.input_ids
-        + datasets.encode(spans, tokenizer, max_length=datasets.info(data).max_length)
-        + unlabeled.input_ids
-    )
+    max_length = datasets.info(data).max_length
+    made = more_texts(train, unlabeled, tokenizer, teacher, config=config, max_length=max_length, seed=seed)
+    rows = train.input_ids + datasets.encode(made, tokenizer, max_length=max_length) + unlabeled.input_ids
     targets = np.full(len(rows), problems.get(splits.problem).NO_TARGET)
     targets[: len(train)] = train.targets
     device = trainer.default_device()
@@ -72,6 +169,7 @@ def teach(
         hidden=config.hidden_weight,
         attention=config.attention_weight,
         labels=config.label_weight,
+        maps=config.map_weight,
     )
     lesson = lessons.Lesson(
         problem=splits.problem,
@@ -79,7 +177,62 @@ def teach(
         input_ids=rows,
         targets=targets,
         selection=selection,
-        tutor=lessons.Tutor(teacher, layer_map, weights, config.temperature),
+        tutor=lessons.Tutor(teacher, layer_map, weights, config.temperature, memory),
         reference=evaluation.logits(teacher, selection.input_ids, pad_id=tokenizer.pad_token_id),
+        hold_zeros=hold_zeros,
+        spec=spec,
     )
-    return fitting.fit(title, student, tokenizer, lesson, train=train, config=config, seed=seed)
+    return lesson, train
+
+
+def teach(
+    title: str,
+    student: nn.Module,
+    teacher: nn.Module,
+    tokenizer: Any,
+    *,
+    config: TutoringConfig,
+    seed: int,
+    evidence: Mapping[str, str] | None = None,
+    **about: Any,
+) -> StageOutput:
+    """Fits the student to the teacher and publishes it.
+
+    Args:
+        tokenizer: encodes for both models.
+        evidence: files to publish beside the history, by name.
+        about: passed on to ``prepare_lesson``.
+    """
+    lesson, train = prepare_lesson(student, teacher, tokenizer, config=config, seed=seed, **about)
+    options: Any = {"config": config, "seed": seed, "steps": config.steps}
+    return fitting.fit(title, student, tokenizer, lesson, train=train, evidence=evidence, **options)
+
+
+def teach_between(
+    title: str,
+    make: Callable[[], nn.Module],
+    teacher: nn.Module,
+    tokenizer: Any,
+    *,
+    config: TutoringConfig,
+    seed: int,
+    **about: Any,
+) -> nn.Module:
+    """Makes a student and fits it, in a stage that goes on with it; interrupted later, the stage finds it again.
+
+    Args:
+        title: names it among the students of the stage.
+        about: passed on to ``prepare_lesson``.
+    """
+    from tasks.ml import modeling
+
+    folder, problem = checkpoint_directory() / title, about["splits"].problem
+    if not (folder / "model").is_dir():
+        student = make()
+        lesson, _ = prepare_lesson(student, teacher, tokenizer, config=config, seed=seed, **about)
+        options: Any = {"config": config, "seed": seed, "steps": config.steps}
+        fitting.learn(title, student, lesson, checkpoint=folder / "checkpoints", **options)
+        (folder / "new").mkdir(parents=True, exist_ok=True)
+        modeling.save_model(student.cpu(), folder / "new")
+        (folder / "new").rename(folder / "model")
+    return modeling.load(folder / "model", problem)

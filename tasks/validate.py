@@ -48,7 +48,7 @@ TITLES = {"train": "Teacher", "distill": "Student", "prune": "Pruned", "quantize
 @stage(salt=lambda **_: machine.identity())  # a timing belongs to the machine that it was taken on
 def validate(source: Bundle, splits: Splits, config: ValidationConfig, *, lineage: dict[str, Bundle]) -> StageOutput:
     """Holds the shipped model against its simulation on selection, then measures every model of the line on test."""
-    from tasks.ml import proof
+    from tasks.ml import proof, regressions
 
     data = store.path(splits.digest)
     models = [
@@ -66,6 +66,8 @@ def validate(source: Bundle, splits: Splits, config: ValidationConfig, *, lineag
     )
     with store.workspace() as directory:
         (directory / "validation.json").write_text(json.dumps(validation, indent=1), encoding="utf-8")
+        lost = regressions.worst(data, source.problem, logits)
+        (directory / "regressions.json").write_text(json.dumps(lost, indent=1, ensure_ascii=False), "utf-8")
         proof.write_rows(directory / "rows.arrow", data, source.problem, logits)
         tracking.current().artifact(directory)
         evidence = store.publish(directory)

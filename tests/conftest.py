@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +13,21 @@ import pytest
 
 from flows import embedded
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads that wait for each other's work spin, and keep other workers waiting
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 embedded.configure()  # before any test module imports Prefect or MLflow
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # outside the timeout: a test may have to wait
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Lets tests of several processes run side by side, but those that are marked ``alone``."""
+    workerinput = getattr(item.config, "workerinput", None)
+    if workerinput is None:
+        return (yield)
+    name = f"featherweight-tests-{workerinput['testrunuid']}"
+    with (Path(tempfile.gettempdir()) / name).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        return (yield)
 
 
 def _forget_servers(patch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,23 @@ import math
 import random
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from tasks import store
-from tasks.contracts import Bundle, Check, CheckStatus, Outcome, Release, Scorecard, Splits, StageResult, Verdict
+from tasks.contracts import (
+    Bundle,
+    Check,
+    CheckStatus,
+    Outcome,
+    Parting,
+    Release,
+    Scorecard,
+    Splits,
+    StageResult,
+    Verdict,
+)
+from tasks.ml import discordance
 
 PROBLEM = "text-classification"
 RECIPE: dict[str, Any] = {
@@ -25,9 +40,16 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def publish(**documents: Any) -> str:
-    """Publishes JSON documents by name and returns the digest."""
+def publish(*, table: dict[str, np.ndarray] | None = None, **documents: Any) -> str:
+    """Publishes JSON documents by name, and a table as ``rows.arrow``, and returns the digest."""
     with store.workspace() as directory:
+        if table:
+            content = pa.table(table)
+            with (
+                pa.OSFile(str(directory / "rows.arrow"), "wb") as file,
+                pa.ipc.new_file(file, content.schema) as writer,
+            ):
+                writer.write_table(content)
         for name, content in documents.items():
             (directory / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
         return store.publish(directory)
@@ -137,7 +159,11 @@ def validation(n: int = 2114) -> dict[str, Any]:
                 )
     nodes = {"Attention": 3, "MatMulInteger": 12, "DynamicQuantizeLinear": 9, "SkipLayerNormalization": 6}
     nodes |= {"FastGelu": 3, "GatherBlockQuantized": 1, "EmbedLayerNormalization": 1, "Gemm": 2, "Cast": 4}
-    models = [{**model, "n": n, "latency_p50_rounds_ms": [model["latency_p50_ms"]] * 5} for model in MODELS]
+    models = [
+        {**model, "n": n, "latency_p50_rounds_ms": p50 and [p50 * factor for factor in (0.97, 1.0, 1.09, 0.99, 1.02)]}
+        for model in MODELS
+        for p50 in [model["latency_p50_ms"]]
+    ]
     return {
         "device": {
             "provider": "CPUExecutionProvider",
@@ -160,6 +186,60 @@ def validation(n: int = 2114) -> dict[str, Any]:
         },
         "nodes": {"CPUExecutionProvider": nodes},
     }
+
+
+PARTED = {"distill": (92, 81), "prune": (88, 80), "quantize": (94, 83), "validate": (92, 82)}
+"""Rows that each model lost and gained against the teacher."""
+
+
+def rows(n: int = 2114) -> dict[str, np.ndarray]:
+    """Returns the correctness that ``rows.arrow`` holds."""
+    correct = {f"correct_{stage}": np.zeros(n) for stage in ("train", *PARTED)}
+    right = round(MODELS[0]["accuracy"] * n)
+    for values in correct.values():
+        values[:right] = 1.0
+    for stage, (lost, gained) in PARTED.items():
+        correct[f"correct_{stage}"][:lost] = 0.0
+        correct[f"correct_{stage}"][right : right + gained] = 1.0
+    return correct
+
+
+TEXTS = (
+    "Not the least of its charms is how little it asks you to believe.",
+    "An utterly <b>compelling</b> 'who wrote it' in which the reputation of the most famous author who ever lived "
+    "comes into question, and out of it again, with a patience that few films this long would dare & fewer survive.",
+    "It's hard to imagine a worse way to spend two hours, and yet.",
+    "Never quite as funny as it is sad.",
+)
+
+
+def regressions(count: int = 10, *, labels: int = 2) -> dict[str, Any]:
+    """Returns a plausible ``regressions.json``."""
+    right, wrong = ("positive", "negative") if labels == 2 else ("topic-03", "topic-11-with-a-rather-long-name")
+    found = [
+        {
+            "row": 17 * index, "text": TEXTS[index % len(TEXTS)], "target": right,
+            "teacher": {"label": right, "probability": 0.991 - 0.02 * index},
+            "shipped": {"label": wrong, "probability": 0.981 - 0.03 * index},
+        }
+        for index in range(count)
+    ]  # fmt: skip
+    return {"n": 2114, "apart": 174, "lost": 92, "gained": 82, "rows": found}
+
+
+def parting(*, undecidable: bool = False) -> Parting:
+    """Returns the tests of the shipped model's rows."""
+    lost, gained = PARTED["validate"]
+    return Parting(
+        lost=lost,
+        gained=gained,
+        mcnemar_p=discordance.mcnemar(lost, gained),
+        margin=0.015,
+        noninferiority_p=discordance.noninferiority(lost, gained, 2114, margin=0.015),
+        confidence=0.95,
+        largest_drop=discordance.largest_drop(lost, gained, 2114),
+        rows_needed=4310 if undecidable else None,
+    )
 
 
 def verdict(status: CheckStatus = CheckStatus.PASSED) -> Verdict:
@@ -188,7 +268,15 @@ def verdict(status: CheckStatus = CheckStatus.PASSED) -> Verdict:
 
     return Verdict(
         checks=(
-            check("quality_drop", (drop, low, high, 0.015), 2114, lost, direction="at_most", status=status),
+            check(
+                "quality_drop",
+                (drop, low, high, 0.015),
+                2114,
+                lost,
+                direction="at_most",
+                status=status,
+                parting=parting(undecidable=status is CheckStatus.UNDECIDABLE),
+            ),
             check("shrink", (10.43, 10.43, 10.43, 6), 2, smaller),
             check("speedup", (15.3, 14.6, 15.9, 9), 5, faster),
         )
@@ -246,7 +334,15 @@ def outcome(run_id: str, *, status: CheckStatus = CheckStatus.PASSED, labels: in
         result(4, "prune", 131.0, histories[2], **trained(pruned, 0.054)),
         result(5, "quantize", 4.2, split="selection", num_examples=840, accuracy=0.8585, size_mb=quantized["size_mb"]),
         result(6, "export", 2.6, publish(operators=operators), size_mb=shipped["size_mb"], fused_attention_nodes=3),
-        result(7, "validate", 47.0, publish(validation=validation()), split="test", num_examples=2114, **served),
+        result(
+            7,
+            "validate",
+            47.0,
+            publish(validation=validation(), regressions=regressions(labels=labels), table=rows()),
+            split="test",
+            num_examples=2114,
+            **served,
+        ),
     )
     release = Release(name="movie-sentiment", version=4, digest="a" * 64, model_uri="models:/movie-sentiment/4")
     return Outcome(

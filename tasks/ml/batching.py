@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -20,16 +21,31 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
+@dataclass(frozen=True)
+class Padding:
+    """How far rows are padded: to the longest of a batch, rounded up, but not beyond the longest of all."""
+
+    multiple_of: int = 1
+    """Tokens. The fewer different lengths, the fewer shapes for which a library compiles and keeps code."""
+    limit: int = 0
+    """Tokens of the longest row that there is."""
+
+    def length(self, rows: Sequence[Sequence[int]]) -> int:
+        """Tokens that a batch of these rows has."""
+        longest = max(len(row) for row in rows)
+        return max(longest, min(-(-longest // self.multiple_of) * self.multiple_of, self.limit))
+
+
 def collate(
-    rows: Sequence[Sequence[int]], *, pad_id: int, device: torch.device = CPU
+    rows: Sequence[Sequence[int]], *, pad_id: int, device: torch.device = CPU, padding: Padding = Padding()
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pads token ids on the right to the longest row.
+    """Pads token ids on the right.
 
     Returns:
         ``input_ids`` and ``attention_mask``, both int64 (B, S), on the device; the mask is 1 on tokens and 0 on
         padding.
     """
-    length = max(len(row) for row in rows)
+    length = padding.length(rows)
     input_ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
     attention_mask = torch.zeros((len(rows), length), dtype=torch.int64)
     for index, row in enumerate(rows):

@@ -132,7 +132,7 @@ class Passes:
         about = {
             "model": repr(self.model),
             "attention": getattr(config, "_attn_implementation", None),
-            "checkpointing": getattr(self.model, "is_gradient_checkpointing", False),
+            "checkpointing": getattr(self.model, "is_activation_checkpointing", False),
             "loss": f"{self.step_loss.__module__}.{self.step_loss.__qualname__}",
             "rows": [len(self.batches[0]), self.micro_batch],
             "tokens": (sum(lengths) // len(lengths)).bit_length(),

@@ -133,7 +133,8 @@ def component_bytes(
         moved[name] += weights[name]
     for layer in a.layers:
         queries, keys = layer.heads * a.head_size, layer.kv_heads * a.head_size
-        moved["qkv"] += tokens * ((1 if a.fused_qkv else 3) * hidden + queries + 2 * keys)
+        if queries:
+            moved["qkv"] += tokens * ((1 if a.fused_qkv else 3) * hidden + queries + 2 * keys)
         moved["attention"] += 2 * tokens * queries + 2 * batch * (past + length) * keys
         if not fused_attention:  # scores written, softmax, scores read
             moved["attention"] += 4 * tokens * (past + length) * layer.heads
@@ -229,10 +230,15 @@ def memory_bytes(
     }
 
 
-def crossover_length(architecture: Architecture) -> float:
-    """Sequence length S at which attention's quadratic part, scores and mix, costs as much as all other products."""
+def crossover_length(architecture: Architecture) -> float | None:
+    """Sequence length S at which attention's quadratic part, scores and mix, costs as much as all other products.
+
+    ``None`` where no layer has heads.
+    """
     short, long = (component_flops(architecture, batch=1, length=length) for length in (1, 2))
     attention = short["attention"]  # a S² = b S + c
+    if attention == 0:
+        return None
     others = [sum(flops.values()) - flops["attention"] for flops in (short, long)]
     slope = others[1] - others[0]
     constant = others[0] - slope

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tasks.ml import held_out
 from tasks.ml.splitting import Division, Row
 
 SCHEMA = pa.schema([("text", pa.string()), ("input_ids", pa.list_(pa.int32())), ("target", pa.int64())])
@@ -113,15 +115,35 @@ def info(directory: Path) -> DatasetInfo:
     return DatasetInfo(**json.loads((directory / INFO).read_text(encoding="utf-8")))
 
 
+@contextmanager
+def _opened(directory: Path, split: str) -> Iterator[pa.Table]:
+    """The one door to the rows of a split."""
+    held_out.require(split)
+    with pa.memory_map(str(directory / f"{split}.arrow")) as source:
+        yield pa.ipc.open_file(source).read_all()
+
+
+def texts(directory: Path, split: str) -> list[str]:
+    """Reads the texts of one split, as ``read`` does.
+
+    Raises:
+        HeldOutError: it is the test split, and the stage that asks may not open it.
+    """
+    with _opened(directory, split) as table:
+        return table["text"].to_pylist()
+
+
 def read(directory: Path, split: str, tokenizer: Any = None) -> Split:
     """Reads one split; with a tokenizer other than the one it was encoded with, encodes its texts again.
 
     Args:
         split: ``train``, ``calibration``, ``selection``, ``test`` or ``unlabeled``.
         tokenizer: whose ids are wanted, such as those of a pruned vocabulary; as stored if ``None``.
+
+    Raises:
+        HeldOutError: it is the test split, and the stage that asks may not open it.
     """
-    with pa.memory_map(str(directory / f"{split}.arrow")) as source:
-        table = pa.ipc.open_file(source).read_all()
+    with _opened(directory, split) as table:
         texts = table["text"].to_pylist()
         input_ids = table["input_ids"].to_pylist()
         # A copy: the array must outlive the mapping.

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from tasks.ml import batching, world
+from tasks.ml import batching, datasets, modeling, world
+
+ROWS = 64
+"""Of a batch."""
+
+_most: ContextVar[int] = ContextVar("featherweight_most_evaluated", default=ROWS)
+
+
+@contextlib.contextmanager
+def at_most(rows: int) -> Iterator[None]:
+    """While it is open, no batch has more rows than that."""
+    token = _most.set(rows)
+    try:
+        yield
+    finally:
+        _most.reset(token)
 
 
 @torch.inference_mode()
-def logits(model: nn.Module, input_ids: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = 64) -> np.ndarray:
+def logits(model: nn.Module, input_ids: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = ROWS) -> np.ndarray:
     """Returns the fp32 logits (N, C) of a model in evaluation mode, in row order; processes share the work."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     lengths = [len(row) for row in input_ids]
     parts: list[tuple[list[int], torch.Tensor]] = []
-    batches = batching.by_length(lengths, batch_size)
+    batches = batching.by_length(lengths, min(batch_size, _most.get()))
     mine = world.share_of_rows(batches)
     # All must compute as often as any: processes that hold parts of a model wait for each other.
     idle = len(world.largest_share_of_rows(batches)) - len(mine)
@@ -32,3 +51,16 @@ def logits(model: nn.Module, input_ids: Sequence[Sequence[int]], *, pad_id: int,
     for rows, values in parts[: len(mine)]:
         result[rows] = values
     return world.total_of_rows(result).cpu().numpy()
+
+
+@functools.lru_cache(maxsize=8)
+def answers(bundle: Path, data: Path, problem: str) -> np.ndarray:
+    """Returns the logits (N, C) of a torch bundle on the selection split, of texts as its own tokenizer encodes them.
+
+    Both are stored under the digest of their content, so that all variations of a line ask their teacher once.
+    """
+    tokenizer = modeling.load_tokenizer(bundle)
+    rows = datasets.read(data, "selection", tokenizer).input_ids
+    found = logits(modeling.load(bundle, problem), rows, pad_id=tokenizer.pad_token_id)
+    found.flags.writeable = False
+    return found

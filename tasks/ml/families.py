@@ -39,6 +39,11 @@ class Family:
     """Attribute of ``attention`` with the number of heads."""
     all_head_size: str
     """Attribute of ``attention`` with heads × head size."""
+    one_head_size: str
+    """Attribute of ``attention`` with the size of a head."""
+    summary: str
+    """Layer (hidden → hidden) between the backbone's first token and ``classifier``; both relative to the model."""
+    classifier: str
     first_position: int = 0
     """Position id of the first token (RoBERTa counts from padding_idx + 1)."""
 
@@ -65,7 +70,7 @@ class Family:
         return int(getattr(layer.get_submodule(self.attention), self.head_count))
 
     def head_size(self, layer: nn.Module) -> int:
-        return int(layer.get_submodule(self.query).out_features) // self.num_heads(layer)  # type: ignore[arg-type]
+        return int(getattr(layer.get_submodule(self.attention), self.one_head_size))
 
     def ffn_width(self, layer: nn.Module) -> int:
         return int(layer.get_submodule(self.ffn_up).out_features)  # type: ignore[arg-type]
@@ -74,6 +79,7 @@ class Family:
         attention = layer.get_submodule(self.attention)
         setattr(attention, self.head_count, num_heads)
         setattr(attention, self.all_head_size, num_heads * head_size)
+        setattr(attention, self.one_head_size, head_size)
 
     def linears(self, model: nn.Module) -> dict[str, nn.Linear]:
         """Linear layers of the backbone, pooler included, by qualified name: what quantization lowers to integers.
@@ -88,6 +94,19 @@ class Family:
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear) and name.startswith(backbone)
         }
+
+    def linear_groups(self, model: nn.Module) -> list[tuple[str, ...]]:
+        """The same names by what they read, in the order of computation: query, key and value of a layer share it."""
+        prefix = f"{model.base_model_prefix}.{self.layers}"
+        groups = [
+            tuple(f"{prefix}.{index}.{name}" for name in names)
+            for index in range(len(self.layer_list(model)))
+            for names in (
+                (self.query, self.key, self.value), (self.attention_output,), (self.ffn_up,), (self.ffn_down,)
+            )
+        ]  # fmt: skip
+        grouped = {name for group in groups for name in group}
+        return groups + [(name,) for name in self.linears(model) if name not in grouped]
 
 
 BERT = Family(
@@ -105,9 +124,18 @@ BERT = Family(
     ffn_down="output.dense",
     head_count="num_attention_heads",
     all_head_size="all_head_size",
+    one_head_size="attention_head_size",
+    summary="bert.pooler.dense",
+    classifier="classifier",
 )
 
-ROBERTA = replace(BERT, model_types=("roberta", "xlm-roberta"), first_position=2)
+ROBERTA = replace(
+    BERT,
+    model_types=("roberta", "xlm-roberta"),
+    summary="classifier.dense",
+    classifier="classifier.out_proj",
+    first_position=2,
+)
 
 FAMILIES = (BERT, ROBERTA)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -15,14 +15,22 @@ from tasks.ml.trainer import StepLoss
 
 
 def supervised(
-    model: nn.Module, problem: Problem, split: Split, *, pad_id: int, label_smoothing: float = 0.0
+    model: nn.Module,
+    problem: Problem,
+    split: Split,
+    *,
+    pad_id: int,
+    label_smoothing: float = 0.0,
+    padding: batching.Padding = batching.Padding(),
 ) -> StepLoss:
     """Makes the supervised loss of a batch of a split's rows for ``trainer.fit``."""
     device = next(model.parameters()).device
     targets = torch.as_tensor(split.targets)
 
     def loss(rows: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        ids, mask = batching.collate([split.input_ids[row] for row in rows], pad_id=pad_id, device=device)
+        ids, mask = batching.collate(
+            [split.input_ids[row] for row in rows], pad_id=pad_id, device=device, padding=padding
+        )
         logits = model(input_ids=ids, attention_mask=mask).logits
         return problem.loss(logits, batching.send(targets[rows], device), label_smoothing=label_smoothing), {}
 
@@ -37,9 +45,19 @@ def batches(split: Split, batch_size: int, *, pad_id: int) -> Iterator[dict[str,
 
 
 def quality(
-    model: nn.Module, problem: Problem, split: Split, *, pad_id: int, reference: np.ndarray | None = None
+    model: nn.Module,
+    problem: Problem,
+    split: Split,
+    *,
+    pad_id: int,
+    reference: np.ndarray | None = None,
+    others: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, float]:
-    """Measures ``accuracy``, its ``standard_error``, ``loss`` (nats per row), ``agreement`` with reference logits."""
+    """Measures ``accuracy``, its ``standard_error``, ``loss`` (nats per row), ``agreement`` with reference logits.
+
+    Args:
+        others: logits of other models (N, C) by name; gives ``agreement_with_NAME``.
+    """
     logits = evaluation.logits(model, split.input_ids, pad_id=pad_id)
     correct = problem.correct(logits, split.targets)
     measured = {
@@ -48,5 +66,12 @@ def quality(
         "loss": float(problem.loss(torch.from_numpy(logits), torch.as_tensor(split.targets))),
     }
     if reference is not None:
-        measured["agreement"] = float((problem.predictions(logits) == problem.predictions(reference)).mean())
+        measured["agreement"] = agreement(problem, logits, reference)
+    for name, theirs in (others or {}).items():
+        measured[f"agreement_with_{name}"] = agreement(problem, logits, theirs)
     return measured
+
+
+def agreement(problem: Problem, logits: np.ndarray, reference: np.ndarray) -> float:
+    """Fraction of rows that two models give the same label: logits (N, C) of each."""
+    return float((problem.predictions(logits) == problem.predictions(reference)).mean())

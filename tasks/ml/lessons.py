@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,24 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tasks.ml import first_token, learning, modeling, problems, teaching, trainable, trainer
+from tasks.ml import (
+    activations,
+    answers,
+    batching,
+    fake_quantization,
+    first_token,
+    learning,
+    modeling,
+    problems,
+    projection,
+    sparsity,
+    teaching,
+    trainable,
+    trainer,
+)
+from tasks.ml import precision as precisions
 from tasks.ml.datasets import Split
+from tasks.ml.quantization import SPEC_FILE, Spec
 from tasks.ml.updates import StepLoss
 
 
@@ -31,6 +47,8 @@ class Tutor:
     """Teacher layer that each student layer learns."""
     weights: teaching.Weights
     temperature: float
+    memory: answers.Memory = field(default_factory=answers.Memory)
+    """What the teacher said already."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +65,26 @@ class Lesson:
     tutor: Tutor | None = None
     reference: np.ndarray | None = None
     """The teacher's logits on the selection rows (N, C)."""
+    hold_zeros: bool = False
+    """Whether weights of linear layers that are zero stay zero."""
+    spec: Spec | None = None
+    """What is computed as if it were quantized already; see ``fake_quantization``."""
 
-    def step_loss(self, model: nn.Module) -> StepLoss:
-        """Makes the loss of a batch of rows."""
+    def step_loss(self, model: nn.Module, *, precision: str = "fp32") -> StepLoss:
+        """Makes the loss of a batch of rows.
+
+        Args:
+            precision: that it is computed in, one of ``precisions.PRECISIONS``.
+        """
+        device = next(model.parameters()).device
+        multiple = precisions.length_multiple(precisions.choose(precision, device), device)
+        padding = batching.Padding(multiple, limit=max(map(len, self.input_ids)))
         problem = problems.get(self.problem)
         if self.tutor is None:
             rows = Split([""] * len(self.input_ids), self.input_ids, self.targets)
-            return learning.supervised(model, problem, rows, pad_id=self.pad_id, label_smoothing=self.label_smoothing)
+            return learning.supervised(
+                model, problem, rows, pad_id=self.pad_id, label_smoothing=self.label_smoothing, padding=padding
+            )
         return teaching.step_loss(
             model,
             self.tutor.teacher,
@@ -64,7 +95,33 @@ class Lesson:
             temperature=self.tutor.temperature,
             pad_id=self.pad_id,
             supervised=problem.loss,
+            memory=self.tutor.memory,
+            padding=padding,
         )
+
+    def demand(self, model: nn.Module, *, precision: str) -> activations.Demand:
+        """What learning this takes beside weights, gradients and optimizer state."""
+        chosen = precisions.choose(precision, next(model.parameters()).device)
+        length = max(map(len, self.input_ids))
+        found = activations.of_model(
+            model,
+            chosen,
+            lengths=[len(row) for row in self.input_ids],
+            first_token_only=self.tutor is None and problems.get(self.problem).FIRST_TOKEN_ONLY,
+        )
+        if self.tutor is not None:
+            weights = self.tutor.weights
+            found += activations.of_teacher(
+                self.tutor.teacher,
+                chosen,
+                length=length,
+                tokens=sum(map(len, self.input_ids)),
+                layers=len(self.tutor.layer_map) if weights.hidden > 0 else 0,
+                vectors=len(weights.relations),
+            )
+        if self.spec is not None:
+            found += activations.of_rounding(map(model.get_submodule, self.spec.linears), length=length)
+        return found
 
     def quality(self, model: nn.Module) -> dict[str, float]:
         """Measures a model on the selection rows, as ``learning.quality`` does."""
@@ -82,16 +139,26 @@ class Lesson:
         """
         with ExitStack() as stack:
             shared = {name: for_trainer[name] for name in ("optimizer", "precision")}
+            if self.tutor is not None and self.tutor.weights.hidden > 0:
+                shares = for_model.get("parallelism", "replicated")
+                stack.enter_context(projection.attached(model, self.tutor.teacher, parallelism=shares))
             stack.enter_context(trainable.prepared(model, **shared, **for_model))
+            if self.hold_zeros:
+                stack.enter_context(sparsity.held(model))
+            if self.tutor is not None:
+                stack.callback(self.tutor.memory.publish)
             # A tutor's last hidden states are compared at every token.
             if self.tutor is None and problems.get(self.problem).FIRST_TOKEN_ONLY:
                 stack.enter_context(first_token.narrowed(model))
+            stack.enter_context(fake_quantization.linears(model, self.spec))
+            limited = for_trainer.get("max_memory", 0.0) > 0
             return trainer.fit(
                 model,
-                self.step_loss(model),
+                self.step_loss(model, precision=for_trainer["precision"]),
                 lengths=[len(row) for row in self.input_ids],
                 evaluate=lambda: self.quality(model),
                 observer=observer,
+                demand=self.demand(model, precision=for_trainer["precision"]) if limited else None,
                 **for_trainer,
             )
 
@@ -107,13 +174,18 @@ class Lesson:
         if self.reference is not None:
             tensors["reference"] = torch.as_tensor(self.reference)
         about: dict[str, Any] = {
-            "problem": self.problem, "pad_id": self.pad_id, "label_smoothing": self.label_smoothing
+            "problem": self.problem, "pad_id": self.pad_id, "label_smoothing": self.label_smoothing,
+            "hold_zeros": self.hold_zeros,
         }  # fmt: skip
+        if self.spec is not None:
+            (directory / SPEC_FILE).write_text(self.spec.to_json(), encoding="utf-8")
         if self.tutor is not None:
             about["tutor"] = {
                 "layer_map": self.tutor.layer_map,
                 "weights": asdict(self.tutor.weights),
                 "temperature": self.tutor.temperature,
+                "answers": str(self.tutor.memory.directory) if self.tutor.memory.directory else None,
+                "vocabulary": self.tutor.memory.vocabulary,
             }
             (directory / "teacher").mkdir()
             modeling.save_model(self.tutor.teacher, directory / "teacher")
@@ -124,7 +196,7 @@ class Lesson:
     def read(cls, directory: Path, device: torch.device) -> Lesson:
         """Reads what ``write`` wrote; the teacher goes to the device."""
         about = json.loads((directory / "lesson.json").read_text(encoding="utf-8"))
-        tensors = load_file(directory / "lesson.safetensors")
+        tensors, spec = load_file(directory / "lesson.safetensors"), directory / SPEC_FILE
 
         def rows(name: str) -> list[list[int]]:
             parts = tensors[name].split(tensors[f"{name}_lengths"].tolist())
@@ -135,7 +207,8 @@ class Lesson:
         if "tutor" in about:
             said = about.pop("tutor")
             teacher = modeling.load(directory / "teacher", about["problem"]).to(device)
-            tutor = Tutor(teacher, said["layer_map"], teaching.Weights(**said["weights"]), said["temperature"])
+            kept = answers.Memory(Path(said["answers"]) if said["answers"] else None, said["vocabulary"])
+            tutor = Tutor(teacher, said["layer_map"], teaching.Weights(**said["weights"]), said["temperature"], kept)
         return cls(
             **about,
             input_ids=rows("input_ids"),
@@ -143,4 +216,5 @@ class Lesson:
             selection=Split([""] * len(selection_ids), selection_ids, tensors["selection_targets"].numpy()),
             tutor=tutor,
             reference=tensors["reference"].numpy() if "reference" in tensors else None,
+            spec=Spec.from_json(spec.read_text(encoding="utf-8")) if spec.is_file() else None,
         )

@@ -5,6 +5,8 @@ Every loss is zero where student and teacher agree.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -44,6 +46,33 @@ def relations(vectors: torch.Tensor, mask: torch.Tensor, num_heads: int) -> torc
     heads = vectors.float().view(rows, length, num_heads, width // num_heads).transpose(1, 2)
     scores = heads @ heads.transpose(-1, -2) / (width // num_heads) ** 0.5
     return F.log_softmax(scores.masked_fill(~mask.bool()[:, None, None, :], float("-inf")), dim=-1)
+
+
+def attention_maps(
+    student: Sequence[torch.Tensor],
+    teacher: Sequence[torch.Tensor],
+    mask: torch.Tensor,
+    *,
+    num_heads: int,
+) -> torch.Tensor:
+    """Mean squared error between the attention scores of student and teacher, over heads and pairs of real tokens.
+
+    TinyBERT, Jiao et al. 2020 (arXiv:1909.10351), eq. 7, of the scores before the softmax as there. Departure: where
+    the student has fewer heads, its vectors are divided among as many as the teacher has.
+
+    Args:
+        student, teacher: concatenated query and key vectors, (B, S, H) each; H may differ between the two.
+        mask: 1 on tokens, 0 on padding (B, S).
+        num_heads: A; must divide both widths.
+    """
+
+    def scores(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+        queries, keys = (x.float().unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in vectors)
+        return queries @ keys.transpose(-1, -2) / queries.shape[-1] ** 0.5
+
+    pairs = (mask[:, None, :, None] * mask[:, None, None, :]).bool()
+    difference = (scores(student) - scores(teacher)).masked_fill(~pairs, 0.0)
+    return difference.square().sum() / (pairs.sum() * num_heads)
 
 
 def attention_relations(

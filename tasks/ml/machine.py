@@ -34,6 +34,15 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def share_cores(workers: int) -> int:
+    """Leaves torch in this process the cores that are its share among so many workers; returns how many."""
+    import torch
+
+    share = max(1, num_cores() // workers)
+    torch.set_num_threads(share)
+    return share
+
+
 def identity() -> str:
     """One line that changes when timings may not be compared any more."""
     return f"{cpu_model()} × {num_cores()}"
@@ -62,6 +71,12 @@ def peak_memory_mb() -> float:
 def forget_peak_memory() -> None:
     """Lets ``peak_memory_mb`` begin anew at what is resident now (proc(5), ``clear_refs``)."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def return_freed_memory() -> None:
+    """Gives back to the system what this process freed and its C library kept, if that is glibc (malloc_trim(3))."""
+    if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
 
 
 class Company:

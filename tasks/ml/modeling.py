@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.initialization import no_init_weights
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import families, problems, quantization
+from tasks.ml import families, problems, quantization, removal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,13 +114,17 @@ def load(directory: Path, problem: str, *, simulate: bool = True) -> nn.Module:
 
 def resize(family: families.Family, layer: nn.Module, *, heads: int, ffn: int) -> None:
     """Gives one layer the shapes of a pruned one; its weights are then to be loaded."""
-    if heads != family.num_heads(layer):
+    if heads == 0:
+        removal.remove_heads(family, layer)
+    elif heads != family.num_heads(layer):
         size = family.head_size(layer)
         for name in (family.query, family.key, family.value):
             families.resize_linear(layer.get_submodule(name), out_features=heads * size)  # type: ignore[arg-type]
         families.resize_linear(layer.get_submodule(family.attention_output), in_features=heads * size)  # type: ignore[arg-type]
         family.set_num_heads(layer, heads, size)
-    if ffn != family.ffn_width(layer):
+    if ffn == 0:
+        removal.remove_channels(family, layer)
+    elif ffn != family.ffn_width(layer):
         families.resize_linear(layer.get_submodule(family.ffn_up), out_features=ffn)  # type: ignore[arg-type]
         families.resize_linear(layer.get_submodule(family.ffn_down), in_features=ffn)  # type: ignore[arg-type]
 

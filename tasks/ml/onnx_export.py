@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import json
 import logging
 import shutil
@@ -25,7 +26,7 @@ MODEL = "model.onnx"
 EXTERNAL_DATA_BYTES = 1_000_000_000
 """Weights beyond this go to ``model.onnx.data``: a protobuf message ends at 2 GB."""
 ATTENTION = ("MultiHeadAttention", "QAttention")
-INTEGER_MATMUL = ("DynamicQuantizeMatMul", "QAttention")
+INTEGER_MATMUL = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "QAttention")
 OPERATORS = "operators.json"
 COMPANIONS = ("config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -42,11 +43,11 @@ class _Positional(nn.Module):
 
     def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         result = self.model(**dict(zip(self.inputs, values, strict=True)))
-        return tuple(getattr(result, name) for name in self.outputs)
+        return tuple(getattr(result, name).float() for name in self.outputs)
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Mutes the exporter's notes to its own developers; its errors still come as exceptions."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -57,6 +58,18 @@ def _quietly() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Keeps the garbage collector from looking again and again through the objects of a trace, which all stay."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def export_onnx(
@@ -77,13 +90,14 @@ def export_onnx(
     Raises:
         FeatherweightError: the graph lacks operators that the architecture and the spec should give.
     """
-    expected = expected_operators(model, spec)
+    expected = expected_operators(model, spec, first_token_only=first_token_only)
     lowered = copy.deepcopy(model).eval()
     onnx_lowering.lower(lowered, spec)
+    lowered.to(quantization.FLOATS[spec.floats])  # integer codes stay as they are
     if first_token_only:
         first_token.narrow(lowered)
     example = torch.ones((2, 8), dtype=torch.int64)
-    with _quietly(), fused_attention.emitted(lowered), torch.no_grad():
+    with uncollected(), quietly(), fused_attention.emitted(lowered), torch.no_grad():
         program: Any = torch.onnx.export(
             _Positional(lowered, inputs, outputs),
             tuple(example.clone() for _ in inputs),
@@ -95,7 +109,7 @@ def export_onnx(
             verbose=False,
         )
     graph: ir.Model = program.model
-    onnx_fusion.fuse(graph)
+    onnx_fusion.fuse(graph, for_cpu=bool(spec.linears))
     counts = Counter(node.op_type for node in graph.graph)
     require_operators(counts, expected)
     graph.producer_name, graph.producer_version = "featherweight", None
@@ -125,23 +139,43 @@ def num_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.glob(f"{MODEL}*"))
 
 
-def expected_operators(model: nn.Module, spec: quantization.Spec) -> dict[str, int]:
-    """Counts the fused and quantized operators that an architecture gives under a spec, from its modules."""
+def expected_operators(model: nn.Module, spec: quantization.Spec, *, first_token_only: bool) -> dict[str, int]:
+    """Counts the fused and quantized operators that an architecture gives under a spec, from its modules.
+
+    Where only the first token is computed, the last layer's attention is ``first_token.FirstQuery``: its query is a
+    linear layer like others, and its key and value are none.
+    """
     config: Any = model.config
     family = families.of(config.model_type)
-    layers = len(family.layer_list(model))
+    attentive = [index for index, layer in enumerate(family.layer_list(model)) if family.num_heads(layer)]
     prefix = f"{model.base_model_prefix}.{family.layers}"
-    packed = sum(
-        all(f"{prefix}.{index}.{name}" in spec.linears for name in (family.query, family.key, family.value))
-        for index in range(layers)
-    )
+    schemes = Counter(how.scheme for how in spec.linears.values())
+
+    def scheme(index: int, part: str) -> str:
+        name = f"{prefix}.{index}.{part}"
+        return spec.linears[name].scheme if name in spec.linears else ""
+
+    last, absorbed = len(family.layer_list(model)) - 1, Counter[str]()
+    inner = [scheme(last, part) for part in (family.key, family.value)]
+    if first_token_only and last in attentive and quantization.INT4 not in inner:
+        attentive.remove(last)
+        absorbed.update(inner)
+    packed: Counter[str] = Counter()
+    for index in attentive:
+        among = {scheme(index, part) for part in (family.query, family.key, family.value)}
+        if len(among) == 1 and among <= {quantization.INT8_DYNAMIC, quantization.INT8_STATIC}:
+            packed[among.pop()] += 1
     norms = sum(isinstance(module, nn.LayerNorm) for module in model.modules())
     four_bits = sum(bits == 4 for bits in spec.embeddings.values())
+    alone = {how: schemes[how] - absorbed[how] - 3 * packed[how] for how in schemes}
     expected = {
-        "QAttention": packed,
-        "MultiHeadAttention": layers - packed,
-        "DynamicQuantizeMatMul": len(spec.linears) - 3 * packed,
-        "InstanceNormalization" if spec.linears else "LayerNormalization": norms,
+        "QAttention": packed.total(),
+        "MultiHeadAttention": len(attentive) - packed.total(),
+        "Softmax": absorbed.total() // 2,
+        "DynamicQuantizeMatMul": alone.get(quantization.INT8_DYNAMIC, 0),
+        "MatMulIntegerToFloat": alone.get(quantization.INT8_STATIC, 0),
+        "MatMulNBits": schemes[quantization.INT4],
+        "LayerNormalization": norms,
         "GatherBlockQuantized": four_bits,
     }
     return {operator: count for operator, count in expected.items() if count}

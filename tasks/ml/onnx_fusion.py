@@ -11,6 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from tasks.ml import onnx_integers
+
 CONTRIB = "com.microsoft"
 
 
@@ -65,6 +67,18 @@ def pack_attention(graph: ir.Graph) -> None:
             _pack(graph, node, [query, key, value])
 
 
+def keep_norms_apart(graph: ir.Graph) -> None:
+    """Adds residuals with ``Sum``, so that the runtime does not take them into ``SkipLayerNormalization``.
+
+    On a CPU that operator takes its moments one scalar at a time: 51 µs for (27, 384) on one core, where an addition
+    and ``LayerNormalization`` take 6.
+    """
+    for node in graph:
+        above = node.inputs[0].producer() if node.op_type == "LayerNormalization" and node.inputs[0] else None
+        if above is not None and above.op_type == "Add":
+            above.op_type = "Sum"
+
+
 def _projection(value: ir.Value | None) -> Projection | None:
     """Reads the integer product with a bias that gave a value, if one did."""
     node = value.producer() if value is not None else None
@@ -104,11 +118,19 @@ def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return graph.initializers[name]
 
 
-def fuse(model: ir.Model) -> None:
-    """Runs all passes, in place, and leaves a graph without leftovers or paths of the machine that exported."""
+def fuse(model: ir.Model, *, for_cpu: bool) -> None:
+    """Runs all passes, in place, and leaves a graph without leftovers or paths of the machine that exported.
+
+    Args:
+        for_cpu: whether the graph is for CPUs only, as integer graphs are. What else runs it fuses residuals well.
+    """
     drop_round_trips(model.graph)
     drop_zero_additions(model.graph)
+    onnx_integers.share_smoothing(model.graph)
     pack_attention(model.graph)
+    onnx_integers.pack_attention(model.graph)
+    if for_cpu:
+        keep_norms_apart(model.graph)
     cleanup = ir.passes.Sequential(
         common.RemoveUnusedNodesPass(),
         common.CommonSubexpressionEliminationPass(),

@@ -195,6 +195,16 @@ class Optimizers:
         """Bytes of state that this process holds by now."""
         return sum(world.local(tensor).nbytes for tensor in self.tensors().values())
 
+    def state_bytes_to_come(self) -> float:
+        """Bytes of state that this process will hold."""
+        adam = torch.optim.AdamW, torch.optim.SparseAdam
+        return sum(
+            (8 if isinstance(member, adam) else self.description.bytes_per_parameter) * world.local(p).numel()
+            for member in self.members
+            for group in member.param_groups
+            for p in group["params"]
+        )
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of the state by ``parameter.name``, as plain ones or parts of such."""
         return {

@@ -53,6 +53,10 @@ def _sharded(model: nn.Module) -> Iterator[None]:
     yield
 
 
+def _is_linear(module: nn.Module | None) -> bool:
+    return isinstance(module, nn.Linear)
+
+
 @contextmanager
 def _tensor(model: nn.Module) -> Iterator[None]:
     """Tensor parallelism, Shoeybi et al. 2019 (arXiv:1909.08053): query, key, value and the first FFN matrix are cut by
@@ -70,8 +74,9 @@ def _tensor(model: nn.Module) -> Iterator[None]:
                     f"parallelism: tensor gives each process as many {what} as any other, and layer {index} has "
                     f"{count} for {mesh.size()}: choose another num_processes, or sharded"
                 )
-        by_output = {name: ColwiseParallel() for name in family.cut_by_output}
-        by_input = {name: RowwiseParallel() for name in family.cut_by_input}
+        there = dict(layer.named_modules())  # what pruning took away whole has no matrices
+        by_output = {name: ColwiseParallel() for name in family.cut_by_output if _is_linear(there.get(name))}
+        by_input = {name: RowwiseParallel() for name in family.cut_by_input if _is_linear(there.get(name))}
         parallelize_module(layer, mesh, {**by_output, **by_input})
     parallelize_module(family.token_embedding(model), mesh, RowwiseParallel(input_layouts=Replicate()))
     torch.manual_seed(world.first(torch.initial_seed()))

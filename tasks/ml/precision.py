@@ -138,6 +138,15 @@ def choose(precision: str, device: torch.device) -> Choice:
     return PRECISIONS[precision](device)
 
 
+def length_multiple(choice: Choice, device: torch.device) -> int:
+    """Tokens that lengths of batches are best a multiple of.
+
+    oneDNN, which multiplies bf16 on a CPU, compiles each product anew for each shape and keeps what it compiled: about
+    0.7 MB, and half a millisecond, a product.
+    """
+    return 4 if device.type == "cpu" and choice.autocast is torch.bfloat16 else 1
+
+
 @contextmanager
 def autocast(choice: Choice, device: torch.device) -> Iterator[None]:
     """Runs a forward pass in the chosen precision."""

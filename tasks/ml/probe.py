@@ -64,7 +64,7 @@ def _onnx(*, threads: int, provider: str, **_: Any) -> Load:
         session = runtime.open_session(directory / "model.onnx", provider=provider, threads=threads)
 
         def prepare(rows: Rows, length: int | None) -> Callable[[], Any]:
-            feed = runtime.feed(rows, pad_id=pad_id, length=length)
+            feed = runtime.wanted(session, runtime.feed(rows, pad_id=pad_id, length=length))
             return lambda: session.run(None, feed)
 
         return prepare

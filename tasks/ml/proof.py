@@ -17,6 +17,7 @@ from tasks.ml import (
     datasets,
     evaluation,
     first_token,
+    learning,
     machine,
     modeling,
     parity,
@@ -48,7 +49,7 @@ class Subject:
 
     Attributes:
         kind: ``simulated`` models have a quality and a size, but no speed of their own.
-        rows: token ids of the test split, by this model's own tokenizer.
+        rows: token ids of the split that it is measured on, by this model's own tokenizer.
     """
 
     stage: str
@@ -67,10 +68,12 @@ class Subject:
         }[self.kind]
 
 
-def subject(stage: str, title: str, directory: Path, data: Path, *, simulated: bool = False) -> Subject:
-    """Describes a bundle and encodes the test split for it."""
+def subject(
+    stage: str, title: str, directory: Path, data: Path, *, simulated: bool = False, split: str = "test"
+) -> Subject:
+    """Describes a bundle and encodes a split for it."""
     tokenizer = modeling.load_tokenizer(directory)
-    rows = datasets.read(data, "test", tokenizer).input_ids
+    rows = datasets.read(data, split, tokenizer).input_ids
     kind: Kind = "onnx" if (directory / MODEL).is_file() else "simulated" if simulated else "torch"
     return Subject(stage, title, directory, kind, rows, tokenizer.pad_token_id)
 
@@ -83,8 +86,8 @@ def simulated(directory: Path, problem: str) -> torch.nn.Module:
     return model
 
 
-def test_logits(subject: Subject, *, problem: str, provider: str, threads: int) -> np.ndarray:
-    """Logits (N, C) on test. The shipped model answers one row at a time, as it will be asked."""
+def logits_of(subject: Subject, *, problem: str, provider: str, threads: int) -> np.ndarray:
+    """Logits (N, C) of the subject's rows. The shipped model answers one row at a time, as it will be asked."""
     if subject.kind == "onnx":
         session = runtime.open_session(subject.directory / MODEL, provider=provider, threads=threads)
         return runtime.logits(session, subject.rows, pad_id=subject.pad_id)
@@ -188,7 +191,7 @@ def examine(
     )  # fmt: skip
     everyone = [*models, shipped]
     progress(0.2, f"{len(everyone)} models read the test split")
-    logits = {one.stage: test_logits(one, problem=problem_name, provider=provider, threads=threads) for one in everyone}
+    logits = {one.stage: logits_of(one, problem=problem_name, provider=provider, threads=threads) for one in everyone}
     targets = datasets.read(data, "test").targets
     logger.info("validate: test split read by %d models; timing %d rounds", len(everyone), repeats)
     with probes(everyone, problem=problem_name, provider=provider, threads=threads, sentences=sentences) as running:
@@ -206,6 +209,7 @@ def examine(
             "title": one.title,
             "runtime": one.runtime(provider),
             "accuracy": float(problem.correct(logits[one.stage], targets).mean()),
+            "agreement_with_teacher": learning.agreement(problem, logits[one.stage], logits[models[0].stage]),
             "n": len(targets),
             **weight(one, problem=problem_name),
             **timed.get(one.stage, dict.fromkeys(TIMINGS)),
@@ -232,9 +236,11 @@ def examine(
     return validation, logits
 
 
-def write_rows(path: Path, data: Path, problem_name: str, logits: Mapping[str, np.ndarray]) -> None:
-    """Writes target, and prediction and correctness per model, of every test row: what judge resamples."""
-    problem, targets = problems.get(problem_name), datasets.read(data, "test").targets
+def write_rows(
+    path: Path, data: Path, problem_name: str, logits: Mapping[str, np.ndarray], *, split: str = "test"
+) -> None:
+    """Writes target, and prediction and correctness per model, of every row of a split: what is resampled later."""
+    problem, targets = problems.get(problem_name), datasets.read(data, split).targets
     columns: dict[str, np.ndarray] = {"target": targets}
     for stage, values in logits.items():
         columns[f"prediction_{stage}"] = problem.predictions(values)

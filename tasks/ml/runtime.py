@@ -100,7 +100,7 @@ def choose_provider(model: Path, feed: Feed, *, device: str, require_gpu: bool =
         listed = ", ".join(f"{n} {op}" for op, n in stray.items())
         raise FeatherweightError(
             f"validation: a GPU was asked for, but these nodes fell back to the CPU: {listed}; "
-            "int8-dynamic is a scheme for CPUs, so set quantization.scheme to none or validation.device to cpu"
+            "integer schemes are for CPUs, so set quantization.scheme to fp16 or none, or validation.device to cpu"
         )
     return CPU if stray else CUDA
 
@@ -131,14 +131,20 @@ def feed(rows: Sequence[Sequence[int]], *, pad_id: int, length: int | None = Non
     return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
+def wanted(session: ort.InferenceSession, feed: Feed) -> Feed:
+    """What a graph asks for of a feed (B, S), in its own integer type; token types, where it has them, are all 0."""
+    whole = {"token_type_ids": np.zeros_like(feed["input_ids"]), **feed}
+    types = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
+    return {one.name: whole[one.name].astype(types[one.type], copy=False) for one in session.get_inputs()}
+
+
 def logits(
     session: ort.InferenceSession, rows: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = 1
 ) -> np.ndarray:
     """Returns logits (N, C) in row order; batches are the same as ``evaluation.logits`` makes."""
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-    parts = [
-        session.run(None, feed([rows[row] for row in order[start : start + batch_size]], pad_id=pad_id))[0]
-        for start in range(0, len(order), batch_size)
-    ]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    feeds = (feed([rows[row] for row in batch], pad_id=pad_id) for batch in batches)
+    parts = [session.run(None, wanted(session, one))[0] for one in feeds]
     result = np.concatenate(parts)
     return result[np.argsort(order)]

@@ -19,6 +19,8 @@ import torch
 from torch import distributed, nn
 
 FOLDER = Path("/dev/shm")
+CHUNK = 2**16
+"""Gradients that are added and squared at a time: few enough to stay in a core's cache between the two."""
 
 
 def _bytes(parameters: Sequence[nn.Parameter]) -> int:
@@ -79,15 +81,14 @@ class _Table:
             numbers[1 : 1 + len(indices)] = indices
             mine[1 + self.height :][: values.numel()].view_as(values).copy_(values)
 
-    def mean(self) -> torch.Tensor:
-        """The sparse mean of the gradients of all processes."""
+    def total(self) -> torch.Tensor:
+        """The sparse sum of the gradients of all processes."""
         indices, values = [], []
         for one in self.memory:
             count = int(one.view(torch.int32)[0])
             indices.append(one.view(torch.int32)[1 : 1 + count])
             values.append(one[1 + self.height :][: count * self.width].view(count, self.width))
-        summands = torch.cat(values).div_(len(self.memory))
-        return torch.sparse_coo_tensor(torch.cat(indices)[None], summands, self.parameter.shape).coalesce()
+        return torch.sparse_coo_tensor(torch.cat(indices)[None], torch.cat(values), self.parameter.shape).coalesce()
 
 
 def _move(place: torch.Tensor, parameter: torch.Tensor) -> None:
@@ -131,26 +132,38 @@ class SharedWeights:
         self.places = [(p, here[span].view_as(p)) for p, span in pairs]
         # A gradient is moved where it was just computed: it is in the cache then, and its memory serves the next one.
         self.hooks = [p.register_post_accumulate_grad_hook(partial(_move, place)) for p, place in self.places]
+        self.squares: list[torch.Tensor] = []
         distributed.barrier()
 
     def exchange(self) -> None:
-        """Leaves the mean gradient over processes at the weights that are this process's, and none at the others."""
+        """Leaves the sum over processes at the weights that are this process's, and none at the others."""
         for table in self.tables:
             table.put()
         for p, place in self.places:
             if p.grad is None:
                 place.zero_()
         distributed.barrier()
-        rank, size = distributed.get_rank(), distributed.get_world_size()
-        mean = self.gradients[rank, self.part]
-        for other in range(size):
-            if other != rank:
-                mean.add_(self.gradients[other, self.part])
-        mean.div_(size)
+        rank = distributed.get_rank()
+        others = [gradients for other, gradients in enumerate(self.gradients) if other != rank]
+        self.squares = []
+        for start in range(self.part.start, self.part.stop, CHUNK):
+            chunk = slice(start, min(start + CHUNK, self.part.stop))
+            total = self.gradients[rank, chunk]
+            for gradients in others:
+                total.add_(gradients[chunk])
+            self.squares.append(torch.dot(total, total))
         for p, place in self.places:
             p.grad = place if id(p) in self.mine else None
         for table in self.tables:
-            table.parameter.grad = table.mean() if id(table.parameter) in self.mine else None
+            table.parameter.grad = None
+            if id(table.parameter) in self.mine:
+                table.parameter.grad = total = table.total()
+                values = total.values().view(-1)
+                self.squares.append(torch.dot(values, values))
+
+    def sum_of_squares(self) -> torch.Tensor:
+        """Of the gradients that ``exchange`` left with this process."""
+        return torch.stack(self.squares).sum() if self.squares else torch.zeros(())
 
     def close(self) -> None:
         """Gives the weights memory of their own again."""

@@ -80,6 +80,59 @@ def accuracy_difference(
     return Interval(measured, min(low, measured), max(high, measured))
 
 
+def accuracy_difference_over_seeds(
+    first: np.ndarray, second: np.ndarray, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Mean over seeds and rows of ``first − second``, with an interval that holds for other rows and other seeds.
+
+    A recipe that is run with S seeds gives S pairs of models, all measured on the same N rows. Rows and seeds are
+    resampled independently, and an entry counts as often as its row times as its seed was drawn: the bootstrap of
+    crossed factors of Owen 2007, *The Pigeonhole Bootstrap*. Of the S seeds S − 1 are drawn, as in McCarthy & Snowden
+    1985, *The Bootstrap and Finite Population Sampling*: S draws of so few would show (S − 1) / S of the variance
+    between them. With two seeds the interval still rests on a single difference, and is an indication. As in
+    ``accuracy_difference``, each model of a pair gets one more row that only it has right.
+
+    Args:
+        first: correctness (S, N), 0 or 1, of one model of each seed.
+        second: correctness (S, N) of the other, with the same seeds and rows.
+
+    Raises:
+        ValueError: the rows do not pair up, or there are none.
+    """
+    if first.shape != second.shape or first.ndim != 2 or first.size == 0:
+        raise ValueError(f"paired rows need two equal shapes (S, N), both > 0, not {first.shape} and {second.shape}")
+    seeds, n = first.shape
+    if seeds == 1:
+        return accuracy_difference(first[0], second[0], confidence=confidence, resamples=resamples, seed=seed)
+    difference = first.astype(np.float64) - second
+    unseen = np.tile([1.0, -1.0], (seeds, 1))
+    patterns, counts = np.unique(np.hstack([difference, unseen]), axis=1, return_counts=True)
+    random = np.random.default_rng(seed)
+    samples: list[np.ndarray] = []
+    per_block = max(1, BLOCK // patterns.shape[1])
+    for start in range(0, resamples, per_block):
+        size = min(per_block, resamples - start)
+        rows = random.multinomial(n + 2, counts / (n + 2), size=size)
+        drawn = random.multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=size)
+        samples.append(np.einsum("rp,sp,rs->r", rows, patterns, drawn, optimize=True) / ((n + 2) * (seeds - 1)))
+    measured = float(difference.mean())
+    low, high = _percentiles(np.concatenate(samples), confidence)
+    return Interval(measured, min(low, measured), max(high, measured))
+
+
+def median(rounds: Sequence[float], *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Median over rounds (N,) with its bootstrap interval.
+
+    Raises:
+        ValueError: there are no rounds.
+    """
+    values = np.asarray(rounds, dtype=np.float64)
+    if values.size == 0:
+        raise ValueError("median: needs at least one round")
+    index = np.random.default_rng(seed).integers(values.size, size=(resamples, values.size))
+    return Interval(float(np.median(values)), *_percentiles(np.median(values[index], axis=-1), confidence))
+
+
 def ratio_of_medians(
     numerator: Sequence[float],
     denominator: Sequence[float],

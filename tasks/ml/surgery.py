@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import families, modeling
+from tasks.ml import families, modeling, removal
 from tasks.ml.importance import LayerImportance
 
 
@@ -45,46 +45,79 @@ def keep_layers(model: nn.Module, layers: Sequence[int]) -> nn.Module:
     return student
 
 
-def _keep_outputs(linear: nn.Linear, index: torch.Tensor) -> None:
+def keep_outputs(linear: nn.Linear, index: torch.Tensor) -> None:
+    """Keeps these rows of a matrix and of its bias, in place."""
     linear.weight = nn.Parameter(linear.weight.detach()[index].clone())
     if linear.bias is not None:
         linear.bias = nn.Parameter(linear.bias.detach()[index].clone())
     linear.out_features = len(index)
 
 
-def _keep_inputs(linear: nn.Linear, index: torch.Tensor) -> None:
+def keep_inputs(linear: nn.Linear, index: torch.Tensor) -> None:
+    """Keeps these columns of a matrix, in place."""
     linear.weight = nn.Parameter(linear.weight.detach()[:, index].clone())
     linear.in_features = len(index)
 
 
-def _top(scores: torch.Tensor, fraction: float) -> torch.Tensor:
-    """Indices of the highest scores, in their original order; at least one."""
-    count = max(1, round(fraction * len(scores)))
+def _keep_heads(family: families.Family, layer: nn.Module, heads: torch.Tensor) -> None:
+    part, size = layer.get_submodule, family.head_size(layer)
+    if family.num_heads(layer) == 0:
+        return
+    if len(heads) == 0:
+        removal.remove_heads(family, layer)
+        return
+    columns = (heads[:, None] * size + torch.arange(size, device=heads.device)).flatten()
+    for name in (family.query, family.key, family.value):
+        keep_outputs(part(name), columns)  # type: ignore[arg-type]
+    keep_inputs(part(family.attention_output), columns)  # type: ignore[arg-type]
+    family.set_num_heads(layer, len(heads), size)
+
+
+def _keep_channels(family: families.Family, layer: nn.Module, channels: torch.Tensor) -> None:
+    if family.ffn_width(layer) == 0:
+        return
+    if len(channels) == 0:
+        removal.remove_channels(family, layer)
+        return
+    keep_outputs(layer.get_submodule(family.ffn_up), channels)  # type: ignore[arg-type]
+    keep_inputs(layer.get_submodule(family.ffn_down), channels)  # type: ignore[arg-type]
+
+
+def _top(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Indices of the highest scores, in their original order."""
     return scores.topk(count).indices.sort().values
+
+
+def keep_counts(
+    model: nn.Module, importance: Sequence[LayerImportance], counts: Sequence[Mapping[str, int]]
+) -> nn.Module:
+    """Keeps, in each layer, so many of its most important heads and FFN channels; none takes the block away.
+
+    The output equals that of the full model with the removed units gated to zero.
+
+    Args:
+        counts: ``heads`` and ``ffn`` of each layer, as ``modeling.shapes`` gives them.
+    """
+    smaller = copy.deepcopy(model)
+    family = families.of(smaller.config.model_type)  # type: ignore[union-attr, arg-type]
+    for layer, scores, count in zip(family.layer_list(smaller), importance, counts, strict=True):
+        _keep_heads(family, layer, _top(scores.heads, count["heads"]))
+        _keep_channels(family, layer, _top(scores.ffn, count["ffn"]))
+    return smaller
+
+
+def fraction(shapes: Sequence[Mapping[str, int]], **keep: float) -> list[dict[str, int]]:
+    """The same fraction of every layer's ``heads`` and ``ffn``; at least one where there are any."""
+    return [
+        {name: max(min(1, shape[name]), round(part * shape[name])) for name, part in keep.items()} for shape in shapes
+    ]
 
 
 def keep_top(
     model: nn.Module, importance: Sequence[LayerImportance], *, keep_heads: float, keep_ffn: float
 ) -> nn.Module:
-    """Keeps, in every layer, the most important fraction of heads and FFN channels.
-
-    The output equals that of the full model with the removed units gated to zero.
-    """
-    smaller = copy.deepcopy(model)
-    family = families.of(smaller.config.model_type)  # type: ignore[union-attr, arg-type]
-    for layer, scores in zip(family.layer_list(smaller), importance, strict=True):
-        part = layer.get_submodule
-        size = family.head_size(layer)
-        heads = _top(scores.heads, keep_heads)
-        columns = (heads[:, None] * size + torch.arange(size, device=heads.device)).flatten()
-        for name in (family.query, family.key, family.value):
-            _keep_outputs(part(name), columns)  # type: ignore[arg-type]
-        _keep_inputs(part(family.attention_output), columns)  # type: ignore[arg-type]
-        family.set_num_heads(layer, len(heads), size)
-        channels = _top(scores.ffn, keep_ffn)
-        _keep_outputs(part(family.ffn_up), channels)  # type: ignore[arg-type]
-        _keep_inputs(part(family.ffn_down), channels)  # type: ignore[arg-type]
-    return smaller
+    """Keeps, in every layer, the most important fraction of heads and FFN channels."""
+    return keep_counts(model, importance, fraction(modeling.shapes(model), heads=keep_heads, ffn=keep_ffn))
 
 
 def choose_tokens(tokenizer: Any, rows: Sequence[Sequence[int]], *, keep: float) -> list[int]:
@@ -101,10 +134,20 @@ def choose_tokens(tokenizer: Any, rows: Sequence[Sequence[int]], *, keep: float)
     counts = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.int64)
     for row in rows:
         counts.index_add_(0, torch.as_tensor(row), torch.ones(len(row), dtype=torch.int64))
-    special = set(tokenizer.all_special_ids)
-    always = {index for token, index in vocabulary.items() if index in special or len(token.removeprefix("##")) == 1}
+    always = _indispensable(tokenizer)
     ranked = sorted(vocabulary.values(), key=lambda index: (index not in always, -int(counts[index]), index))
-    return sorted(ranked[: max(len(always), round(keep * len(vocabulary)))])
+    return sorted(ranked[: num_tokens(tokenizer, keep=keep)])
+
+
+def _indispensable(tokenizer: Any) -> set[int]:
+    special = set(tokenizer.all_special_ids)
+    vocabulary = tokenizer.get_vocab().items()
+    return {index for token, index in vocabulary if index in special or len(token.removeprefix("##")) == 1}
+
+
+def num_tokens(tokenizer: Any, *, keep: float) -> int:
+    """How many tokens ``choose_tokens`` keeps."""
+    return max(len(_indispensable(tokenizer)), round(keep * len(tokenizer.get_vocab())))
 
 
 def keep_tokens(model: nn.Module, tokenizer: Any, tokens: Sequence[int]) -> tuple[nn.Module, Any]:
@@ -134,6 +177,12 @@ def keep_tokens(model: nn.Module, tokenizer: Any, tokens: Sequence[int]) -> tupl
     smaller.config.vocab_size = len(tokens)  # type: ignore[union-attr]
     smaller.config.pad_token_id = renumbered[tokenizer.pad_token_id]  # type: ignore[union-attr]
     return smaller, _renumber(tokenizer, description, renumbered)
+
+
+def tokens_of(tokenizer: Any, smaller: Any) -> list[int]:
+    """Ids, in a tokenizer, of the tokens that one with a smaller vocabulary has, in the order of their ids there."""
+    ids = tokenizer.get_vocab()
+    return [ids[token] for token, _ in sorted(smaller.get_vocab().items(), key=lambda item: item[1])]
 
 
 def _renumber(tokenizer: Any, description: dict[str, Any], renumbered: dict[int, int]) -> Any:

@@ -29,8 +29,12 @@ class Alone:
         """While it is open, gradients stay with this process unless this is the ``last`` part of a batch."""
         return contextlib.nullcontext()
 
+    def weight(self) -> int:
+        """What a process's share of a loss is multiplied by, so that ``exchange`` leaves the sum over processes."""
+        return 1
+
     def exchange(self) -> None:
-        """Leaves the mean over processes at the parameters that this process updates."""
+        """Leaves the sum over processes at the parameters that this process updates."""
 
     def norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
         """Euclidean norm of the whole gradient, of which this process has these."""
@@ -56,7 +60,7 @@ class _Loss(nn.Module):
 
 
 class Replicated(Alone):
-    """Every process has all weights, and gradients are averaged as they are computed.
+    """Every process has all weights, and gradients are averaged, not summed, as they are computed.
 
     Li et al. 2020, PyTorch Distributed (arXiv:2006.15704).
     """
@@ -66,6 +70,9 @@ class Replicated(Alone):
     def __init__(self, model: nn.Module, step_loss: Callable[[list[int]], Any]) -> None:
         self.parallel = DistributedDataParallel(_Loss(model, step_loss), gradient_as_bucket_view=True)
         super().__init__(self.parallel)
+
+    def weight(self) -> int:
+        return world.size()
 
     def gathering(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if last else self.parallel.no_sync()
@@ -85,7 +92,7 @@ class Shared(Alone):
         self.weights.exchange()
 
     def norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
-        return world.total(total_norm(gradients) ** 2).sqrt()
+        return world.total(self.weights.sum_of_squares()).sqrt()
 
     def updated(self) -> None:
         world.wait()
@@ -100,6 +107,9 @@ class Parted(Alone):
     def __init__(self, step_loss: Callable[[list[int]], Any]) -> None:
         super().__init__(step_loss)
         self.how = "tensor parallelism" if world.row_shares() == 1 else "FSDP2"
+
+    def weight(self) -> int:
+        return world.row_shares()
 
     def norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
         parts = [gradient for gradient in gradients if isinstance(gradient, DTensor)]

@@ -23,7 +23,10 @@ import numpy as np
 from tasks.ml import probe
 
 SETTLE_SECONDS = 0.1
-"""Long enough for the threads of the model before to stop spinning and sleep."""
+"""Long enough for the threads of the process before to stop spinning and sleep."""
+
+_asked: list[int] = []
+"""The process that was asked last."""
 
 
 class Probe:
@@ -52,6 +55,9 @@ class Probe:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         answer = ""
+        if _asked != [self.pid]:
+            _asked[:] = [self.pid]
+            time.sleep(SETTLE_SECONDS)
         try:
             self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()
@@ -63,7 +69,6 @@ class Probe:
             self._errors.seek(0)
             complaint = self._errors.read()[-2000:]
             raise RuntimeError(f"the timing process ended with {self._process.returncode}: {complaint}")
-        time.sleep(SETTLE_SECONDS)
         return json.loads(answer)
 
     def latencies(self, model: str) -> list[float]:

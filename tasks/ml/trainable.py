@@ -51,6 +51,19 @@ def _merge_adapters(model: nn.Module) -> None:
 
 
 @contextmanager
+def checkpointed(model: Any) -> Iterator[None]:
+    """Computes activations of each layer again in the backward pass while it is open.
+
+    Chen et al. 2016, arXiv:1604.06174.
+    """
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()
+
+
+@contextmanager
 def prepared(
     model: nn.Module,
     *,
@@ -67,8 +80,7 @@ def prepared(
         optimizer: one of ``optimizers.OPTIMIZERS``, which decides whether gradients may be sparse.
         precision: one of ``precision.PRECISIONS``, of which fp8 concerns the layers themselves.
         embeddings: ``sparse``, ``dense`` or ``frozen`` token embeddings.
-        activation_checkpointing: computes activations of each layer again in the backward pass
-            (Chen et al. 2016, arXiv:1604.06174).
+        activation_checkpointing: see ``checkpointed``.
         lora_rank: rank of low-rank updates, merged on leaving; 0 trains the layers themselves.
         parallelism: one of ``parallelism.WAYS``, for several processes. Gradients are dense unless it is
             ``replicated``, and the model stays spread on leaving.
@@ -99,8 +111,7 @@ def prepared(
         if choose_precision(precision, table.weight.device).float8:
             undo.enter_context(float8.linears(model))
         if activation_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-            undo.callback(model.gradient_checkpointing_disable)  # type: ignore[arg-type]
+            undo.enter_context(checkpointed(model))
         undo.enter_context(spread(model, parallelism))
         yield
     for name, parameter in model.named_parameters():

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from tasks.ml import compilation, dropout, machine, offload, optimizers, world
+from tasks.ml import compilation, dropout, machine, memory, offload, optimizers, world
+from tasks.ml.activations import Demand
 from tasks.ml.batching import Sampler
 from tasks.ml.checkpoints import Checkpoints, Saved
 from tasks.ml.precision import choose as choose_precision
@@ -238,6 +239,9 @@ def fit(
     micro_batch: int = 0,
     offload_optimizer: bool = False,
     compile: str = "off",
+    max_memory: float = 0.0,
+    demand: Demand | None = None,
+    steps: int = 0,
     evaluations_per_epoch: int = 1,
     patience: int | None = None,
     checkpoint: Path | None = None,
@@ -259,17 +263,22 @@ def fit(
         micro_batch: rows computed at once; their gradients add up. 0: the whole batch.
         offload_optimizer: keeps the optimizer's state in the host's memory; see ``offload``.
         compile: ``auto`` computes layers with compiled code where that is faster, ``off`` never.
+        max_memory: limit of all processes of this machine, or of each GPU, in 10^9 bytes; how much is computed at once
+            is then planned, see ``memory``. 0: no limit.
+        demand: what a row takes, for that.
+        steps: optimizer steps in all, instead of ``epochs``; 0: epochs.
         patience: evaluations without improvement before stopping; ``None`` never stops early.
         checkpoint: directory of the resumable state, written after each evaluation and every ``saves_every`` seconds;
             resumed from if it holds one. The clock is read where a point of the curves is recorded.
 
     Raises:
+        FeatherweightError: what was asked for cannot be had here, and no step was taken.
         FloatingPointError: a loss or gradient was not finite; the newest checkpoint is of before it.
     """
     device = next(model.parameters()).device
     chosen = choose_precision(precision, device)
     sampler = Sampler(lengths, batch_size, seed=seed, batch_tokens=batch_tokens, batching=batching)
-    total = max(1, math.ceil(epochs * sampler.per_epoch))
+    total = steps or max(1, math.ceil(epochs * sampler.per_epoch))
     evaluate_every = max(1, sampler.per_epoch // evaluations_per_epoch)
     record_every = max(1, total // POINTS_PER_RUN)
     algorithm = optimizers.build(
@@ -286,13 +295,28 @@ def fit(
     if (resumed := saver.newest()) is not None:
         first_step = run.restore(resumed)
 
+    plan = memory.remembered(history.notes)
+    if plan is None and max_memory and demand is not None:
+        longest = max(lengths)
+        plan = memory.choose(
+            model,
+            algorithm,
+            demand,
+            max_memory=max_memory,
+            batch=len(world.largest_share_of_rows(range(min(len(lengths), sampler.rows_of(longest))))),
+            micro_batch=micro_batch,
+            length=longest,
+            state_elsewhere=offload_optimizer and device.type == "cuda",
+        )
+        update.micro_batch = plan.rows_at_once
     model.train()
     observer.start(total_steps=total, first_step=first_step)
     trained_s = history.notes.get("training_s", 0.0)
     first_batches = [sampler.at(step) for step in range(first_step, total)[: compilation.BATCHES]]
     passes = compilation.Passes(model, step_loss, first_batches, update.micro_batch, chosen)
     pays = compilation.where_it_pays(passes, history.notes, lengths=lengths, steps=total - first_step, mode=compile)
-    with dropout.cheaper(model), products(chosen), pays:
+    planned = memory.kept_to(plan, model, history.notes)
+    with dropout.cheaper(model), products(chosen), planned, pays:
         rate = matmul_rate(device.type, chosen.matmul_dtype)
         meter = _Meter(flops_per_token(model), rate, device, seconds=trained_s)
         saved_at = time.monotonic()
@@ -323,6 +347,7 @@ def fit(
                     if best.look(evaluation):
                         # At the end nothing will change them any more, unless they are an average that is put back.
                         copied = done < total or algorithm.description.schedule_free
+                        best.weights = {}  # lest there be two copies for a moment
                         best.weights = {k: v.clone() for k, v in model.state_dict().items()} if copied else {}
                 update.loss.updated()
                 model.train()

@@ -69,8 +69,7 @@ class Update:
             with self.loss.gathering(last=number == len(micros)):
                 with autocast(self.precision, self.device):
                     loss, parts = self.loss.forward(micro)
-                # Processes average their gradients, and here they are to add up.
-                self.scaler.scale(loss * (share * world.row_shares())).backward()
+                self.scaler.scale(loss * (share * self.loss.weight())).backward()
             for name, value in {"loss": loss.detach(), **parts}.items():
                 total[name] = total[name] + share * value if name in total else share * value
         sums = world.total_of_rows(torch.stack(list(total.values())))

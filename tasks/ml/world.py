@@ -6,6 +6,7 @@ R = processes ("world size"). A process is started by torchrun; alone, every fun
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -22,6 +23,11 @@ _same_rows: ContextVar[bool] = ContextVar("featherweight_same_rows", default=Fal
 def size() -> int:
     """Number of processes R."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def size_here() -> int:
+    """Number of them on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", size())) if size() > 1 else 1
 
 
 def rank() -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from tasks.reporting.numbers import aligned, change, number, percent, plain, points, times
+from tasks.reporting.numbers import aligned, between, change, number, percent, plain, points, times
 from tasks.reporting.numbers import unit as measure
 
 WIDTH = 340
@@ -22,6 +22,8 @@ MAX_POINTS = 160
 
 Format = Callable[[float], str]
 Points = Sequence[tuple[float, float]]
+Ends = tuple[float, float]
+"""The two ends of an interval."""
 
 
 def element(tag: str, *children: Any, **attributes: Any) -> Markup:
@@ -83,17 +85,19 @@ def _final(name: str, index: int, rows: Sized) -> str:
     return f"{name} final" if index == len(rows) - 1 else name
 
 
-def waterfall(rows: Sequence[tuple[str, float | None]], *, label: str, unit: str) -> Markup:
-    """Bars from zero, one per stage; the pale part of a bar is what the stage took away.
+def waterfall(rows: Sequence[tuple[str, float | None, Ends | None]], *, label: str, unit: str) -> Markup:
+    """Bars from zero, one per stage; the pale part of a bar is what the stage took away, the line its interval.
 
     Args:
-        rows: stage title and value in ``unit``, in order; ``None`` where nothing was measured.
+        rows: stage title, value in ``unit`` and the ends of its interval, in order; ``None`` where nothing was
+            measured, and where the measurement is exact.
         label: the quantity.
     """
-    scale = Scale(0, max(value for _, value in rows if value is not None) or 1, 0, WIDTH)
+    reached = [one for _, value, ends in rows if value is not None for one in (value, *(ends or ()))]
+    scale = Scale(0, max(reached) or 1, 0, WIDTH)
     marks = Markup("")
     before: float | None = None
-    for index, (title, value) in enumerate(rows):
+    for index, (title, value, ends) in enumerate(rows):
         y = index * ROW
         if value is None:
             marks += _row_text(y + 15, title, "", "not timed")
@@ -103,32 +107,36 @@ def waterfall(rows: Sequence[tuple[str, float | None]], *, label: str, unit: str
         if before is not None and before > value:
             width = scale(before) - scale(value)
             bar += element("rect", x=scale(value), y=y + 23, width=width, height=14, class_="gone")
+        if ends:
+            bar += element("line", x1=scale(ends[0]), x2=scale(ends[1]), y1=y + 30, y2=y + 30, class_="error")
         tip = f"{title}: {measure(value, unit)}" + (f", {step} against the stage before" if step else "")
+        tip += f", 95 % interval {number(ends[0])} to {measure(ends[1], unit)}" if ends else ""
         marks += _row_text(y + 15, title, measure(value, unit), step) + element("g", bar, data_tip=tip)
         before = value
     return svg(len(rows) * ROW, f"{label} after each stage", marks)
 
 
-def quality(rows: Sequence[tuple[str, float, int]], *, label: str, floor: float | None) -> Markup:
+def quality(rows: Sequence[tuple[str, float, Ends | None, str]], *, label: str, floor: float | None) -> Markup:
     """Accuracy of each stage as a dot with its 95 % interval, against the teacher and the lowest value allowed.
 
     Args:
-        rows: stage title, accuracy and n, in order; the first is the teacher.
+        rows: stage title, accuracy, the ends of its interval and what these are, in order; the first is the teacher.
         floor: the teacher's accuracy less what the budget allows to lose.
     """
-    intervals = [wilson(accuracy, n) for _, accuracy, n in rows]
-    bounds = [end for interval_ in intervals for end in interval_] + ([] if floor is None else [floor])
-    scale = spread(bounds, 0, WIDTH, padding=0.04)
+    bounds = [end for _, accuracy, ends, _ in rows for end in (accuracy, *(ends or ()))]
+    scale = spread(bounds + ([] if floor is None else [floor]), 0, WIDTH, padding=0.04)
     marks = Markup("")
-    for index, ((title, accuracy, n), (low, high)) in enumerate(zip(rows, intervals, strict=True)):
+    for index, (title, accuracy, ends, about) in enumerate(rows):
         top, y = index * ROW + 20, index * ROW + 30
         strip = element("rect", x=0, y=top, width=WIDTH, height=20, class_="hit")
         strip += element("line", x1=scale(rows[0][1]), x2=scale(rows[0][1]), y1=top, y2=top + 20, class_="reference")
         if floor is not None:
             strip += element("line", x1=scale(floor), x2=scale(floor), y1=top, y2=top + 20, class_="limit")
-        strip += element("line", x1=scale(low), x2=scale(high), y1=y, y2=y, class_=_final("whisker", index, rows))
+        if ends:
+            low, high = map(scale, ends)
+            strip += element("line", x1=low, x2=high, y1=y, y2=y, class_=_final("whisker", index, rows))
         strip += element("circle", cx=scale(accuracy), cy=y, r=5.5, class_=_final("dot", index, rows))
-        tip = f"{title}: {percent(accuracy, 2)}, 95 % interval {percent(low)} to {percent(high)}, n = {n:,}"
+        tip = f"{title}: {percent(accuracy, 2)}" + (f", {about}" if about else "")
         step = points(accuracy - rows[index - 1][1], signed=True) if index else ""
         marks += _row_text(index * ROW + 15, title, percent(accuracy), step) + element("g", strip, data_tip=tip)
     bottom = len(rows) * ROW
@@ -138,37 +146,69 @@ def quality(rows: Sequence[tuple[str, float, int]], *, label: str, floor: float 
     return svg(bottom + 14, label, marks)
 
 
-def forest(rows: Sequence[tuple[str, float, float | None, float | None]], *, label: str) -> Markup:
+Estimates = Sequence[tuple[str, float, float | None, float | None]]
+"""Title, value, and the two ends of its interval, which are ``None`` where there is none."""
+
+
+def forest(rows: Estimates, *, label: str) -> Markup:
     """Ratios to a baseline with their intervals, one per row, on a logarithmic axis; 1 is no difference.
 
     The axis holds at least 1/2 to 2, so that a small difference looks small; intervals are cut at 1/8 and 8.
-
-    Args:
-        rows: title, ratio and the two ends of its interval, which are ``None`` where there is none.
     """
     middles = [math.log2(ratio) for _, ratio, _, _ in rows]
     ends = [min(3.0, max(-3.0, math.log2(end))) for _, _, *both in rows for end in both if end is not None]
     scale = spread([*middles, *ends, -1.0, 1.0], 4, WIDTH - 4, padding=0.06)
+    ticks = {
+        tick: f"{2 ** round(tick)}×" if tick >= 0 else f"1/{2 ** round(-tick)}×"
+        for tick in scale.ticks()
+        if tick == round(tick)
+    }
+    return _whiskers(rows, scale, ticks, label=label, form=times, place=math.log2)
 
-    def place(value: float) -> float:
-        return scale(min(scale.high, max(scale.low, math.log2(value))))
+
+def differences(rows: Estimates, *, label: str, form: Format) -> Markup:
+    """Differences of fractions of rows with their intervals, one per row; 0 is none.
+
+    The axis holds at least one point to either side, so that a small difference looks small.
+    """
+    values = [value for _, *all_of in rows for value in all_of if value is not None]
+    scale = spread([*values, -0.01, 0.01], 4, WIDTH - 4, padding=0.06)
+    ticks = {tick: f"{plain(100 * tick)}" for tick in scale.ticks()}
+    return _whiskers(rows, scale, ticks, label=label, form=form, place=lambda value: value)
+
+
+def _whiskers(
+    rows: Estimates,
+    scale: Scale,
+    ticks: Mapping[float, str],
+    *,
+    label: str,
+    form: Format,
+    place: Callable[[float], float],
+) -> Markup:
+    """A dot and an interval per row, against the line of no difference at 0 of the scale."""
+
+    def at(value: float) -> float:
+        return scale(min(scale.high, max(scale.low, place(value))))
 
     marks = Markup("")
-    for index, (title, ratio, low, high) in enumerate(rows):
+    for index, (title, value, low, high) in enumerate(rows):
         top, y = index * ROW + 20, index * ROW + 30
-        between = "" if low is None or high is None else f"{number(low)} to {times(high)}"
+        ends, said = "", "one seed: no interval"
+        if low is not None and high is not None:
+            ends = between(low, high, form)
+            said = f"95 % interval {ends}"
         strip = element("rect", x=0, y=top, width=WIDTH, height=20, class_="hit")
         strip += element("line", x1=scale(0), x2=scale(0), y1=top, y2=top + 20, class_="reference")
         if low is not None and high is not None:
-            strip += element("line", x1=place(low), x2=place(high), y1=y, y2=y, class_="whisker final")
-        strip += element("circle", cx=place(ratio), cy=y, r=5.5, class_="dot final")
-        tip = f"{title}: {times(ratio)}, " + (f"95 % interval {between}" if between else "one seed: no interval")
-        marks += _row_text(index * ROW + 15, title, times(ratio), between) + element("g", strip, data_tip=tip)
+            strip += element("line", x1=at(low), x2=at(high), y1=y, y2=y, class_="whisker final")
+        strip += element("circle", cx=at(value), cy=y, r=5.5, class_="dot final")
+        shown = "" if low == high else ends
+        tip = f"{title}: {form(value)}, {said}"
+        marks += _row_text(index * ROW + 15, title, form(value), shown) + element("g", strip, data_tip=tip)
     bottom = len(rows) * ROW
-    for tick in scale.ticks():
-        if tick == round(tick):
-            text = f"{2 ** round(tick)}×" if tick >= 0 else f"1/{2 ** round(-tick)}×"
-            marks += element("text", text, x=scale(tick), y=bottom + 10, class_="tick middle")
+    for tick, text in ticks.items():
+        marks += element("text", text, x=scale(tick), y=bottom + 10, class_="tick middle")
     return svg(bottom + 14, label, marks)
 
 
@@ -274,3 +314,60 @@ def histogram(edges: Sequence[float], counts: Sequence[int], *, label: str, x_na
         anchor = "start" if tick == edges[0] else "end" if x_scale(tick) > WIDTH - 10 else "middle"
         marks += element("text", plain(tick), x=x_scale(tick), y=bottom + 15, class_=f"tick {anchor}")
     return svg(bottom + 20, label, marks)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point of a scatter chart."""
+
+    x: float
+    y: float
+    tip: str
+    kind: str = ""
+    """Class name."""
+    link: str = ""
+    """Address that a click opens."""
+
+
+def scatter(
+    marks: Sequence[Mark],
+    *,
+    label: str,
+    x_name: str,
+    y_name: str,
+    level: float | None = None,
+    joined: Points = (),
+    size: tuple[float, float] = (WIDTH, 240),
+) -> Markup:
+    """Points in two quantities, at least one; what has a class name is drawn above what has none.
+
+    Args:
+        level: a value of y to mark with a dashed line.
+        joined: points to join by steps, such as a Pareto front, from left to right.
+        size: width and height.
+    """
+    width, height = size
+    top, bottom, left, right = 20.0, height - 36.0, 52.0, width - 12.0
+    x_scale = spread([mark.x for mark in marks], left, right)
+    y_scale = spread([mark.y for mark in marks] + ([] if level is None else [level]), bottom, top)
+    drawn = element("text", y_name, x=2, y=12, class_="tick start")
+    drawn += element("text", x_name, x=right, y=height - 3, class_="tick end")
+    y_ticks, x_ticks = y_scale.ticks(6), x_scale.ticks(8)
+    for tick, text in zip(y_ticks, aligned(y_ticks), strict=True):
+        y = y_scale(tick)
+        drawn += element("line", x1=left, x2=right, y1=y, y2=y, class_="grid")
+        drawn += element("text", text, x=left - 7, y=y + 4, class_="tick end")
+    for tick, text in zip(x_ticks, aligned(x_ticks), strict=True):
+        drawn += element("text", text, x=x_scale(tick), y=bottom + 17, class_="tick middle")
+    if level is not None:
+        drawn += element("line", x1=left, x2=right, y1=y_scale(level), y2=y_scale(level), class_="limit")
+    if joined:
+        corners = [(x_scale(joined[0][0]), y_scale(joined[0][1]))]
+        for x, y in joined[1:]:
+            corners += [(x_scale(x), corners[-1][1]), (x_scale(x), y_scale(y))]
+        drawn += element("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in corners), class_="line final")
+    for mark in sorted(marks, key=lambda one: bool(one.kind)):
+        kind = f"mark-dot {mark.kind}".strip()
+        dot = element("circle", cx=x_scale(mark.x), cy=y_scale(mark.y), r=6, class_=kind, data_tip=mark.tip)
+        drawn += element("a", dot, href=mark.link, target="_blank") if mark.link else dot
+    return svg(height, label, drawn, width=width)

@@ -4,12 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
 
 from tasks.contracts import Outcome
+from tasks.ml import discordance, statistics
+from tasks.ml.discordance import Discordance
+from tasks.ml.statistics import Interval
 
 TITLES = {"train": "Teacher", "distill": "Student", "prune": "Pruned", "quantize": "Quantized", "validate": "Shipped"}
 """What a stage's model is called in words."""
+
+
+class Comparison(NamedTuple):
+    """A model beside its teacher, on the same rows of the test split."""
+
+    counts: Discordance
+    drop: Interval
+    """Accuracy lost, with its paired interval of 95 %."""
+    mcnemar_p: float
+
+
+class SeedRun(NamedTuple):
+    """A run of the recipe with one seed: how teacher and shipped model did on the rows (N,) that all seeds share."""
+
+    seed: int
+    run_id: str
+    date: str
+    teacher: np.ndarray
+    shipped: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -21,6 +47,35 @@ class Evidence:
     operators: Mapping[str, Any] = field(default_factory=dict)
     validation: Mapping[str, Any] = field(default_factory=dict)
     profile: Mapping[str, Any] = field(default_factory=dict)
+    sensitivity: Mapping[str, Any] = field(default_factory=dict)
+    """What each group of linear layers loses by quantization, where that was measured."""
+    regressions: Mapping[str, Any] = field(default_factory=dict)
+    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
+    """By stage name: every model after the teacher."""
+    seeds: tuple[SeedRun, ...] = ()
+    """Runs that differ in their seed only, this one among them; empty where it is the only one."""
+
+
+def correctness(path: Path) -> dict[str, np.ndarray]:
+    """Reads what ``validate`` left of each row: by stage, whether its model was right (N,)."""
+    with pa.memory_map(str(path)) as file:
+        table = pa.ipc.open_file(file).read_all()
+        return {
+            name.removeprefix("correct_"): table[name].to_numpy().copy()
+            for name in table.column_names
+            if name.startswith("correct_")
+        }
+
+
+def compare(path: Path) -> dict[str, Comparison]:
+    """Compares every model with the teacher, row by row."""
+    correct = correctness(path)
+    teacher, found = correct.pop("train"), {}
+    for stage, right in correct.items():
+        counts = discordance.count(teacher, right)
+        drop = statistics.accuracy_difference(teacher, right)
+        found[stage] = Comparison(counts, drop, discordance.mcnemar(counts.lost, counts.gained))
+    return found
 
 
 def models(outcome: Outcome, evidence: Evidence) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 MINUS = "\N{MINUS SIGN}"
 SPACE = "\N{NARROW NO-BREAK SPACE}"
@@ -38,6 +38,11 @@ def points(value: float, *, signed: bool = False) -> str:
     return f"{rounded:{'+' if signed and rounded else ''}.2f}".replace("-", MINUS) + f"{SPACE}points"
 
 
+def p_value(value: float) -> str:
+    """A p-value: ``p = 0.031``, or ``p < 0.001``."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2f}" if value >= 0.1 else f"p = {value:.3f}"
+
+
 def times(value: float) -> str:
     """A ratio: 10.42 → ``10.4×``."""
     return f"{number(value)}×"
@@ -68,6 +73,11 @@ def capital(text: str) -> str:
 def unit(value: float, name: str) -> str:
     """A number and its unit: ``8.84 MB``."""
     return f"{number(value)}{SPACE}{name}"
+
+
+def between(low: float, high: float, form: Callable[[float], str]) -> str:
+    """The two ends of an interval, with the unit once: ``1.20 to 1.40×``, ``−1.4 to +0.3 points``."""
+    return f"{form(low).partition(SPACE)[0].removesuffix('×')} to {form(high)}"
 
 
 def scaled(value: float, name: str) -> str:

@@ -45,7 +45,11 @@ def _values(
         "headline": sections.headline(verdict.checks),
         "tiles": sections.tiles(verdict.checks, rows),
         "checks": sections.checks(verdict.checks),
-        "waterfall": sections.waterfall(rows, verdict.checks),
+        "waterfall": sections.waterfall(rows, verdict.checks, evidence.comparisons),
+        "quality": sections.quality(rows, evidence.comparisons),
+        "tests": [sentence for check in verdict.checks for sentence in sections.tests(check)],
+        "seeds": sections.seeds(evidence.seeds),
+        "regressions": sections.regressions(evidence.regressions),
         "curves": [
             sections.curves(result, evidence.histories[result.stage])
             for result in outcome.stages

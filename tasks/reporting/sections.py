@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tasks.contracts import Check, CheckStatus, Outcome, StageResult
+from tasks.ml import statistics
+from tasks.ml.statistics import Interval
 from tasks.reporting import charts, numbers
-from tasks.reporting.evidence import TITLES
+from tasks.reporting.evidence import TITLES, Comparison, SeedRun
 
 
 class Reading(NamedTuple):
@@ -110,26 +115,157 @@ def checks(found: Sequence[Check]) -> list[dict[str, Any]]:
     return rows
 
 
-def waterfall(rows: Sequence[Row], found: Sequence[Check]) -> list[dict[str, Any]]:
+def _beside_teacher(rows: Sequence[Row], comparisons: Mapping[str, Comparison]) -> list[tuple[Any, ...]]:
+    """Title, accuracy, interval and what it is: the teacher's accuracy less the paired interval of the drop."""
+    start = rows[0]["accuracy"]
+    found: list[tuple[Any, ...]] = [(rows[0]["title"], start, None, "the teacher")]
+    for row in rows[1:]:
+        one = comparisons[row["stage"]]
+        about = f"{_lost(one.drop.measured)}, 95 % interval {_range(one.drop)}, of n = {one.counts.n:,}"
+        found.append((row["title"], row["accuracy"], (start - one.drop.high, start - one.drop.low), about))
+    return found
+
+
+def _lost(drop: float) -> str:
+    return f"{numbers.points(abs(drop))} {'below' if drop > 0 else 'above'} the teacher" if drop else "as the teacher"
+
+
+def _range(interval: Interval) -> str:
+    """The change that an interval of a drop stands for: ``−1.4 to +0.3 points``."""
+    low, high = numbers.points(-interval.high, signed=True), numbers.points(-interval.low, signed=True)
+    return f"{low.partition(numbers.SPACE)[0]} to {high}"
+
+
+def _alone(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+    """Title, accuracy, interval and what it is, of models that were not compared row by row."""
+    found: list[tuple[Any, ...]] = []
+    for row in rows:
+        low, high = charts.wilson(row["accuracy"], row["n"])
+        about = f"95 % interval {numbers.percent(low)} to {numbers.percent(high)}, n = {row['n']:,}"
+        found.append((row["title"], row["accuracy"], (low, high), about))
+    return found
+
+
+def _wavering(row: Row) -> tuple[float, float] | None:
+    """The interval of a latency over its rounds."""
+    rounds = row.get("latency_p50_rounds_ms")
+    if not rounds:
+        return None
+    interval = statistics.median(rounds)
+    return min(interval.low, row["latency_p50_ms"]), max(interval.high, row["latency_p50_ms"])
+
+
+def waterfall(
+    rows: Sequence[Row], found: Sequence[Check], comparisons: Mapping[str, Comparison] = MappingProxyType({})
+) -> list[dict[str, Any]]:
     """Quality, size and latency after each stage, as aligned panels."""
     panels = []
-    measured = [(row["title"], row["accuracy"], row["n"]) for row in rows if row["accuracy"] is not None]
+    measured = [row for row in rows if row["accuracy"] is not None]
     if measured:
         allowed = next((check.limit for check in found if check.name == "quality_drop"), None)
-        floor = None if allowed is None else measured[0][1] - allowed
+        floor = None if allowed is None else measured[0]["accuracy"] - allowed
+        paired = {row["stage"] for row in measured[1:]} <= comparisons.keys()
+        dots = _beside_teacher(measured, comparisons) if paired else _alone(measured)
+        level = f"95{numbers.SPACE}%"
+        what = f"paired {level} intervals against the teacher" if paired else f"unpaired {level} intervals"
         panels.append({
             "title": "Accuracy",
-            "note": f"{rows[0]['split']} split, n = {measured[0][2]:,}, with unpaired 95{numbers.SPACE}% intervals",
-            "chart": charts.quality(measured, label="Accuracy after each stage", floor=floor),
+            "note": f"{measured[0]['split']} split, n = {measured[0]['n']:,}, with {what}",
+            "chart": charts.quality(dots, label="Accuracy after each stage", floor=floor),
         })  # fmt: skip
-    for key, title, note, unit in (
-        ("size_mb", "Size", "weights on disk", "MB"),
-        ("latency_p50_ms", "Latency", "p50 of one real sentence", "ms"),
-    ):
-        values = [(row["title"], row[key]) for row in rows]
-        if any(value is not None for _, value in values):
-            panels.append({"title": title, "note": note, "chart": charts.waterfall(values, label=title, unit=unit)})
+    if any(row["size_mb"] is not None for row in rows):
+        sizes = [(row["title"], row["size_mb"], None) for row in rows]
+        chart = charts.waterfall(sizes, label="Size", unit="MB")
+        panels.append({"title": "Size", "note": "weights on disk", "chart": chart})
+    if any(row["latency_p50_ms"] is not None for row in rows):
+        times = [(row["title"], row["latency_p50_ms"], _wavering(row)) for row in rows]
+        note = "p50 of one real sentence" + (
+            ", with intervals over rounds" if any(ends for _, _, ends in times) else ""
+        )
+        chart = charts.waterfall(times, label="Latency", unit="ms")
+        panels.append({"title": "Latency", "note": note, "chart": chart})
     return panels
+
+
+def tests(check: Check) -> list[str]:
+    """What the tests behind a check of quality say, a sentence each."""
+    parting = check.parting
+    if parting is None:
+        return []
+    better = "neither is shown to be better" if parting.mcnemar_p >= 1 - parting.confidence else (
+        "the teacher is better" if parting.lost > parting.gained else "the shipped model is better"
+    )  # fmt: skip
+    level, margin = f"{100 * parting.confidence:g}{numbers.SPACE}%", numbers.points(parting.margin)
+    proven = "ruled out" if parting.noninferiority_p < 1 - parting.confidence else "not ruled out"
+    found = [
+        f"Exact McNemar test: {parting.lost:,} rows lost, {parting.gained:,} gained, "
+        f"{numbers.p_value(parting.mcnemar_p)}: {better}.",
+        f"Non-inferiority (score test): that {margin} or more are lost is {proven}, "
+        f"{numbers.p_value(parting.noninferiority_p)}; with {level} confidence "
+        + (
+            f"at most {numbers.points(parting.largest_drop)} are lost."
+            if parting.largest_drop > 0
+            else f"at least {numbers.points(-parting.largest_drop)} are gained."
+        ),
+    ]
+    if check.status is CheckStatus.UNDECIDABLE:
+        needed = "no number of rows" if parting.rows_needed is None else f"at least {parting.rows_needed:,} rows"
+        found.append(f"Undecidable at n = {check.n:,}: {needed} {'are needed' if parting.rows_needed else 'would do'}.")
+    return found
+
+
+def quality(rows: Sequence[Row], comparisons: Mapping[str, Comparison]) -> list[dict[str, str]]:
+    """Every model beside the teacher, row by row; empty where rows were not kept."""
+    found = []
+    for row in rows:
+        one = comparisons.get(row["stage"])
+        if row["accuracy"] is None or (one is None and row is not rows[0]):
+            continue
+        found.append({
+            "title": row["title"],
+            "accuracy": numbers.percent(row["accuracy"], 2),
+            "change": numbers.points(-one.drop.measured, signed=True) if one else "",
+            "interval": _range(one.drop) if one else "",
+            "lost": f"{one.counts.lost:,}" if one else "",
+            "gained": f"{one.counts.gained:,}" if one else "",
+            "mcnemar": numbers.p_value(one.mcnemar_p).removeprefix("p ").removeprefix("= ") if one else "",
+        })  # fmt: skip
+    return found if comparisons else []
+
+
+def seeds(runs: Sequence[SeedRun]) -> dict[str, Any]:
+    """The recipe's runs with other seeds, each beside its teacher, and all together; empty where there are none."""
+    if not runs:
+        return {}
+    teacher, shipped = np.stack([one.teacher for one in runs]), np.stack([one.shipped for one in runs])
+    together = statistics.accuracy_difference_over_seeds(teacher, shipped)
+    return {
+        "rows": [
+            {
+                "seed": one.seed,
+                "date": one.date,
+                "run_id": one.run_id,
+                "teacher": numbers.percent(float(one.teacher.mean()), 2),
+                "shipped": numbers.percent(float(one.shipped.mean()), 2),
+                "change": numbers.points(float(one.shipped.mean() - one.teacher.mean()), signed=True),
+                "interval": _range(statistics.accuracy_difference(one.teacher, one.shipped)),
+            }
+            for one in runs
+        ],
+        "change": numbers.points(-together.measured, signed=True),
+        "interval": _range(together),
+    }
+
+
+def regressions(document: Row) -> dict[str, Any]:
+    """The rows that the teacher has right and the shipped model wrong; empty where validate left none."""
+    if not document:
+        return {}
+    return {
+        "rows": document["rows"],
+        "apart": f"{document['apart']:,}", "n": f"{document['n']:,}",
+        "lost": f"{document['lost']:,}", "gained": f"{document['gained']:,}",
+    }  # fmt: skip
 
 
 def _lines(title: str, model: str, series: Mapping[str, charts.Points], form: charts.Format) -> dict[str, Any]:
@@ -262,8 +398,10 @@ def stages(outcome: Outcome) -> list[dict[str, Any]]:
     rows = []
     for result in outcome.stages:
         card = result.scorecard
+        alike = card.agreement_with_teacher
         gave = [
             f"{numbers.percent(card.accuracy)} on {card.split}" if card.accuracy is not None else "",
+            f"{numbers.percent(alike)} as the teacher" if alike is not None else "",
             numbers.unit(card.size_mb, "MB") if card.size_mb is not None else "",
             numbers.unit(card.num_parameters / 1e6, "M parameters") if card.num_parameters is not None else "",
             f"{card.num_rows:,} rows" if card.num_rows is not None else "",

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tasks.contracts import Outcome
+from tasks.ml import statistics
 from tasks.reporting import numbers
 from tasks.reporting.evidence import Evidence, models
-from tasks.reporting.sections import headline, limit, reading
+from tasks.reporting.sections import headline, limit, reading, tests
 
 FINAL = (
     "accuracy",
+    "agreement_with_teacher",
     "size_mb",
     "num_parameters",
     "latency_p50_ms",
@@ -19,7 +23,7 @@ FINAL = (
     "latency_p99_ms",
     "throughput_per_s",
 )
-BY_MODEL = ("accuracy", "size_mb", "num_parameters", "latency_p50_ms")
+BY_MODEL = ("accuracy", "agreement_with_teacher", "size_mb", "num_parameters", "latency_p50_ms")
 
 
 def _measured(row: dict[str, Any], names: Sequence[str], prefix: str) -> dict[str, float]:
@@ -36,6 +40,11 @@ def final_metrics(outcome: Outcome, evidence: Evidence) -> dict[str, float]:
                 found |= _measured(row, FINAL, prefix)
     if evidence.validation:
         found |= _measured(evidence.validation["parity"], ("label_flips", "max_abs_error"), "parity_")
+    if evidence.seeds:
+        teacher, shipped = (np.stack([getattr(one, name) for one in evidence.seeds]) for name in ("teacher", "shipped"))
+        drop = statistics.accuracy_difference_over_seeds(teacher, shipped)
+        names = ("quality_drop_over_seeds", "quality_drop_over_seeds_low", "quality_drop_over_seeds_high")
+        found |= dict(zip(names, drop, strict=True)) | {"seeds": float(len(evidence.seeds))}
     found["computed_seconds"] = sum(result.seconds for result in outcome.stages if not result.cached)
     return found
 
@@ -67,6 +76,7 @@ def markdown(outcome: Outcome, evidence: Evidence, *, url: str) -> str:
         f"# {verdict.status.capitalize()}: {outcome.recipe}",
         headline(verdict.checks),
         _table(["check", "measured", "limit", "status", "why"], checks),
+        *("\n".join(f"- {sentence}" for sentence in tests(check)) for check in verdict.checks if check.parting),
         _table(["model", "accuracy", "size", "latency p50"], cells),
     ]
     if outcome.release:

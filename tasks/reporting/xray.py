@@ -102,7 +102,10 @@ def tile(value: str, name: str, detail: str) -> dict[str, str]:
 
 def crossover(architecture: cost_model.Architecture) -> dict[str, str]:
     """The length from which on attention's quadratic part costs most."""
-    length, longest = round(cost_model.crossover_length(architecture)), architecture.max_length
+    crossing, longest = cost_model.crossover_length(architecture), architecture.max_length
+    if crossing is None:
+        return tile("none", "makes attention half of the FLOPs", "no layer has heads")
+    length = round(crossing)
     detail = f"more than the {longest:,} it has positions for" if length > longest else f"it takes up to {longest:,}"
     return tile(f"{length:,}{numbers.SPACE}tokens", "make attention half of the FLOPs", detail)
 

@@ -46,7 +46,7 @@ def build(
     max_length: int,
     texts: Sequence[str],
     validation: dict[str, Any],
-    verdict: Verdict,
+    verdict: Verdict | None,
 ) -> None:
     """Fills an empty directory.
 
@@ -57,7 +57,8 @@ def build(
         data: what it was fine-tuned on, for the card.
         max_length: tokens after which a text is cut.
         texts: real texts, not from the test split, of which golden rows are taken.
-        validation: ``validation.json`` of the stage ``validate``.
+        validation: ``validation.json`` of the stage ``validate``, or as much of the same of another split.
+        verdict: ``None`` for a model that was not judged yet.
     """
     for file in MODEL_FILES:
         if (source / file).is_file():
@@ -133,7 +134,9 @@ def _interface(model: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _verdict(verdict: Verdict) -> dict[str, Any]:
+def _verdict(verdict: Verdict | None) -> dict[str, Any]:
+    if verdict is None:
+        return {"status": "none", "reason": "none: the test split has not seen this model", "checks": []}
     checks = [
         {key: round(value, 6) if isinstance(value, float) else value for key, value in check.items()}
         for check in (check.model_dump(mode="json") for check in verdict.checks)

@@ -37,14 +37,10 @@ fine-tuned from `{base_model}` on `{data}`. Texts are cut after {max_length} tok
 |---|---|---|
 {measured}
 
-Accuracy over the {n} rows of the test split, which nothing before this measurement had seen. Latency of one real
+Accuracy over the {n} rows of {split}. Latency of one real
 sentence at batch 1, on {machine}.
 
-| check | measured | interval | limit | n | status |
-|---|---|---|---|---|---|
-{checks}
-
-Verdict: {reason}.
+{checks}Verdict: {reason}.
 
 ## Run it
 
@@ -79,6 +75,18 @@ It knows the domain and language of its training data and no other; the accuracy
 {batches}
 """
 
+CHECKS = """\
+| check | measured | interval | limit | n | status |
+|---|---|---|---|---|---|
+{rows}
+
+"""
+
+SPLITS = {
+    "test": "the test split, which nothing before this measurement had seen",
+    "selection": "the selection split, by which the model was chosen among others: on new text expect less",
+}
+
 BATCHES = {
     True: "A text gets the same answer whatever texts share its batch.",
     False: "Activations are quantized over a whole batch, so a probability differs slightly with the texts beside it.",
@@ -103,7 +111,7 @@ def render(manifest: dict[str, Any], *, base_model: str, data: str, validation: 
     """Returns the card of a serving bundle, as Markdown."""
     models = {model["stage"]: model for model in validation["models"]}
     teacher, shipped = models["train"], models["validate"]
-    device = validation["device"]
+    device, checks = validation["device"], manifest["verdict"]["checks"]
     return CARD.format(
         name=manifest["name"],
         num_labels=len(manifest["labels"]),
@@ -116,7 +124,8 @@ def render(manifest: dict[str, Any], *, base_model: str, data: str, validation: 
         ),
         n=validation["n"],
         machine=f"{device.get('gpu') or device['cpu_model']}, {device['threads']} threads, {device['provider']}",
-        checks="\n".join(_check(check) for check in manifest["verdict"]["checks"]),
+        split=SPLITS[validation["split"]],
+        checks=CHECKS.format(rows="\n".join(map(_check, checks))) if checks else "",
         reason=manifest["verdict"]["reason"],
         batches=BATCHES[manifest["batch_invariant"]],
         usage=USAGE.format(provider=manifest["provider"]),

@@ -1,11 +1,13 @@
 """Training in several processes beside training in one, on a CPU: run it on an otherwise idle machine.
 
-    infra/run python tests/benchmarks/processes.py [--processes 2] [--steps 40] [--rounds 7] [--embeddings sparse]
+    infra/run python tests/benchmarks/processes.py [--processes 2] [--steps 40] [--epochs 1] [--rounds 7]
+        [--embeddings sparse]
 
 The same model, rows, batches and dropout as in ``training.py``, through ``elastic.agent`` as a recipe's
 ``num_processes`` does it, with one thread in each process. One process and several take turns; who comes first changes
 with each round. Samples per second are those of the steps of a run but for its first five, in which memory is allocated
-and processes find each other. The figure is the median over rounds of the ratio, with its quartiles.
+and processes find each other. A run of fewer than 400 steps reads its curves at every step, which processes do
+together: more than a run of three epochs costs. The figure is the median over rounds of the ratio, with its quartiles.
 
 Prints Markdown on standard output and progress on standard error; takes about ten minutes on two cores.
 """
@@ -51,7 +53,8 @@ def samples_per_s(model: Any, lesson: lessons.Lesson, spec: dict[str, Any], proc
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=40, help="optimizer steps of a run")
+    parser.add_argument("--steps", type=int, default=40, help="optimizer steps of an epoch")
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--embeddings", default="sparse", help="sparse, dense or frozen")
     parser.add_argument("--keep", type=Path, help="an empty directory for the data")
@@ -60,6 +63,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     spec = training.prepare(folder)
     spec["for_model"] = {**spec["for_model"], "embeddings": options.embeddings}
+    spec["settings"] = {**spec["settings"], "epochs": options.epochs}
     data, base = Path(spec["data"]), locators.locate(spec["base_model"])
     rows, selection = datasets.read(data, "train"), datasets.read(data, "selection")
     count = options.steps * spec["settings"]["batch_size"]

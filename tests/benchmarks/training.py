@@ -183,8 +183,8 @@ def train_ours(task: Task, turns: Turns, *, for_model: Mapping[str, Any]) -> Non
         def evaluation(self, step: int, point: Mapping[str, float]) -> None: ...
 
     class Timed(lessons.Lesson):
-        def step_loss(self, model: Any) -> Any:
-            loss = super().step_loss(model)
+        def step_loss(self, model: Any, **options: Any) -> Any:
+            loss = super().step_loss(model, **options)
 
             def timed(rows: list[int]) -> Any:
                 turns.begin_step()
@@ -214,12 +214,13 @@ def work(spec: Mapping[str, Any]) -> None:
         from transformers import Trainer  # noqa: F401  # part of the memory after loading
     import torch
 
-    from tasks.ml import datasets, learning, locators, modeling, problems, trainer
+    from tasks.ml import datasets, held_out, learning, locators, modeling, problems, trainer
 
     data, problem = Path(spec["data"]), problems.get(spec["problem"])
     base, labels = locators.locate(spec["base_model"]), datasets.info(data).labels
     tokenizer = modeling.load_tokenizer(base)
-    splits = {name: datasets.read(data, name) for name in ("train", "selection", "test")}
+    with held_out.asking("judge"):
+        splits = {name: datasets.read(data, name) for name in ("train", "selection", "test")}
     rows = splits["train"].head(spec["rows"])
 
     def load() -> Any:

@@ -65,6 +65,7 @@ def test_help_needs_the_interpreter_and_argparse_only() -> None:
         "serve",
         "deploy",
         "study",
+        "ablate",
         "xray",
         "doctor",
     ):
@@ -89,6 +90,11 @@ def test_help_needs_the_interpreter_and_argparse_only() -> None:
         (["xray", ".", "--seconds", "-1"], "--seconds -1: write a number above 0"),
         (["study", "nothing"], "recipe 'nothing': no ready recipe and no file has this name"),
         (["study", "--target-accuracy", "1.5"], "study: target_accuracy: must be less than 1 (got 1.5)"),
+        (["ablate", "smoke", "--seeds", "0"], "ablation: seeds: must be greater than or equal to 1 (got 0)"),
+        (
+            ["ablate", "smoke", "--techniques", "labels,magic"],
+            "ablation: techniques: 'magic' is not known; choose among hidden states",
+        ),
         (["study", "--output", "nowhere/x.html"], "--output nowhere/x.html: there is no directory"),
         (["xray", ".", "--output", "nowhere/x.html"], "--output nowhere/x.html: there is no directory"),
     ],

@@ -1,9 +1,10 @@
-"""What a killed process left open is closed at the next start; what another one is still doing is left alone."""
+"""What a killed process left open is closed; what another one is still doing is left alone."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,27 @@ def test_killed_runs_are_closed_in_both_and_running_ones_are_not() -> None:
             for process in (killed, working):
                 process.kill()
                 process.wait()
+
+
+def test_while_servers_run_they_are_closed_without_a_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orphans, "EVERY_S", 0.2)
+    with get_client(sync_client=True) as client:
+
+        def is_crashed() -> bool:
+            state = client.read_flow_run(flow_run.id).state
+            return state is not None and state.is_crashed()
+
+        flow_run = client.create_flow_run(compress, state=Running())
+        with orphans.closed_regularly():
+            killed, (run, _) = worker(str(flow_run.id))
+            time.sleep(1)
+            assert status(run) == "RUNNING"
+            killed.kill()
+            killed.wait()
+            deadline = time.monotonic() + 60
+            while not (is_crashed() and status(run) == "KILLED"):
+                assert time.monotonic() < deadline, "nobody closed it"
+                time.sleep(0.2)
 
 
 @pytest.mark.parametrize("process", ["elsewhere 1 0", f"{'x' * 300} 99999999 0"])

@@ -61,6 +61,10 @@ def test_changes_are_applied_in_order_and_parsed_as_yaml(tmp_path: Path) -> None
         ),
         ("problem: poetry\n", "recipe mine.yaml: problem: must be 'text-classification' (got 'poetry')"),
         ("name: ../up\n", "recipe mine.yaml: name: '../up' does not match"),
+        (
+            "pruning: {sparsity: wanda}\nquantization: {training: {epochs: 1}}\n",
+            "quantization: training fills the zeros of pruning.sparsity",
+        ),
         ("data: {text: x, label: x}\n", "recipe mine.yaml: data: text and label are both column 'x'"),
         (
             "validation: {device: cpu, require_gpu: true}\n",

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from itertools import product
 from pathlib import Path
 
 import pytest
 
-from flows import choices, study
+from flows import choices, comparing, study
 from flows.recipe import Recipe
 from tasks import disk, tracking
 from tasks.contracts import FeatherweightError
-from tasks.ml import modeling
+from tasks.reporting import study as sections
 from tasks.reporting.study import Study
 from tasks.tracking import MLFLOW_PARENT_RUN_ID
-from tests.tasks import tiny_models
+from tests.flows import tiny_recipes
 
 CONFIG = study.StudyConfig(preset=study.PresetName.SMOKE)
 
@@ -23,16 +22,7 @@ CONFIG = study.StudyConfig(preset=study.PresetName.SMOKE)
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     """A tiny base model, and rows whose label one word tells."""
-    base = tmp_path / "base"
-    base.mkdir()
-    modeling.save(tiny_models.model(), tiny_models.tokenizer(), base)
-    source = tmp_path / "rows.csv"
-    lines = [
-        f"{one} {other} {telling},{label}"
-        for one, other in product(tiny_models.WORDS, repeat=2)
-        for telling, label in (("great", "positive"), ("dull", "negative"))
-    ]
-    source.write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf-8")
+    base, source = tiny_recipes.sources(tmp_path)
     return Recipe.model_validate({
         "name": "tiny", "base_model": str(base), "data": {"source": f"file:{source}", "max_length": 16},
         "training": {"learning_rate": 1e-3, "batch_size": 16}, "seed": 3,
@@ -71,7 +61,7 @@ def test_a_study_compares_and_repeats_nothing(recipe: Recipe, tmp_path: Path) ->
     assert metrics["together/AdamW/samples_per_s"] == first.together[0].summary.samples_per_s.measured
     document = json.loads(tracking.read_text(first.run_id, "study.json") or "")
     assert document["baseline"]["summary"]["accuracy"]["measured"] == first.baseline.summary.accuracy.measured
-    page = study.copy(first, tmp_path / "study.html")
+    page = comparing.copy(sections, first, tmp_path / "study.html")
     assert page.read_text(encoding="utf-8") == tracking.read_text(first.run_id, "study.html")
     assert json.loads(page.with_suffix(".json").read_text(encoding="utf-8")) == document
 

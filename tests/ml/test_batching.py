@@ -16,6 +16,14 @@ def test_collate_pads_on_the_right() -> None:
     assert ids.dtype == mask.dtype == torch.int64
 
 
+@pytest.mark.parametrize(("multiple_of", "limit", "length"), [(1, 64, 5), (4, 64, 8), (4, 6, 6), (4, 3, 5), (5, 64, 5)])
+def test_lengths_are_rounded_up_but_not_beyond_the_longest_row(multiple_of: int, limit: int, length: int) -> None:
+    padding = batching.Padding(multiple_of, limit)
+    ids, mask = batching.collate([[7] * 5, [8]], pad_id=1, padding=padding)
+    assert ids.tolist() == [[7] * 5 + [1] * (length - 5), [8] + [1] * (length - 1)]
+    assert mask.sum(dim=1).tolist() == [5, 1]
+
+
 @pytest.mark.parametrize("num_rows", [1, 7, 32, 33, 300])
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
 def test_every_row_once(num_rows: int, batch_size: int) -> None:

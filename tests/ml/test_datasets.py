@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from tasks.ml import datasets, modeling
+from tasks.ml import datasets, held_out, modeling
 from tasks.ml.splitting import Division, Row, key
 
 ROWS = {
@@ -22,6 +23,13 @@ ROWS = {
     "test": [("a film with acting and story and plot and film", "good"), ("dull", "bad")],
     "unlabeled": [("the film", "")],
 }
+
+
+@pytest.fixture(autouse=True)
+def as_validate() -> Iterator[None]:
+    """Reads for a stage that may open every split."""
+    with held_out.asking("validate"):
+        yield
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tasks.contracts import FeatherweightError
 from tasks.ml import families, float8, precision, trainable
@@ -126,6 +127,25 @@ def test_without_torchao_it_says_what_to_install(model: nn.Module, monkeypatch: 
         pass
 
 
-def test_its_peak_is_that_of_fp8_products() -> None:
+class Products(TorchDispatchMode):
+    """Remembers each matrix product that torch computes while it is open, and the types of the matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, list[torch.dtype]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("mm", "addmm", "bmm", "_scaled_mm"):
+            self.seen.append((name, [a.dtype for a in args if isinstance(a, torch.Tensor) and a.ndim > 1]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_its_peak_is_that_of_fp8_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(precision.SIDE, "cpu", 64)
     choice = precision.Choice(torch.bfloat16, "", float8=True)
-    assert precision.matmul_rate("cpu", choice.matmul_dtype, 0.01) > 1e9
+    with Products() as products:
+        rate = precision.matmul_rate.__wrapped__("cpu", choice.matmul_dtype, 0.01)
+    assert products.seen
+    assert all(seen == ("_scaled_mm", [torch.float8_e4m3fn] * 2) for seen in products.seen)
+    assert rate > 0

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tasks.ml import families, importance
+from tasks.ml import families, importance, modeling
 
 
 def batches(tokenizer: Any, texts: list[str], size: int) -> list[dict[str, torch.Tensor]]:
@@ -61,6 +61,50 @@ def test_it_approximates_the_change_of_the_loss(model: nn.Module, tokenizer: Any
     torch.testing.assert_close((after - before).abs() / step, score, rtol=0.05, atol=1e-4)
 
 
+def test_activation_is_the_mean_square_that_a_unit_adds_to_its_block(
+    model: nn.Module, tokenizer: Any, texts: list[str]
+) -> None:
+    (batch,) = batches(tokenizer, texts, 4)
+    layer = families.BERT.layer_list(model)[2]
+    inputs: dict[str, torch.Tensor] = {}
+    for name in ("attention.output.dense", "output.dense"):
+        layer.get_submodule(name).register_forward_pre_hook(lambda _, x, name=name: inputs.update({name: x[0]}))
+    found = importance.activation(model, batches(tokenizer, texts, 3))[2]
+    model(batch["input_ids"], batch["attention_mask"])
+    real = batch["attention_mask"].bool()
+    channel = inputs["output.dense"][real][:, 5:6] * layer.get_submodule("output.dense").weight[:, 5]
+    torch.testing.assert_close(found.ffn[5], channel.square().sum(dim=1).mean())
+    parts = (
+        inputs["attention.output.dense"][real][:, 8:16, None]
+        * layer.get_submodule("attention.output.dense").weight[:, 8:16].T
+    )
+    torch.testing.assert_close(found.heads[1], parts.square().sum(dim=(1, 2)).mean())
+
+
+def test_activation_is_blind_to_padding(model: nn.Module, tokenizer: Any, texts: list[str]) -> None:
+    short = tokenizer(texts, return_tensors="pt", padding=True)
+    for a, b in zip(
+        importance.activation(model, [short]),
+        importance.activation(model, batches(tokenizer, texts, 4)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a.heads, b.heads)
+        torch.testing.assert_close(a.ffn, b.ffn)
+
+
+def test_blocks_that_are_gone_have_no_scores(model: nn.Module, tokenizer: Any, texts: list[str]) -> None:
+    for index, size in ((1, {"heads": 0, "ffn": 64}), (2, {"heads": 4, "ffn": 0})):
+        modeling.resize(families.BERT, families.BERT.layer_list(model)[index], **size)
+    expected = [(4, 64), (0, 64), (4, 0), (4, 64)]
+    for scores in (
+        importance.taylor(model, batches(tokenizer, texts, 2), loss),
+        importance.activation(model, batches(tokenizer, texts, 2)),
+    ):
+        assert [(len(x.heads), len(x.ffn)) for x in scores] == expected
+        assert all((x.heads > 0).all() and (x.ffn > 0).all() for x in scores)
+
+
 def test_the_model_is_left_without_hooks(model: nn.Module, tokenizer: Any, texts: list[str]) -> None:
     importance.taylor(model, batches(tokenizer, texts, 2), loss)
+    importance.activation(model, batches(tokenizer, texts, 2))
     assert not any(module._forward_pre_hooks for module in model.modules())

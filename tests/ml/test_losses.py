@@ -84,3 +84,29 @@ def test_relations_is_the_log_softmax_of_scaled_products() -> None:
     heads = x.view(2, 4, 2, 4).transpose(1, 2)
     expected = F.softmax(heads @ heads.transpose(-1, -2) / 2.0, dim=-1)
     torch.testing.assert_close(losses.relations(x, torch.ones(2, 4), 2).exp(), expected)
+
+
+def test_attention_maps_of_identical_vectors_are_zero_and_blind_to_padding() -> None:
+    teacher = vectors(0), vectors(1)
+    student = vectors(0), vectors(1)
+    for part in student:
+        part[0, 3] += 5.0
+    assert losses.attention_maps(student, teacher, MASK, num_heads=2).item() == 0.0
+    student[0][1, 3] += 1.0
+    assert losses.attention_maps(student, teacher, MASK, num_heads=2).item() > 1e-3
+
+
+def test_attention_maps_are_the_mean_squared_error_of_scaled_products() -> None:
+    student, teacher = (vectors(0), vectors(1)), (vectors(2), vectors(3))
+
+    def scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bqad,bkad->baqk", query.view(2, 4, 2, 4), key.view(2, 4, 2, 4)) / 2.0
+
+    expected = F.mse_loss(scores(*student), scores(*teacher))
+    found = losses.attention_maps(student, teacher, torch.ones(2, 4, dtype=torch.int64), num_heads=2)
+    torch.testing.assert_close(found, expected)
+
+
+def test_attention_maps_accept_a_narrower_student() -> None:
+    narrow = vectors(0, width=6), vectors(1, width=6)
+    assert losses.attention_maps(narrow, (vectors(0), vectors(1)), MASK, num_heads=2).item() > 0

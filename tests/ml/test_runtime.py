@@ -40,6 +40,20 @@ def test_feed_pads_on_the_right() -> None:
     assert {array.dtype for array in feed.values()} == {np.dtype(np.int64)}
 
 
+def test_a_graph_of_others_gets_the_inputs_that_it_has(tmp_path: Path) -> None:
+    """No mask, token types, and int32."""
+    text = """<ir_version: 10, opset_import: ["": 20]>
+    g (int32[batch, sequence] input_ids, int64[batch, sequence] token_type_ids) => (float[batch, 1] logits)
+    <int64[1] last = {1}>
+    { ids = Cast<to = 7>(input_ids)  both = Add(ids, token_type_ids)  total = ReduceSum(both, last)
+      logits = Cast<to = 1>(total) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    session = runtime.open_session(tmp_path / "model.onnx", provider=runtime.CPU, threads=1)
+    assert runtime.logits(session, [[3, 4], [5]], pad_id=0)[:, 0].tolist() == [7, 5]
+    feed = runtime.wanted(session, SAMPLE)
+    assert {name: array.dtype for name, array in feed.items()} == {"input_ids": np.int32, "token_type_ids": np.int64}
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_logits_come_in_row_order_and_without_padding(model: Path, batch_size: int) -> None:
     session = runtime.open_session(model, provider=runtime.CPU, threads=1)

@@ -8,7 +8,14 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from tasks.ml.statistics import Interval, accuracy_difference, paired_difference, ratio_of_medians
+from tasks.ml.statistics import (
+    Interval,
+    accuracy_difference,
+    accuracy_difference_over_seeds,
+    median,
+    paired_difference,
+    ratio_of_medians,
+)
 
 
 def _correctness(n: int, *, lost: int, gained: int) -> tuple[np.ndarray, np.ndarray]:
@@ -150,3 +157,50 @@ def test_accuracy_interval_covers_the_truth_with_few_rows(n: int, lost: float, g
 def test_a_certain_loss_stays_inside_its_interval() -> None:
     measured, low, high = accuracy_difference(np.ones(30), np.zeros(30))
     assert low < measured == high == 1.0
+
+
+def test_one_seed_is_the_interval_over_rows() -> None:
+    teacher, shipped = _correctness(500, lost=30, gained=12)
+    assert accuracy_difference_over_seeds(teacher[None], shipped[None]) == accuracy_difference(teacher, shipped)
+
+
+def test_seeds_that_agree_add_nothing_and_seeds_that_part_widen() -> None:
+    one, other = _correctness(2000, lost=60, gained=20), _correctness(2000, lost=120, gained=20)
+    alone = accuracy_difference(*one)
+    alike = accuracy_difference_over_seeds(*(np.stack([row, row]) for row in one))
+    apart = accuracy_difference_over_seeds(*(np.stack(rows) for rows in zip(one, other, strict=True)))
+    assert alike == pytest.approx(alone, abs=6e-4)
+    assert apart.measured == pytest.approx((0.02 + 0.05) / 2)
+    assert apart.low < 0.02 < 0.05 < apart.high
+
+
+def test_interval_over_seeds_covers_the_mean_of_all_seeds() -> None:
+    """The drop of a recipe whose seeds vary: an interval over rows alone would miss it too often."""
+    random = np.random.default_rng(3)
+    n, seeds, truth, trials = 800, 6, 0.02, 300
+    covered = covered_by_rows = 0
+    for seed in range(trials):
+        drops = random.normal(truth, 0.012, size=(seeds, 1))
+        difference = np.where(random.random((seeds, n)) < 0.05 + drops / 2, 1.0, 0.0)
+        difference -= np.where((difference == 0) & (random.random((seeds, n)) < 0.05 - drops / 2), 1.0, 0.0)
+        first, second = (difference >= 0) * 1.0, (difference <= 0) * 1.0
+        low, high = accuracy_difference_over_seeds(first, second, resamples=600, seed=seed)[1:]
+        covered += low <= truth <= high
+        low, high = accuracy_difference(first[0], second[0], resamples=600, seed=seed)[1:]
+        covered_by_rows += low <= truth <= high
+    assert covered / trials >= 0.9
+    assert covered_by_rows < covered
+
+
+@pytest.mark.parametrize(("first", "second"), [((3, 2), (2, 3)), ((0, 4), (0, 4)), ((4,), (4,))])
+def test_seeds_that_do_not_pair_are_refused(first: tuple[int, ...], second: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="paired rows"):
+        accuracy_difference_over_seeds(np.zeros(first), np.zeros(second))
+
+
+def test_median_lies_between_the_rounds() -> None:
+    assert median([2.0, 2.0, 2.0]) == Interval(2.0, 2.0, 2.0)
+    found = median([1.0, 1.1, 0.9, 5.0, 1.0])
+    assert 0.9 <= found.low <= found.measured == 1.0 <= found.high <= 5.0
+    with pytest.raises(ValueError, match="at least one round"):
+        median([])

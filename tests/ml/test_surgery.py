@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import families, modeling, surgery
+from tasks.ml import cost_model, families, modeling, surgery
+from tasks.ml.architecture import Architecture
 from tasks.ml.importance import LayerImportance
 
 
@@ -60,6 +62,36 @@ def test_cut_model_equals_the_gated_full_model(model: nn.Module, tokenizer: Any,
             handles.append(module.register_forward_pre_hook(lambda _, args, gate=gate: (args[0] * gate,)))
     batch = encode(tokenizer, texts)
     torch.testing.assert_close(smaller(**batch).logits, model(**batch).logits)
+
+
+def gate(model: nn.Module, layer: int, closing: str) -> None:
+    """Silences what a block adds to its bias."""
+    module = families.BERT.layer_list(model)[layer].get_submodule(closing)
+    module.register_forward_pre_hook(lambda _, args: (args[0] * 0.0,))
+
+
+def test_blocks_cut_out_whole_equal_the_gated_model_and_survive_the_disk(
+    tmp_path: Any, model: nn.Module, tokenizer: Any, texts: list[str]
+) -> None:
+    full = {"heads": 4, "ffn": 64}
+    counts = [full, {"heads": 0, "ffn": 64}, {"heads": 4, "ffn": 0}, {"heads": 0, "ffn": 0}]
+    smaller = surgery.keep_counts(model, importance(3), counts)
+    assert modeling.shapes(smaller) == counts
+    for layer, closing in ((1, "attention.output.dense"), (2, "output.dense"), (3, "attention.output.dense"),
+                           (3, "output.dense")):  # fmt: skip
+        gate(model, layer, closing)
+    batch = encode(tokenizer, texts)
+    torch.testing.assert_close(smaller(**batch).logits, model(**batch).logits)
+    modeling.save(smaller, tokenizer, tmp_path)
+    assert torch.equal(modeling.load(tmp_path, "text-classification")(**batch).logits, smaller(**batch).logits)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    described = Architecture.from_config(config)
+    assert cost_model.num_parameters(described) == modeling.num_parameters(smaller)
+    # What is gone can be cut again, and stays gone.
+    scores = [LayerImportance(heads=x.heads[: c["heads"]], ffn=x.ffn[: c["ffn"]]) for x, c in
+              zip(importance(4), counts, strict=True)]  # fmt: skip
+    again = surgery.keep_top(smaller, scores, keep_heads=0.5, keep_ffn=0.5)
+    assert modeling.shapes(again)[1:] == [{"heads": 0, "ffn": 32}, {"heads": 2, "ffn": 0}, {"heads": 0, "ffn": 0}]
 
 
 def test_the_argument_is_left_alone(model: nn.Module, tokenizer: Any) -> None:

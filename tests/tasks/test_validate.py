@@ -94,14 +94,22 @@ def test_a_whole_proof(run_id: str, splits: Splits, lineage: dict[str, Bundle], 
     assert proof["parity"]["n"] == 60
     assert proof["parity"]["median_abs_error"] < 1e-4
     assert len({tuple(shape) for shape in proof["parity"]["shapes"]}) == 4
-    assert proof["nodes"]["CPUExecutionProvider"]["QAttention"] == 1
+    assert proof["nodes"]["CPUExecutionProvider"]["DynamicQuantizeMatMul"] == 5
 
     rows = pa.ipc.open_file(evidence(result) / "rows.arrow").read_all()
     assert rows.num_rows == proof["n"] == 60
+    for stage in ("train", "prune", "validate"):
+        alike = np.mean(rows[f"prediction_{stage}"].to_numpy() == rows["prediction_train"].to_numpy())
+        assert models[stage]["agreement_with_teacher"] == alike
+    assert result.scorecard.agreement_with_teacher == models["validate"]["agreement_with_teacher"]
     for stage, model in models.items():
         correct = rows[f"correct_{stage}"].to_numpy()
         assert np.array_equal(correct, rows[f"prediction_{stage}"].to_numpy() == rows["target"].to_numpy())
         assert model["accuracy"] == pytest.approx(correct.mean())
+    lost = tiny_models.read_json(evidence(result), "regressions.json")
+    right, wrong = (rows[f"correct_{stage}"].to_numpy() for stage in ("train", "validate"))
+    assert (lost["n"], lost["lost"], lost["gained"]) == (60, int((right > wrong).sum()), int((right < wrong).sum()))
+    assert len(lost["rows"]) == min(10, lost["lost"])
     card = result.scorecard
     assert (card.split, card.num_examples, card.accuracy) == ("test", 60, models["validate"]["accuracy"])
     assert card.latency_p50_ms == models["validate"]["latency_p50_ms"]

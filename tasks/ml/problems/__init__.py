@@ -38,6 +38,10 @@ class Problem(Protocol):
         """Turns logits (B, C) into what a row is scored by."""
         ...
 
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Turns logits (B, C) into the probability of each class."""
+        ...
+
     def correct(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Per-row correctness (B,), 0 or 1: what the paired bootstrap resamples."""
         ...

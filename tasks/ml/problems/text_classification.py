@@ -55,6 +55,12 @@ def predictions(logits: np.ndarray) -> np.ndarray:
     return logits.argmax(axis=-1)
 
 
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax of (B, C) over the labels."""
+    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return raised / raised.sum(axis=-1, keepdims=True)
+
+
 def correct(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """1.0 where the most likely label of (B, C) is the target (B,), else 0.0."""
     return (predictions(logits) == targets).astype(np.float64)

@@ -1,0 +1,177 @@
+"""ablation: what each technique of compression is worth in a recipe, taken out or put in alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from prefect import flow, tags
+from pydantic import Field, field_validator
+
+from flows import branch, comparing, console, orphans, recipe_files, techniques
+from flows.recipe import Recipe
+from flows.techniques import Arm, Technique
+from tasks import store, tracking
+from tasks.contracts import Bundle, Contract, FeatherweightError
+from tasks.ml.ablation import Measured, compare, read, summarize
+from tasks.prepare import prepare
+from tasks.reporting import ablation as sections
+from tasks.reporting.ablation import Ablation, Row
+from tasks.train import train
+
+logger = logging.getLogger("featherweight")
+
+KIND = "ablation"
+
+
+class AblationConfig(Contract):
+    """What is measured, and how often."""
+
+    techniques: tuple[str, ...] = Field(
+        (),
+        title="Techniques",
+        description="Names of the techniques to measure; none: all that there are.",
+        json_schema_extra={"items": {"type": "string", "enum": [one.name for one in techniques.TECHNIQUES]}},
+    )
+    seeds: int = Field(
+        1, ge=1, le=100, title="Seeds", description="Times that everything is made anew, the teacher as well."
+    )
+
+    @field_validator("techniques")
+    @classmethod
+    def _all_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(techniques.find(name).name for name in names))
+
+    def chosen(self) -> list[Technique]:
+        """The techniques to measure."""
+        return [techniques.find(name) for name in self.techniques] or list(techniques.TECHNIQUES)
+
+
+CONFIG = AblationConfig
+
+
+@flow(name=KIND, flow_run_name=comparing.run_name(KIND), persist_result=False, validate_parameters=False)
+def ablation(recipe: Recipe = Recipe(), config: AblationConfig = AblationConfig()) -> Ablation:
+    """Make a recipe's model with and without each technique, and compare them on the selection split."""
+    orphans.end_with_worker()
+    recipe, config = recipe_files.checked(recipe), checked(config)
+    arms, left_out = _planned(recipe, config)
+    variations = _variations(recipe, arms)
+    seeds = tuple(recipe.seed + number for number in range(config.seeds))
+    about = {"seeds": list(seeds), "techniques": [arm.technique.name for arm in arms]}
+    found: dict[Recipe, list[Measured]] = {}
+    failed: dict[Recipe, str] = {}
+    with comparing.parent_run(KIND, recipe, about) as run_id:
+        for seed in seeds:
+            teacher = _teacher(recipe, seed, run_id=run_id)
+            for number, (variation, title) in enumerate(variations.items(), 1):
+                name = f"{title}, seed {seed}"
+                logger.info("ablation: model %d of %d: %s", number, len(variations), name)
+                try:
+                    with tags(name):
+                        found.setdefault(variation, []).append(_made(variation, seed, teacher, name, run_id=run_id))
+                except Exception as error:  # a finding about the technique, unless the recipe itself cannot be made
+                    if variation == recipe:
+                        raise
+                    logger.warning("%s: %s: %s", name, type(error).__name__, error, exc_info=True)
+                    failed[variation] = f"{title}, it could not be made: {str(error) or type(error).__name__}"[:1000]
+        outcome = _compare(recipe, arms, found, failed, left_out, seeds=seeds, run_id=run_id)
+        comparing.publish(sections, outcome, kind=KIND)
+    return outcome
+
+
+def _planned(recipe: Recipe, config: AblationConfig) -> tuple[list[Arm], dict[str, str]]:
+    """What to compare, and what is left out.
+
+    Raises:
+        FeatherweightError: all is left out.
+    """
+    arms, left_out = techniques.plan(recipe, config.chosen())
+    if not arms:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise FeatherweightError(f"ablation: techniques: there is nothing to compare: {reasons}")
+    return arms, left_out
+
+
+def _variations(recipe: Recipe, arms: list[Arm]) -> dict[Recipe, str]:
+    """Everything to make, the recipe first, by the name that it has first; techniques may share what they need."""
+    variations = {recipe: "as the recipe is"}
+    for arm in arms:
+        variations.setdefault(arm.used, f"with {arm.technique.name}")
+        variations.setdefault(arm.spared, f"without {arm.technique.name}")
+    return variations
+
+
+def _teacher(recipe: Recipe, seed: int, *, run_id: str) -> Bundle:
+    """The recipe's teacher, which every variation learns from."""
+    prepared = prepare(recipe.data, problem=recipe.problem, base_model=recipe.base_model, run_id=run_id)
+    tracking.Run(run_id).dataset(recipe.data.source, prepared.splits.digest, rows=prepared.scorecard.num_rows)
+    bundle = train(recipe.base_model, prepared.splits, recipe.training, seed=seed, run_id=run_id).bundle
+    assert bundle is not None
+    return bundle
+
+
+def _made(variation: Recipe, seed: int, teacher: Bundle, name: str, *, run_id: str) -> Measured:
+    """Makes the model of a variation, below a run of its own, and measures it."""
+    seeded = variation.model_copy(update={"seed": seed})
+    own = tracking.start_below(run_id, name).run_id
+    with tracking.trial_run(own, seeded.model_dump(mode="json"), {}) as run:
+        prepared = prepare(seeded.data, problem=seeded.problem, base_model=seeded.base_model, run_id=own)
+        assert prepared.splits is not None
+        evidence = branch.grow(seeded, prepared.splits, teacher, run_id=own).last.evidence
+        measured = read(store.path(evidence), seed)
+        run.metrics(measured.metrics())
+    return measured
+
+
+def _compare(
+    recipe: Recipe,
+    arms: list[Arm],
+    found: Mapping[Recipe, list[Measured]],
+    failed: Mapping[Recipe, str],
+    left_out: Mapping[str, str],
+    *,
+    seeds: tuple[int, ...],
+    run_id: str,
+) -> Ablation:
+    """Puts each technique beside its absence."""
+    rows, missing = [], dict(left_out)
+    for arm in arms:
+        name = arm.technique.name
+        if gaps := [failed[one] for one in (arm.used, arm.spared) if one in failed]:
+            missing[name] = gaps[0]
+            continue
+        used, spared = found[arm.used], found[arm.spared]
+        rows.append(
+            Row(name, arm.technique.note, arm.is_used, summarize(used), summarize(spared), compare(used, spared))
+        )
+    start = found[recipe]
+    return Ablation(
+        run_id=run_id,
+        recipe=recipe.name,
+        base_model=recipe.base_model,
+        seeds=seeds,
+        selection_rows=start[0].correct.size,
+        teacher_accuracy=sum(one.about["teacher_accuracy"] for one in start) / len(start),
+        whole=summarize(start),
+        rows=tuple(rows),
+        machines=tuple(sorted({one.about["cpu_model"] for models in found.values() for one in models})),
+        left_out=missing,
+    )
+
+
+def print_tables(outcome: Ablation) -> None:
+    """Prints the table, what was left out, and what to know of it."""
+    print()
+    console.print_table(sections.HEADER, [sections.in_words(row) for row in outcome.rows], numbers_from=2)
+    for name, reason in outcome.left_out.items():
+        print(f"left out: {name}: {reason}")
+    for remark in sections.remarks(outcome):
+        print(remark)
+    print(f"\n{sections.headline(outcome)}")
+
+
+def checked(config: AblationConfig | Mapping[str, Any]) -> AblationConfig:
+    """Makes an ``AblationConfig`` of fields, and explains those that are wrong."""
+    return comparing.checked(KIND, AblationConfig, config)

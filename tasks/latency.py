@@ -1,0 +1,34 @@
+"""The latency table of this machine, measured once for each kind of model and kept in the home."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from tasks import disk
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tasks.ml.latency_table import LatencyTable
+
+logger = logging.getLogger("featherweight")
+
+
+def table(model: nn.Module, problem: str, **request: Any) -> LatencyTable:
+    """Returns what the parts of models like this one cost here, measured if no run has done so yet.
+
+    Args:
+        request: ``batch``, ``length`` and ``integer`` of ``latency_table.measure``.
+    """
+    from tasks.ml import latency_table, modeling
+
+    shapes = modeling.shapes(model)
+    request |= {kind: max(1, *(shape[kind] for shape in shapes)) for kind in ("heads", "ffn")}
+    key = latency_table.identity(model, problem, **request)
+    path = disk.home() / "cache" / "latency" / f"{key}.json"
+    with disk.lock(f"latency-{key}"):
+        if not path.is_file():
+            logger.info("measuring what layers of this model cost on this machine")
+            disk.write_atomically(path, latency_table.measure(model, problem, **request).to_json())
+    return latency_table.LatencyTable.from_json(path.read_text(encoding="utf-8"))

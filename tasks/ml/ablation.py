@@ -1,0 +1,153 @@
+"""What a technique is worth: a model made with it beside one made without it, seed by seed. S = seeds, N = rows.
+
+Quality is compared row by row on the selection split. Size and time are compared as ratios, seed by seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tasks.ml import statistics
+from tasks.ml.comparison import Estimate, mean, ratio
+
+SLIGHT = {"size": 0.005, "latency": 0.05, "throughput": 0.05}
+"""A ratio without an interval that is nearer to 1 than this counts as no difference: the same model, timed twice, is as
+far apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One model, on the selection split."""
+
+    seed: int
+    correct: np.ndarray
+    """(N,) 1.0 where its label is the true one."""
+    agrees: np.ndarray
+    """(N,) 1.0 where its label is the teacher's."""
+    size_mb: float
+    latency_p50_ms: float
+    throughput_per_s: float
+    about: Mapping[str, Any]
+    """Where, when and how it was measured."""
+
+    def metrics(self) -> dict[str, float]:
+        """Its numbers, by names with units in them."""
+        return {
+            "accuracy": float(self.correct.mean()),
+            "agreement_with_teacher": float(self.agrees.mean()),
+            "size_mb": self.size_mb,
+            "latency_p50_ms": self.latency_p50_ms,
+            "throughput_per_s": self.throughput_per_s,
+        }
+
+
+def read(directory: Path, seed: int) -> Measured:
+    """Reads what ``appraise`` left of one model."""
+    measured = json.loads((directory / "appraisal.json").read_text(encoding="utf-8"))
+    with pa.memory_map(str(directory / "selection.arrow")) as file:
+        rows = pa.ipc.open_file(file).read_all()
+        correct = rows["correct_candidate"].to_numpy().astype(np.float64)
+        agrees = (rows["prediction_candidate"].to_numpy() == rows["prediction_teacher"].to_numpy()).astype(np.float64)
+    return Measured(
+        seed=seed,
+        correct=correct,
+        agrees=agrees,
+        size_mb=measured["size_mb"],
+        latency_p50_ms=measured["latency_p50_ms"],
+        throughput_per_s=measured["throughput_per_s"],
+        about={name: measured[name] for name in ("cpu_model", "threads", "provider", "teacher_accuracy")},
+    )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the models of one recipe came to: means over seeds, with Student's intervals where there are several."""
+
+    accuracy: Estimate
+    agreement: Estimate
+    size_mb: Estimate
+    latency_p50_ms: Estimate
+    throughput_per_s: Estimate
+
+
+def summarize(models: Sequence[Measured]) -> Summary:
+    """Averages over seeds.
+
+    Raises:
+        ValueError: there are no models.
+    """
+    return Summary(
+        accuracy=mean([float(one.correct.mean()) for one in models]),
+        agreement=mean([float(one.agrees.mean()) for one in models]),
+        size_mb=mean([one.size_mb for one in models]),
+        latency_p50_ms=mean([one.latency_p50_ms for one in models]),
+        throughput_per_s=mean([one.throughput_per_s for one in models]),
+    )
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a technique changes. Differences are of fractions of rows, ratios are above 1 where the technique helps."""
+
+    accuracy: Estimate
+    """With it minus without it, with an interval over rows, and over seeds where there are several."""
+    agreement: Estimate
+    """Of labels with the teacher's, likewise."""
+    smaller: Estimate
+    """Size without it over size with it."""
+    faster: Estimate
+    """p50 of one sentence without it over p50 with it."""
+    throughput: Estimate
+    """Rows per second with it over rows per second without it."""
+
+    def signs(self) -> dict[str, int]:
+        """1 where it is shown to help, −1 where it is shown to harm, else 0, by quantity."""
+        quality = {"accuracy": self.accuracy, "agreement": self.agreement}
+        ratios = {"size": self.smaller, "latency": self.faster, "throughput": self.throughput}
+        return {name: _sign(one, neutral=0.0, slight=0.0) for name, one in quality.items()} | {
+            name: _sign(one, neutral=1.0, slight=SLIGHT[name]) for name, one in ratios.items()
+        }
+
+
+def _sign(estimate: Estimate, *, neutral: float, slight: float) -> int:
+    """On which side of no difference an estimate is for sure: by its interval, and where it has none by more than a
+    slight difference. An interval of no width is one: what was measured was exact."""
+    low, high = estimate.low, estimate.high
+    if low is None or high is None or low == high:
+        low, high = estimate.measured - slight, estimate.measured + slight
+    return int(low > neutral) - int(high < neutral)
+
+
+def compare(used: Sequence[Measured], spared: Sequence[Measured]) -> Effect:
+    """Compares models made with a technique with models made without it, on the seeds of both.
+
+    Raises:
+        ValueError: no seed is in both, or their rows differ.
+    """
+    by_seed = {one.seed: one for one in spared}
+    pairs = [(one, by_seed[one.seed]) for one in used if one.seed in by_seed]
+    if not pairs:
+        raise ValueError("compare: no seed was measured with and without the technique")
+
+    def difference(name: str) -> Estimate:
+        first, second = (np.stack([getattr(one, name) for one in side]) for side in zip(*pairs, strict=True))
+        return Estimate(*statistics.accuracy_difference_over_seeds(first, second))
+
+    def times(name: str, *, inverse: bool) -> Estimate:
+        first, second = ([getattr(one, name) for one in side] for side in zip(*pairs, strict=True))
+        return ratio(second, first) if inverse else ratio(first, second)
+
+    return Effect(
+        accuracy=difference("correct"),
+        agreement=difference("agrees"),
+        smaller=times("size_mb", inverse=True),
+        faster=times("latency_p50_ms", inverse=True),
+        throughput=times("throughput_per_s", inverse=False),
+    )

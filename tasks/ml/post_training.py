@@ -1,0 +1,62 @@
+"""Quantization without training: all that is decided on the calibration split, one step upon the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from tasks.ml import calibration, first_token, gptq, learning, sensitivity, smoothing
+from tasks.ml.datasets import Split
+from tasks.ml.problems import Problem
+from tasks.ml.quantization import INT8_STATIC, Spec
+
+BATCH_SIZE = 16
+
+
+def decide(
+    model: nn.Module,
+    spec: Spec,
+    problem: Problem,
+    rows: Split,
+    *,
+    pad_id: int,
+    alpha: float = 0.0,
+    method: str = "min-max",
+    max_damage: float = 0.0,
+    use_gptq: bool = False,
+) -> tuple[Spec, sensitivity.Scan | None]:
+    """Smooths, takes ranges, protects what is sensitive and rounds: the weights change in place.
+
+    Args:
+        rows: the calibration split.
+        alpha: of ``smoothing``; 0: none.
+        method: of ``calibration``, for static layers.
+        max_damage: of ``sensitivity``, nats per row; 0: every layer is quantized as planned.
+        use_gptq: whether weights are rounded by ``gptq``; else to nearest, when they are lowered.
+
+    Returns:
+        The finished spec, and what the sensitivity scan measured if there was one.
+    """
+
+    def batches() -> Iterator[dict[str, torch.Tensor]]:
+        return learning.batches(rows, BATCH_SIZE, pad_id=pad_id)
+
+    def as_run() -> AbstractContextManager[None]:
+        # The runtime leaves out tokens that nobody reads: ranges and Hessians are those of what it does read.
+        return first_token.narrowed(model) if problem.FIRST_TOKEN_ONLY else nullcontext()
+
+    scan = None
+    if alpha:
+        spec = smoothing.smooth(model, spec, batches, alpha=alpha)
+    if any(how.scheme == INT8_STATIC for how in spec.linears.values()):
+        with as_run():
+            spec = calibration.calibrate(model, spec, batches, method=method)
+    if max_damage:
+        spec, scan = sensitivity.protect(model, spec, rows.input_ids, pad_id=pad_id, max_damage=max_damage)
+    if use_gptq:
+        with as_run():
+            gptq.apply(model, spec, batches)
+    return spec, scan

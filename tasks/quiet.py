@@ -1,0 +1,34 @@
+"""Work and timings on one machine: work goes side by side, a timing alone.
+
+Whoever works holds a lock shared, whoever takes a timing holds it alone. The queue in front of it is passed one by one,
+so that work which goes on for ever does not keep a timing waiting for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+
+from tasks import disk
+
+
+def _name(part: str) -> str:
+    """Of this machine: a home may lie on a disk that several share."""
+    return f"{part}-{socket.gethostname()}"
+
+
+@contextlib.contextmanager
+def work() -> Iterator[None]:
+    """Keeps timings away while the block runs; waits for one that is being taken, or that has waited longer."""
+    with contextlib.ExitStack() as held:
+        with disk.lock(_name("queue")):
+            held.enter_context(disk.lock(_name("machine"), shared=True))
+        yield
+
+
+@contextlib.contextmanager
+def timing() -> Iterator[None]:
+    """Keeps work and other timings away while the block runs. The same thread must not be at ``work``."""
+    with disk.lock(_name("queue")), disk.lock(_name("machine")):
+        yield

@@ -1,0 +1,242 @@
+"""An ablation as a page: what each technique is worth in a recipe, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from tasks.ml.ablation import SLIGHT, Effect, Summary
+from tasks.ml.comparison import Estimate
+from tasks.reporting import charts, numbers, page
+
+
+@dataclass(frozen=True)
+class Row:
+    """A technique, and the models made with and without it."""
+
+    name: str
+    note: str
+    is_used: bool
+    """Whether the recipe uses it."""
+    used: Summary
+    spared: Summary
+    effect: Effect
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What was compared, and what it came to."""
+
+    run_id: str
+    """MLflow parent run."""
+    recipe: str
+    base_model: str
+    seeds: tuple[int, ...]
+    selection_rows: int
+    teacher_accuracy: float
+    """On the selection split, mean over seeds."""
+    whole: Summary
+    """The recipe as it is."""
+    rows: tuple[Row, ...]
+    machines: tuple[str, ...]
+    left_out: Mapping[str, str]
+    """Names of techniques without a result, with the reason."""
+
+
+HEADER = (
+    "technique", "in the recipe", "worth it?", "accuracy, points", "agreement, points", "size", "p50",
+    "rows/s at batch 16",
+)  # fmt: skip
+MOST_NAMES = 8
+"""Techniques that a sentence lists; of more it says how many."""
+NOTHING = "no difference shown"
+WORDS = {
+    "accuracy": ("more accurate", "less accurate"),
+    "agreement": ("nearer to the teacher", "further from the teacher"),
+    "size": ("smaller", "larger"),
+    "latency": ("faster", "slower"),
+    "throughput": ("more rows/s", "fewer rows/s"),
+}
+
+
+def judgement(effect: Effect) -> str:
+    """``pays``, ``trades``, ``does not pay`` or ``no difference``, by what is shown to change for sure."""
+    signs = set(effect.signs().values())
+    if 1 in signs:
+        return "trades" if -1 in signs else "pays"
+    return "does not pay" if -1 in signs else NOTHING
+
+
+def changes(effect: Effect) -> str:
+    """What is shown to change, in words: ``smaller, faster; less accurate``."""
+    signs = effect.signs()
+    better = [WORDS[name][0] for name, sign in signs.items() if sign > 0]
+    worse = [WORDS[name][1] for name, sign in signs.items() if sign < 0]
+    return "; ".join(", ".join(words) for words in (better, worse) if words)
+
+
+def _points(value: float) -> str:
+    """Percentage points without their name, which the header or the title has."""
+    return numbers.points(value, signed=True).partition(numbers.SPACE)[0]
+
+
+def _between(estimate: Estimate, form: Callable[[float], str]) -> str:
+    """The two ends of an interval, with the unit once; empty where there is none, or where it has no width."""
+    low, high = estimate.low, estimate.high
+    if low is None or high is None or low == high:
+        return ""
+    return numbers.between(low, high, form)
+
+
+def cells(row: Row) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """What the table says of a technique after its name: each value, and the lines below it."""
+    effect, used, spared = row.effect, row.used, row.spared
+
+    def lines(*found: str) -> tuple[str, ...]:
+        return tuple(line for line in found if line)
+
+    yield ("yes" if row.is_used else "no"), ()
+    yield judgement(effect), lines(*changes(effect).split("; "))
+    yield _points(effect.accuracy.measured), lines(_between(effect.accuracy, _points))
+    yield _points(effect.agreement.measured), lines(_between(effect.agreement, _points))
+    for ratio, before, after, unit in (
+        (effect.smaller, spared.size_mb, used.size_mb, "MB"),
+        (effect.faster, spared.latency_p50_ms, used.latency_p50_ms, "ms"),
+        (effect.throughput, spared.throughput_per_s, used.throughput_per_s, ""),
+    ):
+        after_text = numbers.unit(after.measured, unit) if unit else numbers.number(after.measured)
+        below = f"{numbers.number(before.measured)} → {after_text}"
+        yield numbers.times(ratio.measured), lines(_between(ratio, numbers.times), below)
+
+
+def in_words(row: Row) -> list[str]:
+    """The technique's name and cells, each in one line."""
+    return [row.name, *(f"{value} ({'; '.join(more)})" if more else value for value, more in cells(row))]
+
+
+def remarks(found: Ablation) -> list[str]:
+    """What a reader must know of how this was measured."""
+    said = []
+    if len(found.seeds) == 1:
+        said.append(
+            "One seed: intervals of quality hold for other rows, not for another seed, and ratios have none. A time "
+            f"counts as different if it is more than {numbers.percent(SLIGHT['latency'], 0)} from the other."
+        )
+    if len(found.machines) > 1:
+        said.append(f"Models were timed on different machines, and do not compare: {'; '.join(found.machines)}.")
+    idle = [row.name for row in found.rows if row.is_used and judgement(row.effect) in ("does not pay", NOTHING)]
+    if idle:
+        said.append(f"The recipe uses what is not shown to pay: {', '.join(idle)}.")
+    return said
+
+
+def headline(found: Ablation) -> str:
+    """What the ablation shows, in one sentence."""
+    groups: dict[str, list[str]] = {}
+    for row in found.rows:
+        groups.setdefault(judgement(row.effect), []).append(row.name)
+
+    def listed(names: list[str]) -> str:
+        return ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} techniques"
+
+    said = [
+        f"{listed(groups[kind])} {one if len(groups[kind]) == 1 else many}"
+        for kind, one, many in (
+            ("pays", "pays", "pay"),
+            ("trades", "trades one thing for another", "trade one thing for another"),
+            ("does not pay", "does not pay", "do not pay"),
+            (NOTHING, "makes no difference that could be shown", "make no difference that could be shown"),
+        )
+        if kind in groups
+    ]
+    return numbers.capital("; ".join(said) + ".") if said else "There was nothing to compare."
+
+
+def _panels(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A panel of intervals for each quantity."""
+
+    def drawn(name: str) -> list[tuple[str, float, float | None, float | None]]:
+        return [(row.name, *astuple(getattr(row.effect, name))) for row in rows]
+
+    return [
+        *(
+            {"title": title, "note": note, "chart": charts.differences(drawn(name), label=title, form=_points)}
+            for name, title, note in (
+                ("accuracy", "Accuracy, points", "with it minus without it; right of the line it helps"),
+                ("agreement", "Agreement with the teacher, points", "with it minus without it"),
+            )
+        ),
+        *(
+            {"title": title, "note": note, "chart": charts.forest(drawn(name), label=title)}
+            for name, title, note in (
+                ("smaller", "Times smaller", "size without it over size with it"),
+                ("faster", "Times faster", "p50 without it over p50 with it, one sentence"),
+                ("throughput", "Times the rows/s", "at batch 16, with it over without it"),
+            )
+        ),
+    ]
+
+
+def whole(found: Ablation) -> list[tuple[str, str, str]]:
+    """The recipe's own model: name, value and interval over seeds."""
+    one = found.whole
+
+    def share(value: float) -> str:
+        return numbers.percent(min(max(value, 0.0), 1.0))  # Student's interval of two seeds may reach beyond
+
+    return [
+        ("accuracy", share(one.accuracy.measured), _between(one.accuracy, share)),
+        ("agreement", share(one.agreement.measured), _between(one.agreement, share)),
+        ("size", numbers.unit(one.size_mb.measured, "MB"), ""),
+        ("p50", numbers.unit(one.latency_p50_ms.measured, "ms"), _between(one.latency_p50_ms, numbers.number)),
+        ("rows/s", numbers.number(one.throughput_per_s.measured), _between(one.throughput_per_s, numbers.number)),
+    ]
+
+
+def document(found: Ablation) -> dict[str, Any]:
+    """Everything as JSON has it, in MB, ms and fractions."""
+    shown = asdict(found)
+    for row, one in zip(shown["rows"], found.rows, strict=True):
+        row["judgement"] = judgement(one.effect)
+    return shown
+
+
+def metrics(found: Ablation) -> dict[str, float]:
+    """Numbers to compare ablations by: ``technique/quantity``, and its interval's ends."""
+    values: dict[str, float] = {}
+    for row in found.rows:
+        for quantity, estimate in vars(row.effect).items():
+            for end, value in vars(estimate).items():
+                if value is not None:
+                    name = quantity if end == "measured" else f"{quantity}_{end}"
+                    values[f"{row.name}/{name}"] = value
+    return values
+
+
+def markdown(found: Ablation) -> str:
+    """The table for a run's page."""
+    lines = [headline(found), *remarks(found), "", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
+    for row in found.rows:
+        lines.append(f"| {' | '.join(in_words(row))} |")
+    return "\n".join([*lines, "", *(f"- {name} is left out: {reason}" for name, reason in found.left_out.items())])
+
+
+def render(found: Ablation, surroundings: page.Surroundings) -> str:
+    """Returns the page as HTML that needs nothing else."""
+    style = "".join((page.TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "study.css"))
+    values = {
+        "found": found,
+        "surroundings": surroundings,
+        "headline": headline(found),
+        "remarks": remarks(found),
+        "whole": whole(found),
+        "panels": _panels(found.rows),
+        "rows": [{"name": row.name, "note": row.note, "cells": list(cells(row))} for row in found.rows],
+        "header": HEADER,
+        "style": Markup(style),
+        "script": Markup((page.TEMPLATES / "report.js").read_text(encoding="utf-8")),
+    }
+    return page.templates().get_template("ablation.html.j2").render(values)

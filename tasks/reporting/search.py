@@ -1,0 +1,421 @@
+"""A search as a page: the Pareto front of what was tried, the finalists, and what was given up and why."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from markupsafe import Markup
+
+from tasks.contracts import CheckStatus, Contract, Outcome, Scorecard, StageResult
+from tasks.ml import pareto
+from tasks.reporting import charts, numbers, page
+
+
+class Minimize(StrEnum):
+    LATENCY = "latency"
+    SIZE = "size"
+
+
+class State(StrEnum):
+    COMPLETE = "complete"
+    GIVEN_UP = "given up"
+    FAILED = "failed"
+
+
+FIELDS = {Minimize.LATENCY: ("latency_p50_ms", "ms"), Minimize.SIZE: ("size_mb", "MB")}
+"""Field of the scorecard and unit of what is made small."""
+TITLES = {Minimize.LATENCY: "p50 of one sentence", Minimize.SIZE: "size of the weights"}
+
+
+class Limits(Contract):
+    """What a model must keep to, and the teacher that it is held against. Without a limit: infinity."""
+
+    max_drop: float
+    """Accuracy that may be lost on the selection split, a fraction."""
+    max_mb: float = math.inf
+    max_ms: float = math.inf
+    """p50 of one sentence."""
+    teacher_accuracy: float
+    """On the selection split."""
+    rows: int
+    """Of the selection split."""
+
+
+class Trial(Contract):
+    """What one variation came to."""
+
+    number: int
+    """Counts from 1, in the order in which they were asked for."""
+    changes: dict[str, Any]
+    """Fields of the recipe by their path."""
+    state: State
+    reason: str = ""
+    """Why it was given up or failed."""
+    run_id: str
+    """MLflow run."""
+    seconds: float
+    stages: tuple[StageResult, ...] = ()
+    forecast_mb: float | None = None
+    """Weights as its shapes foretold them."""
+
+    @property
+    def card(self) -> Scorecard | None:
+        """What was measured on the real runtime, if it came so far."""
+        return self.stages[-1].scorecard if self.state is State.COMPLETE else None
+
+    def drop(self, limits: Limits) -> float | None:
+        """Accuracy lost against the teacher on the selection split, a fraction."""
+        return None if self.card is None or self.card.accuracy is None else limits.teacher_accuracy - self.card.accuracy
+
+    def cost(self, minimize: Minimize) -> float | None:
+        """In ms or MB."""
+        found: float | None = None if self.card is None else getattr(self.card, FIELDS[minimize][0])
+        return found
+
+    def objectives(self, limits: Limits, minimize: Minimize) -> tuple[float, float]:
+        """What the sampler is to make small; of a complete trial."""
+        drop, cost = self.drop(limits), self.cost(minimize)
+        assert drop is not None
+        assert cost is not None
+        return drop, cost
+
+    def excess(self, limits: Limits) -> dict[str, float]:
+        """How far each measure of a complete trial is beyond its limit: points of accuracy as a fraction, others as a
+        fraction of the limit. Zero or less where it keeps to it; minus infinity where there is none."""
+        drop, size, latency = self.drop(limits), self.cost(Minimize.SIZE), self.cost(Minimize.LATENCY)
+        assert drop is not None
+        assert size is not None
+        assert latency is not None
+        return {
+            "drop": drop - limits.max_drop,
+            "size": size / limits.max_mb - 1 if math.isfinite(limits.max_mb) else -math.inf,
+            "latency": latency / limits.max_ms - 1 if math.isfinite(limits.max_ms) else -math.inf,
+        }
+
+    def keeps_to(self, limits: Limits) -> bool:
+        """Whether everything measured is within its limit."""
+        return self.state is State.COMPLETE and all(value <= 0 for value in self.excess(limits).values())
+
+    def metrics(self, limits: Limits) -> dict[str, float]:
+        """Numbers to compare trials by."""
+        found = {} if self.card is None else self.card.metrics()
+        drop = self.drop(limits)
+        more = {"quality_drop": drop, "forecast_size_mb": self.forecast_mb}
+        return found | {name: value for name, value in more.items() if value is not None}
+
+
+class Finalist(Contract):
+    """A trial that the test split has judged."""
+
+    trial: Trial
+    outcome: Outcome
+    p_value: float
+    """Of the quality check: that the loss is as large as what would clearly be too much."""
+    adjusted_p_value: float
+    """By Holm, for the number of finalists."""
+    confidence: float
+    """Of its intervals."""
+
+
+class Search(Contract):
+    """What was looked for, and what it came to."""
+
+    run_id: str
+    """MLflow parent run."""
+    recipe: str
+    base_model: str
+    minimize: Minimize
+    limits: Limits
+    baseline: Scorecard
+    """The teacher on the selection split, timed eagerly."""
+    space: dict[str, list[Any]]
+    trials: tuple[Trial, ...]
+    finalists: tuple[Finalist, ...]
+    confidence: float
+
+    @property
+    def complete(self) -> list[Trial]:
+        """The trials that were measured to the end: those that were compared."""
+        return [trial for trial in self.trials if trial.state is State.COMPLETE]
+
+    @property
+    def winner(self) -> Finalist | None:
+        """Of the finalists that passed, the one that costs least."""
+        passed = [one for one in self.finalists if one.outcome.verdict.passed]
+        return min(passed, key=lambda one: one.trial.cost(self.minimize) or math.inf, default=None)
+
+
+def standing(trials: Sequence[Trial], limits: Limits, minimize: Minimize) -> list[Trial]:
+    """The trials that keep to all limits on the selection split, the cheapest first."""
+    able = [trial for trial in trials if trial.keeps_to(limits)]
+    return sorted(able, key=lambda trial: (*reversed(trial.objectives(limits, minimize)), trial.number))
+
+
+def best(trials: Sequence[Trial], limits: Limits, minimize: Minimize) -> Trial | None:
+    """The first of ``standing``; while there is none, the one that is least beyond the limits."""
+    if first := standing(trials, limits, minimize):
+        return first[0]
+    measured = [trial for trial in trials if trial.state is State.COMPLETE]
+    return min(measured, key=lambda one: sum(max(0.0, x) for x in one.excess(limits).values()), default=None)
+
+
+def recipe_line(trial: Trial) -> str:
+    """What a trial changes, in one line."""
+    return ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in trial.changes.items())
+
+
+def _cost(value: float | None, minimize: Minimize) -> str:
+    return "–" if value is None else numbers.unit(value, FIELDS[minimize][1])
+
+
+def progress(trials: Sequence[Trial], limits: Limits, minimize: Minimize) -> str:
+    """Where a search stands, in one line."""
+    counts = Counter(trial.state for trial in trials)
+    said = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+    first = best(trials, limits, minimize)
+    if first is None:
+        return f"{said}; none was measured yet"
+    drop = first.drop(limits)
+    assert drop is not None
+    within = "" if first.keeps_to(limits) else ", which is beyond the limits"
+    cost = _cost(first.cost(minimize), minimize)
+    return f"{said}; best is trial {first.number}: {cost}, {numbers.points(drop, signed=True)} lost{within}"
+
+
+def headline(search: Search) -> str:
+    """What the search found, in one sentence."""
+    winner = search.winner
+    if winner is None:
+        if not search.complete:
+            return "No variation was measured to the end."
+        if not search.finalists:
+            return f"None of {len(search.complete)} variations measured keeps to the limits on the selection split."
+        return f"None of {len(search.finalists)} finalists passed on the test split."
+    drop = next(check for check in winner.outcome.verdict.checks if check.name == "quality_drop")
+    cost, before = winner.trial.cost(search.minimize), getattr(search.baseline, FIELDS[search.minimize][0])
+    assert cost is not None
+    smaller = f"{numbers.times(before / cost)} {'faster' if search.minimize is Minimize.LATENCY else 'smaller'}"
+    lost = f"{numbers.points(drop.measured, signed=True)} of accuracy lost on {drop.n:,} test rows"
+    return (
+        f"Trial {winner.trial.number} is the {'fastest' if search.minimize is Minimize.LATENCY else 'smallest'} that "
+        f"passed: {_cost(cost, search.minimize)}, {smaller} than its teacher, {lost}."
+    )
+
+
+def remarks(search: Search) -> list[str]:
+    """What a reader must know of the comparison."""
+    k, found = len(search.finalists), []
+    if search.complete:
+        found.append(
+            f"{len(search.complete)} variations were compared on {search.limits.rows:,} selection rows. The best of "
+            "many looks better there than it is; only what the test split says of the finalists is free of that."
+        )
+    if k > 1:
+        levels = ", ".join(sorted({numbers.percent(one.confidence) for one in search.finalists}))
+        found.append(
+            f"{k} finalists were shown the test split. Holm's procedure allows for their number, so that the chance of "
+            f"any false pass stays what it is for one at {numbers.percent(search.confidence)}: their intervals are at "
+            f"{levels}."
+        )
+    if search.limits.rows < 200:
+        found.append(f"{search.limits.rows} selection rows tell hardly any variations apart.")
+    return found
+
+
+HEADER = ("", "verdict", "cost", "accuracy lost on selection", "on test", "p", "adjusted")
+
+
+def cells(finalist: Finalist, search: Search) -> Iterator[str]:
+    """What a table shows of a finalist."""
+    drop = next(check for check in finalist.outcome.verdict.checks if check.name == "quality_drop")
+    seen = finalist.trial.drop(search.limits)
+    assert seen is not None
+    low, high = numbers.points(drop.low, signed=True), numbers.points(drop.high, signed=True)
+    yield f"trial {finalist.trial.number}"
+    yield finalist.outcome.verdict.status.value
+    yield _cost(finalist.trial.cost(search.minimize), search.minimize)
+    yield numbers.points(seen, signed=True)
+    yield f"{numbers.points(drop.measured, signed=True)} ({low} to {high})"
+    yield f"{finalist.p_value:.2g}"
+    yield f"{finalist.adjusted_p_value:.2g}"
+
+
+def given_up(search: Search) -> dict[str, list[int]]:
+    """Numbers of the trials that came to no end, by where that was."""
+    found: dict[str, list[int]] = {}
+    for trial in search.trials:
+        if trial.state is State.GIVEN_UP:
+            where = f"after {trial.stages[-1].stage}" if trial.stages else "before anything was trained, by their size"
+            found.setdefault(where, []).append(trial.number)
+        elif trial.state is State.FAILED:
+            found.setdefault("with an error", []).append(trial.number)
+    return found
+
+
+def document(search: Search) -> dict[str, Any]:
+    """Everything as JSON has it, in seconds, milliseconds, 10^6 bytes and fractions."""
+    winner = search.winner
+    return {
+        **search.model_dump(mode="json"),
+        "passed": winner is not None,
+        "winner": winner.trial.number if winner else None,
+        "front": [trial.number for trial in front(search)],
+    }
+
+
+def front(search: Search) -> list[Trial]:
+    """The trials that no other dominates in accuracy lost and cost."""
+    measured = search.complete
+    points = [trial.objectives(search.limits, search.minimize) for trial in measured]
+    return sorted((measured[i] for i in pareto.front(points)), key=lambda one: one.cost(search.minimize) or 0)
+
+
+def metrics(search: Search) -> dict[str, float]:
+    """Numbers to compare searches by."""
+    found: dict[str, float] = {
+        "trials": len(search.trials),
+        "trials_complete": len(search.complete),
+        "front": len(front(search)),
+    }
+    if first := best(search.trials, search.limits, search.minimize):
+        found |= {f"best/{name}": value for name, value in first.metrics(search.limits).items()}
+    if winner := search.winner:
+        found |= {f"winner/{check.name}": check.measured for check in winner.outcome.verdict.checks}
+    return found
+
+
+def markdown(search: Search) -> str:
+    """The tables for a run's page."""
+    lines = [headline(search), "", *remarks(search)]
+    if search.finalists:
+        lines += ["", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
+        lines += [f"| {' | '.join(cells(one, search))} |" for one in search.finalists]
+    lines += ["", *(f"- {len(numbers_)} given up {where}" for where, numbers_ in given_up(search).items())]
+    return "\n".join(lines)
+
+
+def _tip(trial: Trial, search: Search) -> str:
+    card, drop = trial.card, trial.drop(search.limits)
+    assert card is not None
+    assert drop is not None
+    measured = ", ".join(_cost(trial.cost(one), one) for one in Minimize)
+    return f"Trial {trial.number}: {recipe_line(trial)}. {measured}, {numbers.points(drop, signed=True)} lost"
+
+
+def _scatter(search: Search, cost: Minimize, url: str) -> Markup:
+    """Accuracy lost over one cost, a mark per trial; the front is joined up where the cost is what is made small."""
+    found = {one.trial.number: one for one in search.finalists}
+    winner, on_front = search.winner, {trial.number for trial in front(search)}
+    marks = []
+    for trial in search.complete:
+        drop, price = trial.objectives(search.limits, cost)
+        kind = "winner" if winner and trial.number == winner.trial.number else ""
+        kind = kind or ("finalist" if trial.number in found else "front" if trial.number in on_front else "")
+        link = url.replace(search.run_id, trial.run_id) if url else ""
+        marks.append(charts.Mark(price, 100 * drop, _tip(trial, search), kind, link))
+    return charts.scatter(
+        marks,
+        label=f"Accuracy lost over {TITLES[cost]}",
+        x_name=FIELDS[cost][1],
+        y_name="points lost",
+        level=100 * search.limits.max_drop,
+        joined=[(t.cost(cost) or 0, 100 * (t.drop(search.limits) or 0)) for t in front(search)]
+        if cost is search.minimize
+        else (),
+        size=(720, 360) if cost is search.minimize else (720, 300),
+    )
+
+
+def _course(search: Search) -> Markup | None:
+    """The cost of the best until then, by trial."""
+    points: list[tuple[float, float]] = []
+    for index in range(1, len(search.trials) + 1):
+        if first := standing(search.trials[:index], search.limits, search.minimize):
+            points.append((search.trials[index - 1].number, first[0].cost(search.minimize) or 0))
+    if not points:
+        return None
+    return charts.lines(
+        {"best": points}, label="Best so far", form=lambda value: _cost(value, search.minimize), x_name="trial",
+        size=(720, 180),
+    )  # fmt: skip
+
+
+def rows(search: Search, url: str) -> list[dict[str, Any]]:
+    """A row per trial."""
+    return [
+        {
+            "number": trial.number,
+            "recipe": recipe_line(trial),
+            "state": trial.state.value,
+            "drop": "–" if (drop := trial.drop(search.limits)) is None else numbers.points(drop, signed=True),
+            **{one.value: _cost(trial.cost(one), one) for one in Minimize},
+            "reason": trial.reason,
+            "seconds": numbers.duration(trial.seconds),
+            "cached": sum(stage.cached for stage in trial.stages),
+            "stages": len(trial.stages),
+            "url": url.replace(search.run_id, trial.run_id) if url else "",
+        }
+        for trial in search.trials
+    ]
+
+
+def finalists(search: Search, url: str) -> list[dict[str, Any]]:
+    """A row per finalist, with what each check came to."""
+    winner = search.winner
+    return [
+        {
+            "number": one.trial.number,
+            "recipe": recipe_line(one.trial),
+            "status": one.outcome.verdict.status.value,
+            "reason": one.outcome.verdict.reason,
+            "final": winner is not None and one.trial.number == winner.trial.number,
+            "cells": list(cells(one, search))[2:],
+            "url": url.replace(search.run_id, one.trial.run_id) if url else "",
+        }
+        for one in search.finalists
+    ]
+
+
+def render(search: Search, surroundings: page.Surroundings) -> str:
+    """Returns the page as HTML that needs nothing else."""
+    style = "".join((page.TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "search.css"))
+    url = surroundings.run_url
+    other = next(one for one in Minimize if one is not search.minimize)
+    grid = math.prod(len(values) for values in search.space.values())
+    return (
+        page.templates()
+        .get_template("search.html.j2")
+        .render(
+            search=search,
+            surroundings=surroundings,
+            headline=headline(search),
+            remarks=remarks(search),
+            status=CheckStatus.PASSED if search.winner else CheckStatus.FAILED,
+            charts=[(TITLES[one], _scatter(search, one, url)) for one in (search.minimize, other)]
+            if search.complete
+            else [],
+            course=_course(search),
+            minimize=TITLES[search.minimize],
+            header=HEADER[2:],
+            finalists=finalists(search, url),
+            given_up=given_up(search),
+            trials=rows(search, url),
+            limits=limits(search),
+            grid=grid,
+            style=Markup(style),
+            script=Markup((page.TEMPLATES / "report.js").read_text(encoding="utf-8")),
+        )
+    )
+
+
+def limits(search: Search) -> Mapping[str, str]:
+    """What a model had to keep to, as people read it."""
+    found = {"accuracy lost": f"at most {numbers.points(search.limits.max_drop)}"}
+    for one, limit in ((Minimize.SIZE, search.limits.max_mb), (Minimize.LATENCY, search.limits.max_ms)):
+        if math.isfinite(limit):
+            found[TITLES[one]] = f"at most {_cost(limit, one)}"
+    return found

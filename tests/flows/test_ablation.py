@@ -1,0 +1,120 @@
+"""A whole ablation at its smallest, through the real engine, of a tiny model; what ends it, is left out or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows import ablation, branch, comparing, techniques
+from flows.recipe import Recipe
+from tasks import disk, tracking
+from tasks.contracts import FeatherweightError
+from tasks.reporting import ablation as sections
+from tests.flows import tiny_recipes
+from tests.flows.tiny_recipes import children
+
+CONFIG = ablation.AblationConfig(techniques=("hidden states", "unlabeled text", "dynamic int8"), seeds=2)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return tiny_recipes.write(tmp_path)
+
+
+@pytest.mark.slow
+def test_an_ablation_compares_row_by_row_and_repeats_nothing(recipe: Recipe, tmp_path: Path) -> None:
+    first = ablation.ablation(recipe, CONFIG)
+    assert [(row.name, row.is_used) for row in first.rows] == [("hidden states", True), ("dynamic int8", True)]
+    assert list(first.left_out) == ["unlabeled text"]
+    assert first.seeds == (3, 4)
+    for row in first.rows:
+        assert row.used == first.whole, "what the recipe uses is compared with the recipe itself"
+        difference = row.used.accuracy.measured - row.spared.accuracy.measured
+        assert row.effect.accuracy.measured == pytest.approx(difference)
+        assert row.effect.accuracy.low is not None
+        assert row.effect.smaller.measured == pytest.approx(row.spared.size_mb.measured / row.used.size_mb.measured)
+    hidden, integers = first.rows
+    assert hidden.effect.signs()["size"] == 0, "a loss term weighs nothing"
+    assert integers.effect.signs()["size"] == 1, "int8 weights are smaller"
+
+    trials = {run.info.run_name: run for run in children(first.run_id, "trial")}
+    assert trials.keys() == {
+        f"{title}, seed {seed}"
+        for title in ("as the recipe is", "without hidden states", "without dynamic int8")
+        for seed in (3, 4)
+    }
+    spared = trials["without dynamic int8, seed 4"]
+    assert spared.data.params["quantization.scheme"] == "none"
+    assert spared.data.params["seed"] == "4"
+    assert len(children(spared.info.run_id, "stage")) == 6, "prepare, distill, prune, quantize, export, appraise"
+    sizes = [trials[f"without dynamic int8, seed {seed}"].data.metrics["size_mb"] for seed in (3, 4)]
+    assert integers.spared.size_mb.measured == pytest.approx(sum(sizes) / 2)
+    parent = tracking.client().get_run(first.run_id).data
+    assert parent.tags["featherweight.kind"] == "ablation"
+    assert parent.metrics["dynamic int8/smaller"] == integers.effect.smaller.measured
+    document = json.loads(tracking.read_text(first.run_id, "ablation.json") or "")
+    assert [row["name"] for row in document["rows"]] == ["hidden states", "dynamic int8"]
+    page = comparing.copy(sections, first, tmp_path / "ablation.html")
+    assert page.read_text(encoding="utf-8") == tracking.read_text(first.run_id, "ablation.html")
+
+    more = techniques.find("hidden states").name, techniques.find("GPTQ").name
+    again = ablation.ablation(recipe, ablation.AblationConfig(techniques=more, seeds=1))
+    assert again.rows[0].used.size_mb.measured == first.rows[0].used.size_mb.measured
+    cached = {
+        run.info.run_name: {stage.data.tags.get("featherweight.cached") for stage in children(run.info.run_id, "stage")}
+        for run in children(again.run_id, "trial")
+    }
+    assert cached["as the recipe is, seed 3"] == cached["without hidden states, seed 3"] == {"true"}
+    assert cached["with GPTQ, seed 3"] == {"true", None}, "distill and prune are those of the recipe"
+
+
+@pytest.mark.slow
+def test_a_variation_that_cannot_be_made_is_a_finding_and_a_recipe_that_cannot_ends_it(recipe: Recipe) -> None:
+    config = ablation.AblationConfig(techniques=("vocabulary pruning", "int8 embeddings"))
+    found = ablation.ablation(recipe, config)
+    assert [row.name for row in found.rows] == ["int8 embeddings"]
+    said = found.left_out["vocabulary pruning"]
+    assert said.startswith(
+        "with vocabulary pruning, it could not be made: pruning: keep_vocabulary below 1 needs a Word"
+    )
+    states = {run.info.run_name: run.info.status for run in children(found.run_id, "trial")}
+    assert states["with vocabulary pruning, seed 3"] == "FAILED"
+    assert states["without int8 embeddings, seed 3"] == "FINISHED"
+
+    broken = branch.variation(recipe, {"pruning.keep_vocabulary": 0.5})
+    with pytest.raises(FeatherweightError, match="needs a WordPiece tokenizer"):
+        ablation.ablation(broken, config)
+
+
+def test_an_ablation_is_not_among_the_runs_with_a_verdict() -> None:
+    from flows import history
+
+    with tracking.pipeline_run("tiny", {}, run_name="ablation", tags={"featherweight.kind": ablation.KIND}):
+        pass
+    assert history.runs(limit=5) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"seeds": 0}, "ablation: seeds: must be greater than or equal to 1"),
+        ({"techniques": ["GPTQ", "magic"]}, "ablation: techniques: 'magic' is not known; choose among hidden states, "),
+        ({"techniques": "GPTQ"}, "ablation: techniques: must be a valid tuple"),
+    ],
+)
+def test_a_wrong_field_is_named(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(FeatherweightError, match=said):
+        ablation.checked(fields)
+
+
+def test_a_technique_named_twice_is_measured_once() -> None:
+    assert ablation.checked({"techniques": ["GPTQ", "labels", "GPTQ"]}).techniques == ("GPTQ", "labels")
+    assert ablation.checked({}).chosen() == list(techniques.TECHNIQUES)
+
+
+def test_nothing_to_compare_is_refused_before_any_work(recipe: Recipe) -> None:
+    with pytest.raises(FeatherweightError, match="nothing to compare: unlabeled text: the recipe does not use it"):
+        ablation.ablation(recipe, ablation.AblationConfig(techniques=("unlabeled text",)))
+    assert not (disk.home() / "store" / "records").exists()

@@ -1,0 +1,107 @@
+"""The stage: every scheme is planned, published, measured, exported, and on the runtime what its simulation is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tasks import store, tracking
+from tasks.contracts import Bundle, Splits, StageResult
+from tasks.export import ExportConfig, export
+from tasks.ml import datasets, modeling, onnx_export, parity, problems, proof, runtime
+from tasks.quantize import QuantizationConfig, quantize
+from tests.tasks import tiny_models
+
+
+@pytest.fixture
+def run_id() -> Iterator[str]:
+    with tracking.pipeline_run("quantize", {}, run_name="quantize") as run_id:
+        yield run_id
+
+
+def result_of(run_id: str, splits: Splits, **config: Any) -> StageResult:
+    source = tiny_models.publish_model(tiny_models.model())
+    return quantize(source, splits, QuantizationConfig(block_size=16, **config), teacher=source, seed=0, run_id=run_id)
+
+
+def compared(bundle: Bundle, splits: Splits, run_id: str) -> dict[str, Any]:
+    """Parity of the exported bundle with its simulation, on the whole selection split and at other shapes."""
+    exported = export(bundle, ExportConfig(), run_id=run_id)
+    assert exported.bundle is not None
+    directory = store.path(exported.bundle.digest)
+    tokenizer = modeling.load_tokenizer(directory)
+    return parity.compare(
+        proof.simulated(store.path(bundle.digest), tiny_models.PROBLEM),
+        runtime.open_session(directory / onnx_export.MODEL, provider=runtime.CPU, threads=1),
+        problems.get(tiny_models.PROBLEM),
+        datasets.read(store.path(splits.digest), "selection", tokenizer).input_ids,
+        pad_id=tokenizer.pad_token_id,
+        max_length=tiny_models.MAX_LENGTH,
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "tolerance"),
+    [
+        ({"scheme": "int8-dynamic", "rounding": "gptq"}, 0.05),
+        ({"scheme": "int8-static", "calibration": "entropy", "smoothing": 0.5}, 0.05),
+        ({"scheme": "int4", "rounding": "gptq", "embeddings": "int4"}, 0.05),
+        ({"scheme": "fp16"}, 0.02),
+    ],
+    ids=lambda value: value["scheme"] if isinstance(value, dict) else "",
+)
+def test_the_runtime_says_what_the_stage_measured(run_id: str, config: dict[str, Any], tolerance: float) -> None:
+    splits = tiny_models.publish_data()
+    result = result_of(run_id, splits, **config)
+    assert result.bundle is not None
+    assert result.scorecard.agreement_with_unquantized is not None
+    assert result.scorecard.agreement_with_unquantized > 0.8
+    assert result.scorecard.size_mb is not None
+    measured = compared(result.bundle, splits, run_id)
+    assert measured["non_finite"] == 0
+    assert measured["median_abs_error"] < tolerance / 10
+    assert measured["max_abs_error"] < tolerance
+    assert measured["label_flips"] <= 1
+
+
+def test_the_fewer_bits_the_smaller(run_id: str) -> None:
+    splits = tiny_models.publish_data()
+    schemes = ("none", "fp16", "int8-dynamic", "int4")
+    sizes = [result_of(run_id, splits, scheme=scheme).scorecard.metrics()["size_mb"] for scheme in schemes]
+    assert sizes == sorted(set(sizes), reverse=True)
+
+
+def test_the_scan_is_evidence(run_id: str) -> None:
+    splits = tiny_models.publish_data()
+    result = result_of(run_id, splits, scheme="int4", max_damage=1e-9)
+    scan = tiny_models.read_json(store.path(result.evidence), "sensitivity.json")
+    assert {layer["chosen"] for layer in scan["layers"]} == {"fp32"}
+    assert scan["all_quantized"] > scan["chosen"]
+    assert scan["n"] == 60
+    assert result_of(run_id, splits, scheme="int4", max_damage=1e-9).cached
+
+
+def test_the_teacher_corrects_while_quantization_is_simulated(run_id: str) -> None:
+    splits = tiny_models.publish_data()
+    training = {"epochs": 1, "learning_rate": 1e-3, "batch_size": 16, "augmentation": 0}
+    result = result_of(run_id, splits, scheme="int4", training=training)
+    history = tiny_models.read_json(store.path(result.evidence), "history.json")
+    assert history["points"]
+    assert result.bundle is not None
+    assert compared(result.bundle, splits, run_id)["label_flips"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"scheme": "none", "rounding": "gptq"}, "rounding: needs an integer scheme"),
+        ({"scheme": "fp16", "smoothing": 0.5}, "smoothing: needs an integer scheme"),
+        ({"training": {"epochs": 1, "lora_rank": 4}}, "lora_rank: not while quantization is simulated"),
+    ],
+)
+def test_what_does_not_go_together_is_named(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        QuantizationConfig(**config)

@@ -1,0 +1,145 @@
+"""The stages that learn from a teacher, on a tiny line: what they ask it, learn from, and report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from tasks import disk, store, tracking, tutoring
+from tasks.contracts import Bundle, Splits, StageResult
+from tasks.distill import DistillationConfig, distill
+from tasks.ml import augmentation, datasets, evaluation, modeling, sparsity, teaching
+from tasks.prune import PruningConfig, prune
+from tasks.quantize import QuantizationConfig, quantize
+from tests.tasks import tiny_models
+
+QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 16, "precision": "fp32", "learning_rate": 1e-3}
+
+
+@pytest.fixture
+def run_id() -> Iterator[str]:
+    with tracking.pipeline_run("tutoring", {}, run_name="tutoring") as run_id:
+        yield run_id
+
+
+@pytest.fixture
+def splits() -> Splits:
+    return tiny_models.publish_data()
+
+
+@pytest.fixture
+def teacher() -> Bundle:
+    return tiny_models.publish_model(tiny_models.model())
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Texts that teachers compute, question by question."""
+    questions: list[int] = []
+    ask = teaching.Teacher._ask
+
+    def counted(self: teaching.Teacher, indices: Any) -> Any:
+        questions.append(len(indices))
+        return ask(self, indices)
+
+    monkeypatch.setattr(teaching.Teacher, "_ask", counted)
+    return questions
+
+
+def student(teacher: Bundle, splits: Splits, run_id: str, **changes: Any) -> StageResult:
+    config = DistillationConfig(**QUICK | {"layers": 1} | changes)
+    return distill(teacher, splits, config, seed=0, run_id=run_id)
+
+
+def labels(bundle: Bundle, splits: Splits) -> np.ndarray:
+    path = store.path(bundle.digest)
+    return evaluation.answers(path, store.path(splits.digest), bundle.problem).argmax(axis=1)
+
+
+def test_a_teacher_is_asked_about_a_text_once(teacher: Bundle, splits: Splits, run_id: str, asked: list[int]) -> None:
+    first = student(teacher, splits, run_id, epochs=2)
+    config = PruningConfig(**QUICK)
+    spans = augmentation.sub_spans(datasets.read(store.path(splits.digest), "train").texts, 1.0, seed=0)
+    new = augmentation.unseen(spans, datasets.read(store.path(splits.digest), "train").texts)
+    assert sum(asked) == 60 + len(new)
+    asked.clear()
+    prune(first.bundle, splits, config, teacher=teacher, seed=0, run_id=run_id)
+    student(teacher, splits, run_id, learning_rate=2e-3)
+    assert asked == []
+    assert list((disk.home() / "store" / "answers").iterdir())
+    student(teacher, splits, run_id, augmentation_kind="replacements")
+    assert 0 < sum(asked) <= 60
+
+
+def test_answers_from_disk_give_the_same_student(
+    teacher: Bundle, splits: Splits, run_id: str, asked: list[int]
+) -> None:
+    first = student(teacher, splits, run_id)
+    for record in (disk.home() / "store" / "records").iterdir():
+        record.unlink()
+    asked.clear()
+    second = student(teacher, splits, run_id)
+    assert not second.cached
+    assert asked == []
+    assert second.bundle == first.bundle
+
+
+def test_a_step_budget_does_not_grow_with_the_texts(teacher: Bundle, splits: Splits, run_id: str) -> None:
+    for texts in (0, 5):
+        result = student(teacher, splits, run_id, steps=7, augmentation=texts)
+        history = tiny_models.read_json(store.path(result.evidence), "history.json")
+        assert history["notes"]["total_steps"] == 7
+
+
+def test_every_stage_says_how_often_it_agrees_with_the_teacher(teacher: Bundle, splits: Splits, run_id: str) -> None:
+    first = student(teacher, splits, run_id)
+    pruned = prune(first.bundle, splits, PruningConfig(**QUICK), teacher=teacher, seed=0, run_id=run_id)
+    quantized = quantize(pruned.bundle, splits, QuantizationConfig(), teacher=teacher, seed=0, run_id=run_id)
+    for result in (first, pruned, quantized):
+        assert result.bundle is not None
+        alike = (labels(result.bundle, splits) == labels(teacher, splits)).mean()
+        assert result.scorecard.agreement_with_teacher == pytest.approx(alike)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+def test_zeros_are_still_there_after_healing_and_in_the_integers(
+    method: str, teacher: Bundle, splits: Splits, run_id: str
+) -> None:
+    source = student(teacher, splits, run_id).bundle
+    config = PruningConfig(**QUICK, sparsity=method, sparsity_pattern="2:4")
+    pruned = prune(source, splits, config, teacher=teacher, seed=0, run_id=run_id)
+    assert pruned.scorecard.sparsity == pytest.approx(0.5)
+    assert pruned.bundle is not None
+    model = modeling.load(store.path(pruned.bundle.digest), pruned.bundle.problem)
+    for linear in sparsity.linears(model).values():
+        assert ((linear.weight != 0).view(len(linear.weight), -1, 4).sum(dim=-1) <= 2).all()
+    said = tiny_models.read_json(store.path(pruned.evidence), "sparsity.json")
+    assert said["damage"].keys() == sparsity.linears(model).keys()
+    assert said["int8_bytes"]["sparse"]["zstd"] < said["int8_bytes"]["dense"]["zstd"]
+    quantized = quantize(pruned.bundle, splits, QuantizationConfig(), teacher=teacher, seed=0, run_id=run_id)
+    assert quantized.bundle is not None
+    plain = modeling.load(store.path(quantized.bundle.digest), tiny_models.PROBLEM, simulate=False)
+    assert sparsity.fraction(plain) >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sparsity_pattern": "4:2"}, "sparsity_pattern: 4 of 2"),
+        ({"lora_rank": 4}, "lora_rank: low-rank updates fill the zeros"),
+        ({"num_processes": 2, "parallelism": "sharded"}, "choose parallelism replicated"),
+    ],
+)
+def test_zeros_that_could_not_stay_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        PruningConfig(sparsity="wanda", **changes)
+
+
+def test_the_model_that_proposes_words_is_part_of_the_key(tmp_path: Any) -> None:
+    assert tutoring.augmentation_digest(PruningConfig()) == ""
+    with pytest.raises(ValueError, match="augmentation_model: directory"):
+        tutoring.augmentation_digest(PruningConfig(augmentation_model=str(tmp_path / "nowhere")))
