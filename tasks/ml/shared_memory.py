@@ -8,10 +8,12 @@ R = processes, n = weights with dense gradients; a table has V rows of D, of whi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -96,15 +98,70 @@ def _move(place: torch.Tensor, parameter: torch.Tensor) -> None:
         parameter.grad = place.copy_(parameter.grad)
 
 
+def _widen(place: torch.Tensor, weight: nn.Parameter, rounded: torch.Tensor) -> None:
+    """Adds the gradient of a rounded weight to that of the weight itself, as autocast would."""
+    if rounded.grad is not None:
+        weight.grad = place.copy_(rounded.grad) if weight.grad is None else place.add_(rounded.grad)
+        rounded.grad = None
+
+
+class _Rounded:
+    """Weights of linear layers in the type of their products, which each process rounds where it has updated them.
+
+    Autocast would round all of them in every process and every pass, and leave a wide gradient to be moved once more.
+
+    Args:
+        places: where the gradient of each weight goes, by its ``id``.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, places: dict[int, torch.Tensor]) -> None:
+        holders = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+        self.layers = [
+            module
+            for module in model.modules()
+            if type(module) is nn.Linear and id(module.weight) in places and holders[id(module.weight)] == 1
+        ]
+        self.weights = [layer.get_parameter("weight") for layer in self.layers]
+        sizes = [weight.numel() for weight in self.weights]
+        parts = allocate(-(-sum(sizes) * dtype.itemsize // 4)).view(dtype)[: sum(sizes)].split(sizes)
+        self.rounded = [nn.Parameter(one.view_as(w)) for one, w in zip(parts, self.weights, strict=True)]
+        for weight, rounded in zip(self.weights, self.rounded, strict=True):
+            rounded.register_post_accumulate_grad_hook(partial(_widen, places[id(weight)], weight))
+
+    def refresh(self, mine: Collection[int]) -> None:
+        for weight, rounded in zip(self.weights, self.rounded, strict=True):
+            if id(weight) in mine:
+                rounded.data.copy_(weight.data)
+
+    def _install(self, weights: Sequence[nn.Parameter]) -> None:
+        for layer, weight in zip(self.layers, weights, strict=True):
+            layer.weight = weight
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        self._install(self.rounded)
+        try:
+            yield
+        finally:
+            self._install(self.weights)
+
+
 class SharedWeights:
     """The trained weights of a model, moved to shared memory until ``close``.
 
     Args:
         parameters: those that are trained.
         tables: those among them whose gradients are sparse.
+        autocast: what linear layers compute in, if not in fp32.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], tables: Sequence[nn.Parameter]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Sequence[nn.Parameter],
+        tables: Sequence[nn.Parameter],
+        autocast: torch.dtype | None,
+    ) -> None:
         rank, size = distributed.get_rank(), distributed.get_world_size()
         sparse = {id(p) for p in tables}
         self.parameters = [*(p for p in parameters if id(p) not in sparse), *tables]
@@ -133,6 +190,17 @@ class SharedWeights:
         # A gradient is moved where it was just computed: it is in the cache then, and its memory serves the next one.
         self.hooks = [p.register_post_accumulate_grad_hook(partial(_move, place)) for p, place in self.places]
         self.squares: list[torch.Tensor] = []
+        self.rounded = _Rounded(model, autocast, {id(p): place for p, place in self.places}) if autocast else None
+        self.updated()
+
+    def passing(self) -> contextlib.AbstractContextManager[None]:
+        """To be open during passes: layers then have the weights that their products take."""
+        return self.rounded.installed() if self.rounded else contextlib.nullcontext()
+
+    def updated(self) -> None:
+        """To be called when this process's weights have changed; returns when all have done so."""
+        if self.rounded:
+            self.rounded.refresh(self.mine)
         distributed.barrier()
 
     def exchange(self) -> None:

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tasks.contracts import FeatherweightError
 from tasks.ml import shared_memory, world
 from tasks.ml.optimizers import Optimizers, total_norm
+from tasks.ml.precision import Choice
 
 
 class Alone:
@@ -26,7 +27,7 @@ class Alone:
         self.forward = step_loss
 
     def gathering(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
-        """While it is open, gradients stay with this process unless this is the ``last`` part of a batch."""
+        """To be open while the gradient of a part of a batch is computed, which may be the ``last`` one."""
         return contextlib.nullcontext()
 
     def weight(self) -> int:
@@ -83,10 +84,15 @@ class Shared(Alone):
 
     how = "shared memory"
 
-    def __init__(self, step_loss: Callable[[list[int]], Any], optimizers: Optimizers) -> None:
+    def __init__(
+        self, model: nn.Module, step_loss: Callable[[list[int]], Any], optimizers: Optimizers, precision: Choice
+    ) -> None:
         super().__init__(step_loss)
-        self.weights = shared_memory.SharedWeights(optimizers.parameters, optimizers.tables)
+        self.weights = shared_memory.SharedWeights(model, optimizers.parameters, optimizers.tables, precision.autocast)
         optimizers.keep(self.weights.mine)
+
+    def gathering(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        return self.weights.passing()
 
     def exchange(self) -> None:
         self.weights.exchange()
@@ -95,7 +101,7 @@ class Shared(Alone):
         return world.total(self.weights.sum_of_squares()).sqrt()
 
     def updated(self) -> None:
-        world.wait()
+        self.weights.updated()
 
     def close(self) -> None:
         self.weights.close()
@@ -118,11 +124,10 @@ class Parted(Alone):
         return functools.reduce(torch.hypot, norms)
 
 
-def choose(model: nn.Module, step_loss: Callable[[list[int]], Any], optimizers: Optimizers, *, scaled: bool) -> Alone:
+def choose(model: nn.Module, step_loss: Callable[[list[int]], Any], optimizers: Optimizers, precision: Choice) -> Alone:
     """Chooses how these processes train a model together: a whole one in shared memory where they can.
 
-    Args:
-        scaled: whether the loss is scaled. Then every process must see all gradients, to know whether any overflowed.
+    Where the loss is scaled, every process must see all gradients, to know whether any overflowed.
 
     Raises:
         FeatherweightError: the loss is scaled, and each process has a part of the gradients.
@@ -130,12 +135,12 @@ def choose(model: nn.Module, step_loss: Callable[[list[int]], Any], optimizers: 
     if world.size() == 1:
         return Alone(step_loss)
     if any(isinstance(p, DTensor) for p in model.parameters()):
-        if scaled:
+        if precision.scaled:
             raise FeatherweightError(
                 "precision: fp16 is not for processes that each hold a part of the gradients; choose bf16 or fp32, or "
                 "parallelism replicated"
             )
         return Parted(step_loss)
-    if not scaled and shared_memory.is_possible(optimizers.parameters):
-        return Shared(step_loss, optimizers)
+    if not precision.scaled and shared_memory.is_possible(optimizers.parameters):
+        return Shared(model, step_loss, optimizers, precision)
     return Replicated(model, step_loss)

@@ -294,6 +294,7 @@ def fit(
     run = _Run(model, update, best, history)
     if (resumed := saver.newest()) is not None:
         first_step = run.restore(resumed)
+        update.loss.updated()
 
     plan = memory.remembered(history.notes)
     if plan is None and max_memory and demand is not None:

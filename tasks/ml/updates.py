@@ -52,7 +52,7 @@ class Update:
         micro_batch: int,
     ) -> None:
         self.model, self.optimizers, self.precision = model, optimizers, precision
-        self.loss = synchronization.choose(model, step_loss, optimizers, scaled=precision.scaled)
+        self.loss = synchronization.choose(model, step_loss, optimizers, precision)
         self.clip_norm, self.micro_batch = clip_norm, micro_batch
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision.scaled)

@@ -88,6 +88,18 @@ def test_a_run_resumes_in_another_number_of_processes(
 
 
 @pytest.mark.slow
+def test_processes_that_share_rounded_weights_resume_to_the_same(model: nn.Module, tmp_path: Path) -> None:
+    what = lesson(model)
+    whole, uninterrupted, history = train(model, what, 2, precision="bf16")
+    assert history.notes["gradients"] == "shared memory"
+    interrupt(model, what, 2, tmp_path, precision="bf16")
+    resumed, recorder, _ = train(model, what, 2, tmp_path, precision="bf16")
+    assert recorder.losses == {step: uninterrupted.losses[step] for step in range(7, 13)}
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.slow
 def test_what_a_worker_finds_wrong_its_parent_says(model: nn.Module) -> None:
     with torch.no_grad():
         model.classifier.weight[0, 0] = float("nan")
