@@ -90,7 +90,15 @@ def grow(recipe: Recipe, splits: Splits, teacher: Bundle, *, run_id: str, look: 
             student = seen(distill(teacher, splits, recipe.distillation, seed=recipe.seed, run_id=run_id))
         with _torch, quiet.work():
             pruned = seen(
-                prune(student.bundle, splits, recipe.pruning, teacher=teacher, seed=recipe.seed, run_id=run_id)
+                prune(
+                    student.bundle,
+                    splits,
+                    recipe.pruning,
+                    teacher=teacher,
+                    seed=recipe.seed,
+                    rounding=recipe.rounding_to_heal(),
+                    run_id=run_id,
+                )
             )
         with _torch, quiet.work():
             quantized = seen(

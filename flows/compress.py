@@ -51,7 +51,15 @@ def compress(recipe: Recipe = Recipe()) -> Outcome | State[Outcome]:
         tracking.Run(run_id).dataset(recipe.data.source, splits.digest, rows=prepared.scorecard.num_rows)
         teacher = train(recipe.base_model, splits, recipe.training, seed=recipe.seed, run_id=run_id)
         student = distill(teacher.bundle, splits, recipe.distillation, seed=recipe.seed, run_id=run_id)
-        pruned = prune(student.bundle, splits, recipe.pruning, teacher=teacher.bundle, seed=recipe.seed, run_id=run_id)
+        pruned = prune(
+            student.bundle,
+            splits,
+            recipe.pruning,
+            teacher=teacher.bundle,
+            seed=recipe.seed,
+            rounding=recipe.rounding_to_heal(),
+            run_id=run_id,
+        )
         quantized = quantize(
             pruned.bundle, splits, recipe.quantization, teacher=teacher.bundle, seed=recipe.seed, run_id=run_id
         )

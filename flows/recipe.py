@@ -67,6 +67,10 @@ class Recipe(Contract):
         json_schema_extra={"position": 12},
     )
 
+    def rounding_to_heal(self) -> dict[str, int] | None:
+        """What the stage ``prune`` is told of quantization."""
+        return self.quantization.for_tables() if self.pruning.heal_rounding else None
+
     @model_validator(mode="after")
     def _fields_agree(self) -> Recipe:
         data = self.data

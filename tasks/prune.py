@@ -6,14 +6,14 @@ import functools
 import json
 import logging
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
 from tasks import latency, store, tracking, tutoring
-from tasks.contracts import Bundle, Parallelism, Splits, StageOutput
+from tasks.contracts import Bundle, Embeddings, Parallelism, Splits, StageOutput
 from tasks.ml import machine
 from tasks.stage import stage
 
@@ -100,6 +100,12 @@ class PruningConfig(tutoring.TutoringConfig):
         title="Vocabulary kept",
         description="Fraction of tokens kept, the most frequent; rarer words fall back to sub-words.",
     )
+    heal_rounding: bool = Field(
+        False,
+        title="Heal rounding",
+        description="Token embeddings are rounded as quantization will do it before recovery, which then heals that, "
+        "too, instead of afterwards; for embeddings: frozen.",
+    )
     sparsity: Sparsity = Field(
         Sparsity.NONE,
         title="Sparsity",
@@ -119,6 +125,15 @@ class PruningConfig(tutoring.TutoringConfig):
         title="Sparsity fraction",
         description="Fraction of the weights that become zero with pattern unstructured; n:m has its own.",
     )
+
+    @model_validator(mode="after")
+    def _rounding_can_stay(self) -> Self:
+        if self.heal_rounding and self.embeddings is not Embeddings.FROZEN:
+            raise ValueError(
+                "heal_rounding: embeddings that are trained leave the values that they were rounded to; "
+                "set embeddings to frozen"
+            )
+        return self
 
     @model_validator(mode="after")
     def _zeros_can_stay(self) -> Self:
@@ -197,12 +212,23 @@ def _report_safety(before: Any, after: Any) -> None:
 
 
 @stage(salt=_outside)
-def prune(source: Bundle, splits: Splits, config: PruningConfig, *, teacher: Bundle, seed: int) -> StageOutput:
+def prune(
+    source: Bundle,
+    splits: Splits,
+    config: PruningConfig,
+    *,
+    teacher: Bundle,
+    seed: int,
+    rounding: Mapping[str, int] | None = None,
+) -> StageOutput:
     """Removes what the calibration split misses least, then lets the teacher heal it.
 
     The teacher answers with its own vocabulary for texts that both encode alike, which all training texts are.
+
+    Args:
+        rounding: ``token_bits`` and ``block_size`` of the embeddings, where recovery is to heal that, too.
     """
-    from tasks.ml import datasets, importance, learning, modeling, problems, surgery
+    from tasks.ml import datasets, importance, learning, modeling, problems, quantization, surgery
 
     problem, data = problems.get(source.problem), store.path(splits.digest)
     student = modeling.load(store.path(source.digest), source.problem)
@@ -237,6 +263,7 @@ def prune(source: Bundle, splits: Splits, config: PruningConfig, *, teacher: Bun
         ),
         "seed": seed,
         "memory": tutoring.memory(teacher, vocabulary=tokens),
+        "spec": quantization.plan(student, linears=False, **rounding) if rounding else None,
     }
     for number in range(1, config.rounds):
         smaller = functools.partial(cut, student, number / config.rounds)

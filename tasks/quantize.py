@@ -135,10 +135,13 @@ class QuantizationConfig(StageConfig):
         return {
             "linears": self.scheme in INTEGER,
             "scheme": self.scheme.value,
-            "token_bits": {"none": 32, "int8": 8, "int4": 4}[self.embeddings],
-            "block_size": self.block_size,
             "floats": self.scheme.value if self.scheme in FLOATING else "fp32",
+            **self.for_tables(),
         }
+
+    def for_tables(self) -> dict[str, int]:
+        """Returns those of them that say how embeddings are rounded."""
+        return {"token_bits": {"none": 32, "int8": 8, "int4": 4}[self.embeddings], "block_size": self.block_size}
 
 
 @stage

@@ -1,15 +1,16 @@
 """Training in several processes beside training in one, on a CPU: run it on an otherwise idle machine.
 
-    infra/run python tests/benchmarks/processes.py [--processes 2] [--steps 40] [--epochs 1] [--rounds 7]
+    infra/run python tests/benchmarks/processes.py [--processes 2] [--steps 40] [--epochs 10] [--rounds 3]
         [--embeddings sparse]
 
 The same model, rows, batches and dropout as in ``training.py``, through ``elastic.agent`` as a recipe's
 ``num_processes`` does it, with one thread in each process. One process and several take turns; who comes first changes
 with each round. Samples per second are those of the steps of a run but for its first five, in which memory is allocated
-and processes find each other. A run of fewer than 400 steps reads its curves at every step, which processes do
-together: more than a run of three epochs costs. The figure is the median over rounds of the ratio, with its quartiles.
+and processes find each other. Curves are read at every other step, where the demo's three epochs read them at every third;
+a run of fewer than 400 steps would do so at each, which processes do together. The figure is the median over rounds of
+the ratio, with its quartiles.
 
-Prints Markdown on standard output and progress on standard error; takes about ten minutes on two cores.
+Prints Markdown on standard output and progress on standard error; takes about a quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of an epoch")
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--embeddings", default="sparse", help="sparse, dense or frozen")
     parser.add_argument("--keep", type=Path, help="an empty directory for the data")
     options = parser.parse_args()

@@ -137,3 +137,11 @@ def test_every_field_has_a_title_and_every_value_a_sentence_and_a_working_defaul
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
             assert field.description, name
             assert field.description.endswith("."), name
+
+
+def test_recovery_hears_of_quantization_only_where_it_heals_it() -> None:
+    quantized = {"embeddings": "int4", "block_size": 64}
+    assert Recipe.model_validate({"quantization": quantized}).rounding_to_heal() is None
+    pruning = {"heal_rounding": True, "embeddings": "frozen"}
+    recipe = Recipe.model_validate({"quantization": quantized, "pruning": pruning})
+    assert recipe.rounding_to_heal() == {"token_bits": 4, "block_size": 64}

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from pydantic import ValidationError
 
 from tasks import fitting, latency, store, tracking
 from tasks.contracts import Bundle, FeatherweightError, Splits
 from tasks.distill import DistillationConfig, distill
+from tasks.ml import families, modeling, quantization
 from tasks.ml.latency_table import LatencyTable, LayerTimes
 from tasks.prune import PruningConfig, prune
 from tests.tasks import tiny_models
@@ -95,3 +98,23 @@ def test_a_student_may_be_narrower_and_choose_its_layers(run_id: str, data: tupl
     assert (described["hidden_size"], described["num_attention_heads"], len(shapes(result.bundle))) == (16, 2, 1)
     pruned = prune(result.bundle, splits, PruningConfig(**BRIEF), teacher=bundle, seed=0, run_id=run_id)
     assert shapes(pruned.bundle) == [{"heads": 3, "ffn": 32}]
+
+
+@pytest.mark.parametrize(("bits", "healed"), [(4, True), (8, True), (4, False)])
+def test_recovery_heals_the_rounding_of_embeddings_that_comes_later(
+    run_id: str, data: tuple[Bundle, Splits], bits: int, healed: bool
+) -> None:
+    bundle, splits = data
+    rounding = {"token_bits": bits, "block_size": 16} if healed else None
+    config = PruningConfig(**BRIEF, embeddings="frozen", heal_rounding=healed)
+    result = prune(bundle, splits, config, teacher=bundle, rounding=rounding, seed=0, run_id=run_id)
+    assert result.bundle is not None
+    model = modeling.load(store.path(result.bundle.digest), bundle.problem)
+    table = families.of("bert").token_embedding(model).weight.detach()
+    rounded = quantization.simulate_table(table, bits, 16)
+    assert torch.allclose(rounded, table, rtol=1e-6, atol=0) == healed
+
+
+def test_embeddings_that_are_trained_cannot_be_healed() -> None:
+    with pytest.raises(ValidationError, match=r"heal_rounding: embeddings that are trained .* set embeddings to frozen"):
+        PruningConfig(heal_rounding=True)
