@@ -49,6 +49,7 @@ def forecast(recipe: Recipe, teacher: Bundle) -> Forecast:
         keep_heads=recipe.pruning.keep_heads,
         keep_ffn=recipe.pruning.keep_ffn,
         keep_vocabulary=recipe.pruning.keep_vocabulary,
+        embedding_rank=recipe.distillation.embedding_rank,
         plan=recipe.quantization.for_plan(),
     )
     return Forecast(size_mb=num_bytes / 1e6, latency_ms=None)

@@ -59,6 +59,8 @@ TECHNIQUES = (
               {"distillation.layer_choice": "influence"}, {"distillation.layer_choice": "spread"}),
     Technique("narrower hidden state", "distillation: three quarters of the teacher's hidden size",
               {"distillation.keep_hidden": 0.75}, {"distillation.keep_hidden": 1.0}),
+    Technique("factorized embeddings", "distillation: a token table of 128 columns, projected to the hidden size",
+              {"distillation.embedding_rank": 128}, {"distillation.embedding_rank": 0}),
     Technique("augmentation", "distillation and recovery: texts made of the training texts as more texts", TEXTS,
               {"distillation.augmentation": 0.0, "pruning.augmentation": 0.0}),
     Technique("replacements", "distillation and recovery: words replaced by similar ones, instead of parts of texts",

@@ -43,6 +43,14 @@ class DistillationConfig(tutoring.TutoringConfig):
         description="Fraction of the teacher's hidden size, rounded to whole head sizes; a learned projection compares "
         "hidden states in training.",
     )
+    embedding_rank: int = Field(
+        0,
+        ge=0,
+        le=2**16,
+        title="Embedding rank",
+        description="Columns of the student's token table, which a projection then makes as wide as the hidden state; "
+        "0: a table of that width.",
+    )
 
 
 @stage(salt=tutoring.augmentation_digest)
@@ -51,7 +59,7 @@ def distill(source: Bundle, splits: Splits, config: DistillationConfig, *, seed:
 
     The losses and their papers are in ``tasks.ml.losses``.
     """
-    from tasks.ml import datasets, layer_choice, learning, modeling, surgery, width
+    from tasks.ml import datasets, factorization, layer_choice, learning, modeling, surgery, width
 
     teacher = modeling.load(store.path(source.digest), source.problem)
     tokenizer = modeling.load_tokenizer(store.path(source.digest))
@@ -68,6 +76,10 @@ def distill(source: Bundle, splits: Splits, config: DistillationConfig, *, seed:
         head_size = teacher.config.hidden_size // teacher.config.num_attention_heads  # type: ignore[union-attr, operator]
         scores = width.importance(student, batches)
         student = width.keep_hidden(student, width.top(scores, keep=config.keep_hidden, head_size=head_size))  # type: ignore[arg-type]
+    if config.embedding_rank:
+        texts = [datasets.read(store.path(splits.digest), name, tokenizer) for name in ("train", "unlabeled")]
+        counts = surgery.token_counts([row for split in texts for row in split.input_ids], len(tokenizer))
+        student = factorization.factorize(student, config.embedding_rank, counts=counts)
     return tutoring.teach(
         "distill",
         student,

@@ -42,7 +42,7 @@ class Demand:
 
 def _architecture(model: nn.Module) -> Architecture:
     config: Any = model.config
-    return Architecture.from_config(config.to_dict() | {modeling.SHAPES: {"layers": modeling.shapes(model)}})
+    return Architecture.from_config(config.to_dict() | {modeling.SHAPES: modeling.description(model)})
 
 
 def _per_row(model: nn.Module, precision: Choice) -> dict[str, Any]:

@@ -75,6 +75,8 @@ class Architecture:
     """A hidden × hidden layer on the first token. RoBERTa's classification head has one of the same shape."""
     classes: int = 0
     """Outputs of the classifier on the first token; 0 without one."""
+    embedding_rank: int = 0
+    """Columns of a factorized token table; 0: it has one for each of ``hidden``."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Architecture:
@@ -144,6 +146,7 @@ def _bert(config: Mapping[str, Any]) -> Architecture:
         token_types=_size(config, "type_vocab_size"),
         pooler=True,
         classes=len(config.get("id2label") or (0, 1)) if classifier else 0,
+        embedding_rank=(config.get("featherweight") or {}).get("embedding_rank", 0),
     )
 
 

@@ -44,7 +44,8 @@ def parameters(architecture: Architecture) -> dict[str, int]:
     """Number of parameters of each component; a tied head has none of its own."""
     a, hidden = architecture, architecture.hidden
     found = dict.fromkeys(COMPONENTS, 0)
-    found["embeddings"] = (a.vocabulary + a.learned_positions + a.token_types) * hidden
+    found["embeddings"] = (a.learned_positions + a.token_types) * hidden
+    found["embeddings"] += a.vocabulary * (a.embedding_rank or hidden) + a.embedding_rank * hidden
     found["norms"] = (1 if a.rms_norm else 2) * hidden * (2 * len(a.layers) + 1)
     for layer in a.layers:
         queries, keys = layer.heads * a.head_size, layer.kv_heads * a.head_size
@@ -67,6 +68,7 @@ def num_parameters(architecture: Architecture) -> int:
 def component_flops(architecture: Architecture, *, batch: int, length: int, past: int = 0) -> dict[str, float]:
     """FLOPs of a forward pass by component, for B × S new tokens after ``past`` (P) tokens in the KV cache."""
     a, tokens = architecture, batch * length
+    embeddings = 2 * tokens * a.embedding_rank * a.hidden
     qkv = attention = output = ffn = 0
     for layer in a.layers:
         queries, keys = layer.heads * a.head_size, layer.kv_heads * a.head_size
@@ -78,7 +80,9 @@ def component_flops(architecture: Architecture, *, batch: int, length: int, past
         head = 2 * tokens * a.hidden * a.vocabulary
     else:
         head = 2 * batch * a.hidden * (a.pooler * a.hidden + a.classes)
-    return _by_component(qkv=qkv, attention=attention, attention_output=output, ffn=ffn, head=head)
+    return _by_component(
+        embeddings=embeddings, qkv=qkv, attention=attention, attention_output=output, ffn=ffn, head=head
+    )
 
 
 def forward_flops(architecture: Architecture, *, batch: int, length: int, past: int = 0) -> float:

@@ -21,7 +21,7 @@ class Family:
 
     model_types: tuple[str, ...]
     embeddings: str
-    """Token embedding table, ``nn.Embedding`` (vocabulary, hidden)."""
+    """Token embeddings: ``nn.Embedding`` (vocabulary, hidden), or ``factorization.Factorized``."""
     position_embeddings: str
     """Position embedding table, ``nn.Embedding`` (positions, hidden)."""
     embedding_norm: str
@@ -63,8 +63,22 @@ class Family:
     def layer_list(self, model: nn.Module) -> nn.ModuleList:
         return self.backbone(model).get_submodule(self.layers)  # type: ignore[return-value]
 
+    def embedding(self, model: nn.Module) -> nn.Module:
+        """What makes vectors of the hidden size of token ids."""
+        return self.backbone(model).get_submodule(self.embeddings)
+
+    def set_embedding(self, model: nn.Module, module: nn.Module) -> None:
+        self.backbone(model).set_submodule(self.embeddings, module)
+
     def token_embedding(self, model: nn.Module) -> nn.Embedding:
-        return self.backbone(model).get_submodule(self.embeddings)  # type: ignore[return-value]
+        """The token table, which may have fewer columns than the hidden size."""
+        found = self.embedding(model)
+        return getattr(found, "table", found)  # type: ignore[return-value]
+
+    def token_table(self, model: nn.Module) -> str:
+        """Qualified name of the token table."""
+        name = f"{model.base_model_prefix}.{self.embeddings}"
+        return f"{name}.table" if hasattr(self.embedding(model), "table") else name
 
     def num_heads(self, layer: nn.Module) -> int:
         return int(getattr(layer.get_submodule(self.attention), self.head_count))
@@ -106,7 +120,9 @@ class Family:
             )
         ]  # fmt: skip
         grouped = {name for group in groups for name in group}
-        return groups + [(name,) for name in self.linears(model) if name not in grouped]
+        others = [(name,) for name in self.linears(model) if name not in grouped]
+        below = [group for group in others if group[0].startswith(f"{model.base_model_prefix}.{self.embeddings}.")]
+        return below + groups + [group for group in others if group not in below]
 
 
 BERT = Family(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.ml import families, modeling, quantization, surgery
+from tasks.ml import factorization, families, modeling, quantization, surgery
 
 
 def num_bytes(
@@ -20,6 +20,7 @@ def num_bytes(
     keep_heads: float,
     keep_ffn: float,
     keep_vocabulary: float,
+    embedding_rank: int,
     plan: Mapping[str, Any],
 ) -> int:
     """Bytes of the weights, as the quantization spec will store them; the graph around them is not counted.
@@ -40,6 +41,8 @@ def num_bytes(
         shapes = surgery.fraction(modeling.shapes(model), heads=keep_heads, ffn=keep_ffn)
         for layer, shape in zip(family.layer_list(model), shapes, strict=True):
             modeling.resize(family, layer, **shape)
+        if embedding_rank:
+            factorization.shape(model, embedding_rank)
         if keep_vocabulary < 1:
             table = family.token_embedding(model)
             rows = surgery.num_tokens(modeling.load_tokenizer(teacher), keep=keep_vocabulary)

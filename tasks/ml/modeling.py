@@ -1,7 +1,7 @@
 """Models on disk: the ``torch`` bundle format, and its tokenizer.
 
 A torch bundle is a directory with ``config.json``, ``model.safetensors``, the tokenizer's files and, once quantized,
-``quantization.json``. Where layers were pruned, ``config.json`` has a ``featherweight`` entry with each layer's shape.
+``quantization.json``. ``config.json`` has a ``featherweight`` entry with each layer's shape and the token table's.
 Pickles are never read and remote code is never run.
 """
 
@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.initialization import no_init_weights
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import families, problems, quantization, removal
+from tasks.ml import factorization, families, problems, quantization, removal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,6 +59,20 @@ def shapes(model: nn.Module) -> list[dict[str, int]]:
     return [{"heads": family.num_heads(x), "ffn": family.ffn_width(x)} for x in family.layer_list(model)]
 
 
+def description(model: nn.Module) -> dict[str, Any]:
+    """What the configuration says under ``SHAPES``: each layer's shape, and the columns of a factorized token table."""
+    return {"layers": shapes(model), "embedding_rank": factorization.rank(model)}
+
+
+def reshape(model: nn.Module, described: Mapping[str, Any]) -> None:
+    """Gives a new model, in place, the shapes of a ``description``; its weights are then to be loaded."""
+    family = families.of(model.config.model_type)  # type: ignore[union-attr, arg-type]
+    for layer, shape in zip(family.layer_list(model), described["layers"], strict=True):
+        resize(family, layer, heads=shape["heads"], ffn=shape["ffn"])
+    if rank := described.get("embedding_rank", 0):
+        factorization.shape(model, rank)
+
+
 def save(model: nn.Module, tokenizer: Any, directory: Path, *, spec: quantization.Spec | None = None) -> None:
     """Writes a torch bundle into an existing directory."""
     save_model(model, directory)
@@ -76,7 +90,7 @@ def save_model(model: nn.Module, directory: Path, weights: Mapping[str, torch.Te
     config = model.config.to_dict()  # type: ignore[union-attr, operator]
     config.pop("_name_or_path", None)
     config["num_hidden_layers"] = len(shapes(model))
-    config[SHAPES] = {"layers": shapes(model)}
+    config[SHAPES] = description(model)
     (directory / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True, default=str), encoding="utf-8")
     state = {
         name: tensor.detach().contiguous().clone()
@@ -88,12 +102,11 @@ def save_model(model: nn.Module, directory: Path, weights: Mapping[str, torch.Te
 def skeleton(directory: Path, problem: str) -> nn.Module:
     """Builds the model of a torch bundle with its shapes; its weights are yet to be loaded."""
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    family = families.of(config.model_type)
     with no_init_weights():  # they come from the file, and random numbers take longer than reading it
         model = problems.get(problem).build(config)
     described = json.loads((directory / "config.json").read_text(encoding="utf-8")).get(SHAPES)
-    for layer, shape in zip(family.layer_list(model), described["layers"] if described else (), strict=False):
-        resize(family, layer, heads=shape["heads"], ffn=shape["ffn"])
+    if described:
+        reshape(model, described)
     return model
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import families, world
+from tasks.ml import factorization, world
 
 NAME = "hidden_projection"
 
@@ -34,10 +34,7 @@ def _start(student: nn.Module, teacher: nn.Module) -> torch.Tensor:
     A student that was cut from its teacher begins with its dimensions in their places, and the others as they go along
     with them.
     """
-    narrow, wide = (
-        families.of(model.config.model_type).token_embedding(model).weight.float()  # type: ignore[union-attr, arg-type]
-        for model in (student, teacher)
-    )
+    narrow, wide = (factorization.vectors(model).float() for model in (student, teacher))
     gram = narrow.T @ narrow
     ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
     return torch.linalg.solve(gram + ridge, narrow.T @ wide).T.contiguous()

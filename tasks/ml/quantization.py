@@ -105,10 +105,12 @@ def plan(
     prefix = model.base_model_prefix
     width = family.token_embedding(model).embedding_dim
     if token_bits == 4 and width % block_size:
-        raise FeatherweightError(f"quantization: block_size {block_size} does not divide the hidden size {width}")
+        raise FeatherweightError(
+            f"quantization: block_size {block_size} does not divide the {width} columns of the token table"
+        )
     if linears and scheme == INT4 and (block_size < 16 or block_size & (block_size - 1)):
         raise FeatherweightError(f"quantization: block_size {block_size} is not a power of two from 16 on")
-    tables = {f"{prefix}.{family.embeddings}": token_bits, f"{prefix}.{family.position_embeddings}": 8}
+    tables = {family.token_table(model): token_bits, f"{prefix}.{family.position_embeddings}": 8}
     return Spec(
         linears={name: LinearScheme(scheme) for name in family.linears(model)} if linears else {},
         embeddings=tables if token_bits < 32 else {},

@@ -120,6 +120,12 @@ def keep_top(
     return keep_counts(model, importance, fraction(modeling.shapes(model), heads=keep_heads, ffn=keep_ffn))
 
 
+def token_counts(rows: Sequence[Sequence[int]], vocabulary: int) -> torch.Tensor:
+    """How often each token id occurs: int64 (V,)."""
+    ids = torch.tensor([token for row in rows for token in row], dtype=torch.int64)
+    return torch.bincount(ids, minlength=vocabulary)
+
+
 def choose_tokens(tokenizer: Any, rows: Sequence[Sequence[int]], *, keep: float) -> list[int]:
     """Token ids to keep: special tokens, single characters, then the most frequent in ``rows``, ascending.
 
@@ -131,9 +137,7 @@ def choose_tokens(tokenizer: Any, rows: Sequence[Sequence[int]], *, keep: float)
         keep: fraction of the vocabulary.
     """
     vocabulary = tokenizer.get_vocab()
-    counts = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.int64)
-    for row in rows:
-        counts.index_add_(0, torch.as_tensor(row), torch.ones(len(row), dtype=torch.int64))
+    counts = token_counts(rows, max(vocabulary.values()) + 1)
     always = _indispensable(tokenizer)
     ranked = sorted(vocabulary.values(), key=lambda index: (index not in always, -int(counts[index]), index))
     return sorted(ranked[: num_tokens(tokenizer, keep=keep)])

@@ -167,9 +167,7 @@ def build(config: Any, architecture: Architecture, *, precision: str, device: to
         )
     described = getattr(config, modeling.SHAPES, None)
     if described and not architecture.causal:
-        family = families.of(config.model_type)
-        for layer, shape in zip(family.layer_list(model), described["layers"], strict=True):
-            modeling.resize(family, layer, heads=shape["heads"], ffn=shape["ffn"])
+        modeling.reshape(model, described)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
