@@ -84,7 +84,7 @@ TECHNIQUES = (
               {"pruning.hidden_weight": 1.0}, {"pruning.hidden_weight": 0.0}),
     Technique("vocabulary pruning", "pruning: the rarer half of the tokens",
               {"pruning.keep_vocabulary": 0.5}, {"pruning.keep_vocabulary": 1.0}),
-    Technique("healed rounding", "pruning: recovery starts from 4-bit token embeddings, instead of rounding them after it",
+    Technique("healed rounding", "pruning: token embeddings are rounded before recovery, instead of after it",
               {"pruning.heal_rounding": True}, {"pruning.heal_rounding": False},
               {"pruning.embeddings": ("frozen",), "quantization.embeddings": ("int4", "int8")}),
     Technique("magnitude sparsity", "pruning: the smallest weights become zero",

@@ -219,7 +219,7 @@ def prune(
     *,
     teacher: Bundle,
     seed: int,
-    rounding: Mapping[str, int] | None = None,
+    rounding: Mapping[str, Any] | None = None,
 ) -> StageOutput:
     """Removes what the calibration split misses least, then lets the teacher heal it.
 

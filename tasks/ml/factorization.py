@@ -59,8 +59,8 @@ def shape(model: nn.Module, rank: int) -> None:
 def factorize(model: nn.Module, rank: int, *, counts: torch.Tensor) -> nn.Module:
     """Returns a new model whose token table has so many columns, chosen so that what texts see of it changes least.
 
-    Of all pairs of a table and a projection this has the smallest Σ c_t · |w_t − w'_t|² (Eckart & Young 1936; weighted by
-    frequency as in Chen et al. 2018, GroupReduce, arXiv:1806.06950, section 3.2).
+    Of all pairs of a table and a projection this has the smallest Σ c_t · |w_t − w'_t|² (Eckart & Young 1936; weighted
+    by frequency as in Chen et al. 2018, GroupReduce, arXiv:1806.06950, section 3.2).
 
     Args:
         counts: (V,) how often each token occurs. One is added, so that tokens which never did count a little.
@@ -73,7 +73,8 @@ def factorize(model: nn.Module, rank: int, *, counts: torch.Tensor) -> nn.Module
     weight = vectors(smaller).detach().double()
     if rank >= weight.shape[1]:
         raise FeatherweightError(
-            f"distillation: embedding_rank {rank} must be below the hidden size {weight.shape[1]}; 0 leaves the table whole"
+            f"distillation: embedding_rank {rank} must be below the hidden size {weight.shape[1]}; 0 leaves the table "
+            "whole"
         )
     gram = weight.T @ ((counts.double() + 1).unsqueeze(1) * weight)
     directions = torch.linalg.eigh(gram).eigenvectors[:, -rank:]  # (H, E), orthonormal

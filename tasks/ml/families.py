@@ -73,7 +73,7 @@ class Family:
     def token_embedding(self, model: nn.Module) -> nn.Embedding:
         """The token table, which may have fewer columns than the hidden size."""
         found = self.embedding(model)
-        return getattr(found, "table", found)  # type: ignore[return-value]
+        return found.table if hasattr(found, "table") else found  # type: ignore[return-value]
 
     def token_table(self, model: nn.Module) -> str:
         """Qualified name of the token table."""

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from transformers.initialization import no_init_weights
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import cost_model, families, modeling, profiling, roofline
+from tasks.ml import cost_model, modeling, profiling, roofline
 from tasks.ml.architecture import Architecture
 from tasks.ml.cost_model import Roofline
 from tasks.ml.machine import Company

@@ -6,9 +6,9 @@
 The same model, rows, batches and dropout as in ``training.py``, through ``elastic.agent`` as a recipe's
 ``num_processes`` does it, with one thread in each process. One process and several take turns; who comes first changes
 with each round. Samples per second are those of the steps of a run but for its first five, in which memory is allocated
-and processes find each other. Curves are read at every other step, where the demo's three epochs read them at every third;
-a run of fewer than 400 steps would do so at each, which processes do together. The figure is the median over rounds of
-the ratio, with its quartiles.
+and processes find each other. Curves are read at every other step, where the demo's three epochs read them at every
+third; a run of fewer than 400 steps would do so at each, which processes do together. The figure is the median over
+rounds of the ratio, with its quartiles.
 
 Prints Markdown on standard output and progress on standard error; takes about a quarter of an hour on two cores.
 """

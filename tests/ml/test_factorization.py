@@ -71,7 +71,7 @@ def test_a_rank_that_saves_nothing_is_refused(model: nn.Module) -> None:
         factorization.factorize(model, 32, counts=ones(model))
 
 
-@pytest.mark.parametrize(("scheme", "bits"), [("int8-dynamic", 4), ("int8-static", 8), ("int4", 4), (None, 32)])
+@pytest.mark.parametrize(("scheme", "bits"), [("int8-dynamic", 4), ("int8-static", 8), ("int4", 8), (None, 32)])
 def test_it_survives_disk_a_smaller_vocabulary_and_export(
     tmp_path: Path, model: nn.Module, tokenizer: Any, texts: list[str], scheme: str | None, bits: int
 ) -> None:

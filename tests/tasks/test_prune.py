@@ -116,5 +116,7 @@ def test_recovery_heals_the_rounding_of_embeddings_that_comes_later(
 
 
 def test_embeddings_that_are_trained_cannot_be_healed() -> None:
-    with pytest.raises(ValidationError, match=r"heal_rounding: embeddings that are trained .* set embeddings to frozen"):
+    with pytest.raises(
+        ValidationError, match=r"heal_rounding: embeddings that are trained .* set embeddings to frozen"
+    ):
         PruningConfig(heal_rounding=True)
