@@ -100,7 +100,8 @@ def test_each_wrong_field_gets_its_line(tmp_path: Path) -> None:
         ("/tmp", "is a directory"),
     ],
 )
-def test_a_name_that_is_no_recipe(name: str, expected: str) -> None:
+def test_a_name_that_is_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(FeatherweightError, match=r"^recipe") as error:
         recipe_files.load(name)
     assert expected in str(error.value)
