@@ -76,7 +76,7 @@ PRESETS = {
         seeds=2,
         target_accuracy=0.75,
         training={"epochs": 2, "evaluations_per_epoch": 4},
-        data={"max_rows": 1400, "unlabeled": "", "selection_fraction": 0.15, "test_fraction": 0.02},
+        data={"max_rows": 1250, "unlabeled": "", "selection_fraction": 0.15, "test_fraction": 0.02},
         alone=("AdamW", "mixed precision", "bucketing", "2 processes"),
         optimizers=("sgd", "adamw", "lion", "muon", "schedule-free-adamw"),
     ),

@@ -1,6 +1,7 @@
 """What a way to train is worth against another: paired over seeds, with Student's intervals. S = seeds, N = rows.
 
-Ratios are compared as logarithms: twice as fast and half as fast are then equally far from no difference.
+Times, rates and ratios are compared as logarithms: twice as fast and half as fast are then equally far from no
+difference, and no interval reaches below zero.
 """
 
 from __future__ import annotations
@@ -54,6 +55,27 @@ def ratio(values: Sequence[float], baseline: Sequence[float], *, confidence: flo
     middle = mean(logarithms, confidence=confidence)
     low, high = (None if end is None else math.exp(end) for end in (middle.low, middle.high))
     return Estimate(math.exp(middle.measured), low, high)
+
+
+def typical(values: Sequence[float], *, confidence: float = 0.95) -> Estimate:
+    """Geometric mean over seeds (S,) of times or rates, with the t interval of its logarithm.
+
+    Raises:
+        ValueError: there are none, or one is not above zero.
+    """
+    return ratio(values, [1.0] * len(values), confidence=confidence)
+
+
+def fraction(values: Sequence[float], *, confidence: float = 0.95) -> Estimate:
+    """Mean over seeds (S,) of values between 0 and 1, whose interval ends there, too.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    found = mean(values, confidence=confidence)
+    if found.low is None or found.high is None:
+        return found
+    return Estimate(found.measured, max(0.0, found.low), min(1.0, found.high))
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,13 +144,13 @@ def summarize(trials: Sequence[Trial], baseline: Sequence[Trial], *, target: flo
     return Summary(
         trials=tuple(trials),
         reached=len(reached),
-        seconds=mean(reached) if len(reached) == len(trials) else None,
+        seconds=typical(reached) if len(reached) == len(trials) else None,
         sooner=ratio([a for a, _ in sooner if a], [b for _, b in sooner if b]) if all_reached else None,
-        samples_per_s=mean([trial.samples_per_s for trial in trials]),
+        samples_per_s=typical([trial.samples_per_s for trial in trials]),
         faster=_ratio(pairs, "samples_per_s"),
         peak_memory_mb=max(trial.peak_memory_mb for trial in trials),
         memory=_ratio(pairs, "peak_memory_mb"),
-        accuracy=mean([trial.accuracy for trial in trials]),
+        accuracy=fraction([trial.accuracy for trial in trials]),
         better=_accuracy_change(pairs),
     )
 

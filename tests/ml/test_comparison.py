@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks.ml.comparison import Estimate, Trial, mean, ratio, summarize
+from tasks.ml.comparison import Estimate, Trial, fraction, mean, ratio, summarize, typical
 
 T = {2: 12.706204736432095, 3: 4.302652729911275}
 """Student's t at 97.5 %, by number of seeds (one more than the degrees of freedom)."""
@@ -70,9 +70,17 @@ def test_a_choice_is_compared_seed_by_seed() -> None:
     assert found.sooner.measured == pytest.approx(4), "2 s of the baseline over 0.5 s"
     assert found.memory is not None
     assert found.memory.measured == pytest.approx(1.25)
-    assert found.samples_per_s.measured == 45
-    assert found.seconds == Estimate(0.5, 0.5, 0.5)
+    assert found.samples_per_s.measured == pytest.approx(30 * 2**0.5)
+    assert found.seconds == Estimate(pytest.approx(0.5), pytest.approx(0.5), pytest.approx(0.5))
     assert (found.reached, found.peak_memory_mb) == (2, 500)
+
+
+def test_no_interval_holds_what_cannot_be() -> None:
+    found = typical([10.0, 30.0])
+    assert found.low is not None
+    assert 0 < found.low < found.measured == pytest.approx(300**0.5)
+    assert (fraction([0.5, 0.9]).low, fraction([0.5, 0.9]).high) == (0.0, 1.0)
+    assert fraction([0.5]) == Estimate(0.5)
 
 
 def test_a_mean_of_those_that_reached_the_target_alone_is_never_shown() -> None:
@@ -105,7 +113,7 @@ def test_the_baseline_is_not_compared_with_itself_and_a_seed_without_its_pair_no
     baseline = [trial(0)]
     itself = summarize(baseline, baseline, target=0.8)
     assert (itself.faster, itself.sooner, itself.memory, itself.better) == (None, None, None, None)
-    assert itself.seconds == Estimate(2.0)
+    assert itself.seconds == Estimate(pytest.approx(2.0))
     unpaired = summarize([trial(1)], baseline, target=0.8)
     assert (unpaired.faster, unpaired.sooner, unpaired.better) == (None, None, None)
     both = summarize([trial(0, samples_per_s=200.0), trial(1, samples_per_s=900.0)], baseline, target=0.8)
