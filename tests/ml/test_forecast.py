@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import forecast, modeling, quantization, surgery
+from tasks.ml import factorization, forecast, modeling, quantization, surgery
 from tasks.ml.importance import LayerImportance
 
 PROBLEM = "text-classification"
@@ -23,13 +23,17 @@ PLANS = {
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize(
-    ("layers", "keep_heads", "keep_ffn", "keep_vocabulary"), [(4, 1, 1, 1), (2, 0.6, 0.3, 1), (1, 0.01, 0.01, 0.8)]
+    ("layers", "keep_heads", "keep_ffn", "keep_vocabulary", "rank"),
+    [(4, 1, 1, 1, 0), (2, 0.6, 0.3, 1, 0), (1, 0.01, 0.01, 0.8, 0), (2, 1, 1, 0.8, 16)],
 )
 def test_it_is_exact(
     bundle: Path, model: nn.Module, tokenizer: Any, plan: dict[str, Any],
-    layers: int, keep_heads: float, keep_ffn: float, keep_vocabulary: float,
+    layers: int, keep_heads: float, keep_ffn: float, keep_vocabulary: float, rank: int,
 ) -> None:  # fmt: skip
+    plan = {**plan, "block_size": rank or plan["block_size"]}
     student = surgery.keep_layers(model, surgery.spread(4, layers))
+    if rank:
+        student = factorization.factorize(student, rank, counts=torch.ones(len(tokenizer)))
     scores = [LayerImportance(torch.rand(4), torch.rand(64)) for _ in range(layers)]
     student = surgery.keep_top(student, scores, keep_heads=keep_heads, keep_ffn=keep_ffn)
     if keep_vocabulary < 1:
@@ -38,13 +42,13 @@ def test_it_is_exact(
     expected = quantization.num_bytes(student, quantization.plan(student, **plan))
     assert expected == forecast.num_bytes(
         bundle, PROBLEM, layers=layers, keep_heads=keep_heads, keep_ffn=keep_ffn, keep_vocabulary=keep_vocabulary,
-        plan=plan,
+        embedding_rank=rank, plan=plan,
     )  # fmt: skip
 
 
 def test_no_weights_are_read(bundle: Path) -> None:
     (bundle / modeling.WEIGHTS).unlink()
-    arguments = {"keep_heads": 1, "keep_ffn": 1, "keep_vocabulary": 1, "plan": PLANS["int8"]}
+    arguments = {"keep_heads": 1, "keep_ffn": 1, "keep_vocabulary": 1, "embedding_rank": 0, "plan": PLANS["int8"]}
     assert forecast.num_bytes(bundle, PROBLEM, layers=2, **arguments) > 0
     with pytest.raises(FeatherweightError, match="the teacher has 4"):
         forecast.num_bytes(bundle, PROBLEM, layers=5, **arguments)

@@ -77,7 +77,7 @@ def test_spec_survives_json(model: nn.Module) -> None:
 
 
 def test_plan_refuses_a_block_that_does_not_divide(model: nn.Module) -> None:
-    with pytest.raises(FeatherweightError, match="block_size 48 does not divide the hidden size 32"):
+    with pytest.raises(FeatherweightError, match="block_size 48 does not divide the 32 columns of the token table"):
         quantization.plan(model, linears=True, token_bits=4, block_size=48)
 
 

@@ -152,9 +152,8 @@ def test_hooks_are_gone_afterwards() -> None:
 
 def test_a_pruned_bundle_is_built_with_its_shapes(bundle: Path, model: nn.Module) -> None:
     pruned, tokenizer = modeling.load(bundle, "text-classification"), modeling.load_tokenizer(bundle)
-    family = xray.families.of("bert")
-    for layer, heads, ffn in zip(family.layer_list(pruned), (3, 1, 4, 2), (40, 64, 8, 24), strict=True):
-        modeling.resize(family, layer, heads=heads, ffn=ffn)
+    shapes = [{"heads": heads, "ffn": ffn} for heads, ffn in zip((3, 1, 4, 2), (40, 64, 8, 24), strict=True)]
+    modeling.reshape(pruned, {"layers": shapes, "embedding_rank": 8})
     for parameter in pruned.parameters():
         nn.init.zeros_(parameter)
     modeling.save(pruned, tokenizer, bundle)
