@@ -45,7 +45,7 @@ def main() -> None:
     demo = ("compress", "demo", "--set", f"seed={options.seeds[0]}")
     seconds, first = timed(home / "demo", *demo)
     again_seconds, again = timed(home / "demo", *demo)
-    _, changed = timed(home / "demo", *demo, "--set", "quantization.embeddings=int4")
+    _, changed = timed(home / "demo", *demo, "--set", "quantization.scheme=int8-static")
     smoke_seconds, _ = timed(home / "smoke", "compress", "smoke")
     models = {stage["stage"]: stage["scorecard"] for stage in first["stages"]}
     rows = {
