@@ -27,8 +27,8 @@ LIBRARIES = 60e6
 """What is resident over what tensors hold: gaps that an allocator leaves, and bytes that libraries take in their first
 steps. Chosen once, so that fifteen runs of encoders of 0.2 to 14 million parameters on a CPU, with 14 to 2013 MB
 of tensors to come, stayed at least 14 MB below: in fp32 and bf16, whole batches and down to a row at a time, with and
-without checkpointing, 64 to 256 tokens. Five distillations of MiniLM, measured later, stayed 169 to 499 MB below the 1167 to
-3111 that were predicted. No GPU was among them."""
+without checkpointing, 64 to 256 tokens. Five distillations of MiniLM, measured later, stayed 169 to 499 MB below what
+was predicted, 1167 to 3111 MB. No GPU was among them."""
 FEW_ROWS = 8
 """Below so many rows at once, computing activations again (a third more time) costs less than products that small."""
 
