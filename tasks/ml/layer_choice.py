@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import families
+from tasks.ml import families, listening
 
 
 @torch.no_grad()
@@ -21,29 +21,13 @@ def influence(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> l
     Args:
         batches: ``input_ids`` and ``attention_mask`` (B, S).
     """
-    layers = families.of(model.config.model_type).layer_list(model)  # type: ignore[union-attr, arg-type]
+    layers = list(families.of(model.config.model_type).layer_list(model))  # type: ignore[union-attr, arg-type]
     totals = [0.0] * len(layers)
-    mask = torch.zeros(0)
-    tokens = 0
 
-    def add(number: int) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-            after = output[0] if isinstance(output, tuple) else output
-            cosine = F.cosine_similarity(args[0][mask].float(), after[mask].float(), dim=-1)
-            totals[number] += float((1 - cosine).sum())
+    def add(number: int, before: torch.Tensor, after: torch.Tensor) -> None:
+        totals[number] += float((1 - F.cosine_similarity(before, after, dim=-1)).sum())
 
-        return hook
-
-    handles = [layer.register_forward_hook(add(number)) for number, layer in enumerate(layers)]
-    model.eval()
-    try:
-        for batch in batches:
-            mask = batch["attention_mask"].bool()
-            tokens += int(mask.sum())
-            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    finally:
-        for handle in handles:
-            handle.remove()
+    tokens = listening.listen(model, batches, layers, add)
     return [total / tokens for total in totals]
 
 

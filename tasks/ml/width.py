@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.ml import families, removal, surgery
+from tasks.ml import families, listening, removal, surgery
 
 
 @torch.no_grad()
@@ -25,24 +25,13 @@ def importance(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> 
         batches: ``input_ids`` and ``attention_mask`` (B, S).
     """
     total: torch.Tensor | float = 0.0
-    mask = torch.zeros(0)
-    tokens = 0
 
-    def add(_: nn.Module, __: object, output: torch.Tensor) -> None:
+    def add(_: int, __: torch.Tensor, after: torch.Tensor) -> None:
         nonlocal total
-        total = total + output[mask].float().abs().sum(dim=0)
+        total = total + after.abs().sum(dim=0)
 
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
-    handles = [norm.register_forward_hook(add) for norm in norms]
-    model.eval()
-    try:
-        for batch in batches:
-            mask = batch["attention_mask"].bool()
-            tokens += int(mask.sum())
-            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    finally:
-        for handle in handles:
-            handle.remove()
+    tokens = listening.listen(model, batches, norms, add)
     assert isinstance(total, torch.Tensor)
     return total / tokens
 

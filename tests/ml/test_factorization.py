@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,15 +15,12 @@ from tasks.ml import (
     cost_model,
     factorization,
     families,
-    first_token,
     modeling,
-    onnx_export,
     quantization,
-    runtime,
     surgery,
 )
 from tasks.ml.architecture import Architecture
-from tasks.ml.problems import text_classification
+from tests.ml.exporting import median_difference
 from tests.ml.processes import FOR_MODEL, lesson, train
 
 
@@ -90,16 +86,7 @@ def test_it_survives_disk_a_smaller_vocabulary_and_export(
     if scheme == quantization.INT8_STATIC:
         how = quantization.LinearScheme(scheme, scale=0.05, zero_point=128)
         spec = quantization.Spec(linears=dict.fromkeys(spec.linears, how), embeddings=spec.embeddings, block_size=16)
-    onnx_export.export_onnx(
-        loaded, tmp_path, spec=spec, inputs=text_classification.ONNX_INPUTS,
-        outputs=text_classification.ONNX_OUTPUTS, opset=20, first_token_only=True,
-    )  # fmt: skip
-    quantization.simulate(loaded, spec)
-    first_token.narrow(loaded)
-    session = runtime.open_session(tmp_path / onnx_export.MODEL, provider=runtime.CPU, threads=1)
-    feed = runtime.feed(cut(texts)["input_ids"], pad_id=cut.pad_token_id)
-    expected = loaded(**{name: torch.from_numpy(array) for name, array in feed.items()}).logits.detach().numpy()
-    assert np.median(np.abs(session.run(None, feed)[0] - expected)) < 1e-3
+    assert median_difference(loaded, cut, texts, tmp_path, spec) < 1e-3
 
 
 @pytest.mark.parametrize("embeddings", ["sparse", "dense", "frozen"])

@@ -6,25 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from tasks.ml import (
     cost_model,
-    first_token,
     modeling,
-    onnx_export,
     projection,
     quantization,
-    runtime,
     surgery,
     teaching,
     width,
 )  # fmt: skip
 from tasks.ml.architecture import Architecture
 from tasks.ml.problems import text_classification
+from tests.ml.exporting import median_difference
 
 
 def encode(tokenizer: Any, texts: list[str]) -> Any:
@@ -76,16 +73,7 @@ def test_a_narrow_model_survives_disk_and_export(
     assert (described.hidden, described.head_size) == (16, 8)
     assert cost_model.num_parameters(described) == modeling.num_parameters(smaller)
     spec = quantization.plan(loaded, linears=True, token_bits=8, block_size=16)
-    onnx_export.export_onnx(
-        loaded, tmp_path, spec=spec, inputs=text_classification.ONNX_INPUTS,
-        outputs=text_classification.ONNX_OUTPUTS, opset=20, first_token_only=True,
-    )  # fmt: skip
-    quantization.simulate(loaded, spec)
-    first_token.narrow(loaded)
-    session = runtime.open_session(tmp_path / onnx_export.MODEL, provider=runtime.CPU, threads=1)
-    feed = runtime.feed(tokenizer(texts)["input_ids"], pad_id=tokenizer.pad_token_id)
-    expected = loaded(**{name: torch.from_numpy(array) for name, array in feed.items()}).logits.detach().numpy()
-    assert np.median(np.abs(session.run(None, feed)[0] - expected)) < 1e-4
+    assert median_difference(loaded, tokenizer, texts, tmp_path, spec) < 1e-4
 
 
 def test_importance_is_the_magnitude_after_the_norms(model: nn.Module, tokenizer: Any, texts: list[str]) -> None:
