@@ -163,29 +163,42 @@ def with_zeros(model: nn.Module, calibration: Split, config: PruningConfig, *, p
     return sparse, json.dumps({"damage": damage, **gain}, indent=1)
 
 
-Plan = Callable[["list[LayerImportance]", float], list[dict[str, int]]]
-"""From importance and the share of the way, 0 to 1, to the heads and FFN channels that each layer keeps."""
+Plan = Callable[["nn.Module", "list[LayerImportance]", float], list[dict[str, int]]]
+"""From a model, its importance and the share of the way, 0 to 1, to what each layer keeps."""
 
 
-def _plan(student: nn.Module, lengths: list[int], config: PruningConfig, problem: str) -> Plan:
+def _plan(
+    student: nn.Module, rows: list[list[int]], config: PruningConfig, problem: str, *, pad_id: int, seed: int
+) -> Plan:
     """How far to cut: by fractions of every layer, or by measured times."""
-    from tasks.ml import allocation, modeling, surgery
+    from tasks.ml import allocation, evaluation, modeling, sensitivity, surgery
 
     full = modeling.shapes(student)
     if config.target_speedup == 0:
-        return lambda _, way: surgery.fraction(
+        return lambda model, scores, way: surgery.fraction(
             full, heads=1 - (1 - config.keep_heads) * way, ffn=1 - (1 - config.keep_ffn) * way
         )
-    length = int(statistics.median(lengths))
+    length = int(statistics.median(len(row) for row in rows))
     integer = config.served_as is ServedAs.INT8_DYNAMIC
     table = latency.table(student, problem, batch=config.request_rows, length=length, integer=integer)
     before = table.predict(full)
 
-    def plan(scores: list[LayerImportance], way: float) -> list[dict[str, int]]:
-        shapes = allocation.allocate(scores, table, milliseconds=before / config.target_speedup**way)
+    def plan(model: nn.Module, scores: list[LayerImportance], way: float) -> list[dict[str, int]]:
+        whole = evaluation.logits(model, rows, pad_id=pad_id)
+
+        def damage(shapes: list[dict[str, int]]) -> float:
+            smaller = surgery.keep_counts(model, scores, shapes)
+            return sensitivity.divergence(whole, evaluation.logits(smaller, rows, pad_id=pad_id))
+
+        target = before / config.target_speedup**way
+        logger.info("prune: trying what each width of each layer does to the answers")
+        shapes, lost = allocation.allocate(modeling.shapes(model), table, milliseconds=target, damage=damage, seed=seed)
         after = table.predict(shapes)
-        logger.info("prune: %.3f ms predicted, of %.3f; layers keep %s", after, before, shapes)
-        found = {"length": length, "before_ms": before, "after_ms": after, "layers": shapes}
+        logger.info(
+            "prune: %.3f ms predicted, of %.3f, and %.3f nats a row lost; layers keep %s", after, before, lost,
+            ", ".join(f"{shape['heads']} heads and {shape['ffn']} channels" for shape in shapes),
+        )  # fmt: skip
+        found = {"length": length, "before_ms": before, "after_ms": after, "damage": lost, "layers": shapes}
         tracking.current().text(json.dumps(found, indent=1), f"allocation-{way:.2f}.json")
         return shapes
 
@@ -244,7 +257,7 @@ def prune(
         _report_safety(tokenizer, smaller_tokenizer)
         tokenizer = smaller_tokenizer
     calibration = datasets.read(data, "calibration", tokenizer)
-    plan = _plan(student, [len(row) for row in calibration.input_ids], config, source.problem)
+    plan = _plan(student, calibration.input_ids, config, source.problem, pad_id=tokenizer.pad_token_id, seed=seed)
 
     def cut(model: nn.Module, way: float) -> nn.Module:
         batches = learning.batches(calibration, CALIBRATION_BATCH, pad_id=tokenizer.pad_token_id)
@@ -252,7 +265,7 @@ def prune(
             scores = importance.taylor(model, batches, lambda logits, batch: problem.loss(logits, batch["targets"]))
         else:
             scores = importance.activation(model, batches)
-        return surgery.keep_counts(model, scores, plan(scores, way))
+        return surgery.keep_counts(model, scores, plan(model, scores, way))
 
     layer_map = surgery.spread(len(modeling.shapes(master)), len(modeling.shapes(student)))
     lesson: dict[str, Any] = {

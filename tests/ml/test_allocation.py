@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tasks.contracts import FeatherweightError
 from tasks.ml import allocation
 from tasks.ml.allocation import Option
-from tasks.ml.importance import LayerImportance
 from tasks.ml.latency_table import LatencyTable, LayerTimes
 
 TIMES = LayerTimes(0.1, {0: 0.0, 1: 0.2, 2: 0.3, 4: 0.5}, {0: 0.0, 8: 0.2, 16: 0.4})
 TABLE = LatencyTable(0.25, TIMES, LayerTimes(0.05, {0: 0.0, 4: 0.2}, {0: 0.0, 16: 0.1}))
 
 
-def scores(seed: int, layers: int = 3) -> list[LayerImportance]:
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        LayerImportance(heads=torch.rand(4, generator=generator) * 4, ffn=torch.rand(16, generator=generator))
-        for _ in range(layers)
-    ]
+FULL = [{"heads": 4, "ffn": 16}] * 3
+
+
+def missing(shapes: list[dict[str, int]], worth: list[dict[str, float]]) -> float:
+    """Damage that adds up: each block loses what it is worth, the more for each unit the more have gone."""
+    return sum(
+        one[kind] * (1 - shape[kind] / full[kind]) ** 2
+        for full, shape, one in zip(FULL, shapes, worth, strict=True)
+        for kind in ("heads", "ffn")
+    )
+
+
+def allocate(milliseconds: float, damage: Any = None, **options: Any) -> list[dict[str, int]]:
+    even = [{"heads": 1.0, "ffn": 1.0}] * 3
+    damage = damage or (lambda shapes: missing(shapes, even))
+    found, lost = allocation.allocate(FULL, TABLE, milliseconds=milliseconds, damage=damage, **options)
+    assert lost == damage(found)
+    return found
 
 
 def by_force(blocks: list[list[Option]], milliseconds: float) -> float:
@@ -51,40 +62,59 @@ def test_it_finds_what_trying_everything_finds(seed: int) -> None:
 
 
 def test_a_target_that_all_meet_removes_nothing() -> None:
-    full = [{"heads": 4, "ffn": 16}] * 3
-    assert allocation.allocate(scores(0), TABLE, milliseconds=TABLE.predict(full) * 1.001) == full
+    assert allocate(TABLE.predict(FULL) * 1.001) == FULL
 
 
 @pytest.mark.parametrize("speedup", [1.2, 1.5, 2.0])
 def test_the_predicted_time_meets_the_target_and_uses_it(speedup: float) -> None:
-    target = TABLE.predict([{"heads": 4, "ffn": 16}] * 3) / speedup
-    shapes = allocation.allocate(scores(1), TABLE, milliseconds=target)
-    assert 0.7 * target < TABLE.predict(shapes) <= target
+    target = TABLE.predict(FULL) / speedup
+    assert 0.7 * target < TABLE.predict(allocate(target)) <= target
 
 
 def test_what_matters_little_goes_first() -> None:
-    importance = scores(2)
-    importance[0] = LayerImportance(heads=importance[0].heads, ffn=importance[0].ffn * 1e-3)
-    importance[1] = LayerImportance(heads=importance[1].heads * 1e-3, ffn=importance[1].ffn)
-    full = [{"heads": 4, "ffn": 16}] * 3
-    without = [{"heads": 4, "ffn": 0}, {"heads": 0, "ffn": 16}, full[2]]
-    assert allocation.allocate(importance, TABLE, milliseconds=TABLE.predict(without) * 1.001) == without
+    worth = [{"heads": 1.0, "ffn": 1e-3}, {"heads": 1e-3, "ffn": 1.0}, {"heads": 1.0, "ffn": 1.0}]
+    without = [{"heads": 4, "ffn": 0}, {"heads": 0, "ffn": 16}, FULL[2]]
+    target = TABLE.predict(without) * 1.001
+    assert allocate(target, lambda shapes: missing(shapes, worth), tries=1) == without
+
+
+def test_attention_is_not_taken_from_all_layers_because_each_can_do_without() -> None:
+    def damage(shapes: list[dict[str, int]]) -> float:
+        heads = sum(shape["heads"] for shape in shapes)
+        return (100.0 if heads == 0 else 0.1 / heads) + 0.002 * sum(16 - shape["ffn"] for shape in shapes)
+
+    deaf = [{"heads": 0, "ffn": 16}] * 3
+    target = TABLE.predict(deaf) * 1.05
+    assert allocate(target, damage, tries=1) == deaf
+    assert any(shape["heads"] for shape in allocate(target, damage))
+
+
+def test_the_same_seed_finds_the_same_and_shapes_are_tried_once() -> None:
+    tried: list[str] = []
+
+    def damage(shapes: list[dict[str, int]]) -> float:
+        tried.append(str(shapes))
+        return missing(shapes, [{"heads": 0.3, "ffn": 2.0}, {"heads": 0.2, "ffn": 0.1}, {"heads": 1.0, "ffn": 0.5}])
+
+    target = TABLE.predict(FULL) / 1.7
+    first = allocate(target, damage, seed=3)
+    tried.clear()
+    assert allocation.allocate(FULL, TABLE, milliseconds=target, damage=damage, seed=3)[0] == first
+    widths = 3 * 2 + 2 * 4 + 4  # of blocks alone: one of them may also be a whole
+    assert len(tried) <= len(set(tried)) + widths
 
 
 def test_blocks_that_are_gone_stay_gone() -> None:
-    importance = scores(3)
-    importance[1] = LayerImportance(heads=torch.zeros(0), ffn=torch.zeros(0))
-    shapes = allocation.allocate(importance, TABLE, milliseconds=100.0)
-    assert shapes == [{"heads": 4, "ffn": 16}, {"heads": 0, "ffn": 0}, {"heads": 4, "ffn": 16}]
+    full = [FULL[0], {"heads": 0, "ffn": 0}, FULL[2]]
+    assert allocation.allocate(full, TABLE, milliseconds=100.0, damage=lambda _: 1.0)[0] == full
 
 
 def test_a_target_below_the_fixed_part_is_refused() -> None:
     with pytest.raises(
         FeatherweightError, match=r"target_speedup: the target is 0.400 ms, and 0.500 ms are embeddings"
     ):
-        allocation.allocate(scores(0), TABLE, milliseconds=0.4)
+        allocate(0.4)
 
 
-def test_options_lose_the_least_important_units_first() -> None:
-    found = allocation.options(torch.tensor([3.0, 1.0, 2.0]), {0: 0.0, 2: 1.0, 4: 2.0})
-    assert [(x.units, x.milliseconds, x.lost) for x in found] == [(0, 0.0, 6.0), (2, 1.0, 1.0), (3, 1.5, 0.0)]
+def test_widths_between_measured_ones_are_interpolated() -> None:
+    assert allocation.options(3, {0: 0.0, 2: 1.0, 4: 2.0}) == [(0, 0.0), (2, 1.0), (3, 1.5)]
