@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from tasks.ml import families
+from tasks.ml import families, listening
 
 
 @dataclass(frozen=True)
@@ -133,21 +133,11 @@ def activation(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> 
     layers = _blocks(model)
     there = [block for pair in layers for block in pair if block]
     squares: list[torch.Tensor | float] = [0.0] * len(there)
-    mask = torch.zeros(0)
-    tokens = 0
 
-    def add_squares(number: int, _: _Block) -> Callable[..., object]:
-        def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            squares[number] = squares[number] + args[0][mask].float().square().sum(dim=0)
+    def add_squares(number: int, before: torch.Tensor, _: torch.Tensor) -> None:
+        squares[number] = squares[number] + before.square().sum(dim=0)
 
-        return hook
-
-    model.eval()
-    with _hooked(there, add_squares):
-        for batch in batches:
-            mask = batch["attention_mask"].bool()
-            tokens += int(mask.sum())
-            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    tokens = listening.listen(model, batches, [block.closing for block in there], add_squares)
     scores = [
         (square / tokens * block.closing.weight.square().sum(dim=0)).unflatten(0, (block.units, -1)).sum(dim=1)
         for block, square in zip(there, squares, strict=True)

@@ -1,6 +1,6 @@
 """Listening to modules of a model while it reads: what goes in and what comes out, at every token that is no padding.
 
-B = rows, S = tokens, T = tokens of a batch that are no padding, H = hidden size.
+B = rows, S = tokens, T = tokens of a batch that are no padding, K and M = widths of a module's input and output.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def listen(
 
     Args:
         batches: ``input_ids`` and ``attention_mask`` (B, S).
-        each: called with the number of a module, its input and its output, both fp32 (T, H).
+        each: called with the number of a module, its input (T, K) and its output (T, M), both fp32.
     """
     mask = torch.zeros(0)
     tokens = 0
