@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from prefect import flow, tags
 from pydantic import Field, field_validator
@@ -12,10 +13,12 @@ from pydantic import Field, field_validator
 from flows import branch, comparing, console, orphans, recipe_files, techniques
 from flows.recipe import Recipe
 from flows.techniques import Arm, Technique
-from tasks import store, tracking
-from tasks.contracts import Bundle, Contract, FeatherweightError
+from tasks import quiet, store, tracking
+from tasks.contracts import Bundle, Contract, FeatherweightError, Splits
+from tasks.ml import timing
 from tasks.ml.ablation import Measured, compare, read, summarize
 from tasks.prepare import prepare
+from tasks.race import FILE, race
 from tasks.reporting import ablation as sections
 from tasks.reporting.ablation import Ablation, Row
 from tasks.train import train
@@ -60,8 +63,9 @@ def ablation(recipe: Recipe = Recipe(), config: AblationConfig = AblationConfig(
     variations = _variations(recipe, arms)
     seeds = tuple(recipe.seed + number for number in range(config.seeds))
     about = {"seeds": list(seeds), "techniques": [arm.technique.name for arm in arms]}
-    found: dict[Recipe, list[Measured]] = {}
+    made: dict[Recipe, dict[int, _Made]] = {variation: {} for variation in variations}
     failed: dict[Recipe, str] = {}
+    pairs: dict[str, list[tuple[Measured, Measured]]] = {}
     with comparing.parent_run(KIND, recipe, about) as run_id:
         for seed in seeds:
             teacher = _teacher(recipe, seed, run_id=run_id)
@@ -70,15 +74,28 @@ def ablation(recipe: Recipe = Recipe(), config: AblationConfig = AblationConfig(
                 logger.info("ablation: model %d of %d: %s", number, len(variations), name)
                 try:
                     with tags(name):
-                        found.setdefault(variation, []).append(_made(variation, seed, teacher, name, run_id=run_id))
+                        made[variation][seed] = _make(variation, seed, teacher, name, run_id=run_id)
                 except Exception as error:  # a finding about the technique, unless the recipe itself cannot be made
                     if variation == recipe:
                         raise
                     logger.warning("%s: %s: %s", name, type(error).__name__, error, exc_info=True)
                     failed[variation] = f"{title}, it could not be made: {str(error) or type(error).__name__}"[:1000]
-        outcome = _compare(recipe, arms, found, failed, left_out, seeds=seeds, run_id=run_id)
+            for arm in arms:
+                used, spared = made[arm.used].get(seed), made[arm.spared].get(seed)
+                if used and spared:
+                    with tags(f"{arm.technique.name}, seed {seed}"):
+                        pairs.setdefault(arm.technique.name, []).append(_timed(recipe, used, spared, run_id=run_id))
+        outcome = _compare(recipe, arms, made, pairs, failed, left_out, seeds=seeds, run_id=run_id)
         comparing.publish(sections, outcome, kind=KIND)
     return outcome
+
+
+class _Made(NamedTuple):
+    """The model of a variation, and the splits and numbers that it has."""
+
+    bundle: Bundle
+    splits: Splits
+    measured: Measured
 
 
 def _planned(recipe: Recipe, config: AblationConfig) -> tuple[list[Arm], dict[str, str]]:
@@ -112,23 +129,33 @@ def _teacher(recipe: Recipe, seed: int, *, run_id: str) -> Bundle:
     return bundle
 
 
-def _made(variation: Recipe, seed: int, teacher: Bundle, name: str, *, run_id: str) -> Measured:
+def _make(variation: Recipe, seed: int, teacher: Bundle, name: str, *, run_id: str) -> _Made:
     """Makes the model of a variation, below a run of its own, and measures it."""
     seeded = variation.model_copy(update={"seed": seed})
     own = tracking.start_below(run_id, name).run_id
     with tracking.trial_run(own, seeded.model_dump(mode="json"), {}) as run:
-        prepared = prepare(seeded.data, problem=seeded.problem, base_model=seeded.base_model, run_id=own)
-        assert prepared.splits is not None
-        evidence = branch.grow(seeded, prepared.splits, teacher, run_id=own).last.evidence
-        measured = read(store.path(evidence), seed)
+        splits = prepare(seeded.data, problem=seeded.problem, base_model=seeded.base_model, run_id=own).splits
+        assert splits is not None
+        grown = branch.grow(seeded, splits, teacher, run_id=own)
+        measured = read(store.path(grown.last.evidence), seed)
         run.metrics(measured.metrics())
-    return measured
+    return _Made(grown.bundle("export"), splits, measured)
+
+
+def _timed(recipe: Recipe, used: _Made, spared: _Made, *, run_id: str) -> tuple[Measured, Measured]:
+    """Both with times that they took in turns, on the same texts and the device that the recipe validates on."""
+    where = recipe.validation.model_dump(mode="json", include={"device", "threads", "sentences"})
+    config = quiet.TimingConfig.model_validate(where)
+    raced = race(used.bundle, used.splits, config, rival=spared.bundle, run_id=run_id)
+    first, second = timing.read_paces(store.path(raced.evidence) / FILE)
+    return replace(used.measured, pace=first), replace(spared.measured, pace=second)
 
 
 def _compare(
     recipe: Recipe,
     arms: list[Arm],
-    found: Mapping[Recipe, list[Measured]],
+    made: Mapping[Recipe, Mapping[int, _Made]],
+    pairs: Mapping[str, list[tuple[Measured, Measured]]],
     failed: Mapping[Recipe, str],
     left_out: Mapping[str, str],
     *,
@@ -142,21 +169,22 @@ def _compare(
         if gaps := [failed[one] for one in (arm.used, arm.spared) if one in failed]:
             missing[name] = gaps[0]
             continue
-        used, spared = found[arm.used], found[arm.spared]
+        used, spared = ([pair[side] for pair in pairs[name]] for side in (0, 1))
         rows.append(
             Row(name, arm.technique.note, arm.is_used, summarize(used), summarize(spared), compare(used, spared))
         )
-    start = found[recipe]
+    whole = [one.measured for one in made[recipe].values()]
+    machines = {one.measured.about["cpu_model"] for by_seed in made.values() for one in by_seed.values()}
     return Ablation(
         run_id=run_id,
         recipe=recipe.name,
         base_model=recipe.base_model,
         seeds=seeds,
-        selection_rows=start[0].correct.size,
-        teacher_accuracy=sum(one.about["teacher_accuracy"] for one in start) / len(start),
-        whole=summarize(start),
+        selection_rows=whole[0].correct.size,
+        teacher_accuracy=sum(one.about["teacher_accuracy"] for one in whole) / len(whole),
+        whole=summarize(whole),
         rows=tuple(rows),
-        machines=tuple(sorted({one.about["cpu_model"] for models in found.values() for one in models})),
+        machines=tuple(sorted(machines)),
         left_out=missing,
     )
 

@@ -7,21 +7,15 @@ import json
 from pydantic import Field
 
 from tasks import quiet, store, tracking
-from tasks.contracts import Bundle, Scorecard, Splits, StageConfig, StageOutput
+from tasks.contracts import Bundle, Scorecard, Splits, StageOutput
 from tasks.ml import machine
 from tasks.stage import stage
 
-BATCH = 16
-"""Rows at once that throughput is measured with."""
 
-
-class AppraisalConfig(StageConfig):
+class AppraisalConfig(quiet.TimingConfig):
     """Where and how long a model is tried: fewer repeats than a proof, because it only has to rank."""
 
-    device: str = Field("auto", pattern="^(auto|cpu|cuda)$", title="Device", description="auto, cpu or cuda.")
-    threads: int = Field(0, ge=0, le=1024, title="Threads", description="CPU threads; 0 takes all cores.")
     repeats: int = Field(3, ge=3, le=100, title="Repeats", description="Timing rounds.")
-    sentences: int = Field(100, ge=10, le=10000, title="Sentences", description="Real sentences timed per round.")
     max_flips: float = Field(
         0.01,
         ge=0,
@@ -51,7 +45,7 @@ def appraise(
         data=data,
         problem_name=source.problem,
         alone=quiet.timing,
-        batch_size=BATCH,
+        batch_size=quiet.BATCH,
         **config.model_dump(mode="json"),
     )
     with store.workspace() as directory:

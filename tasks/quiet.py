@@ -10,7 +10,22 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
+from pydantic import Field
+
 from tasks import disk
+from tasks.contracts import StageConfig
+
+BATCH = 16
+"""Rows at once that throughput is measured with."""
+
+
+class TimingConfig(StageConfig):
+    """Where and how long models are timed."""
+
+    device: str = Field("auto", pattern="^(auto|cpu|cuda)$", title="Device", description="auto, cpu or cuda.")
+    threads: int = Field(0, ge=0, le=1024, title="Threads", description="CPU threads; 0 takes all cores.")
+    repeats: int = Field(15, ge=3, le=100, title="Repeats", description="Timing rounds.")
+    sentences: int = Field(100, ge=10, le=10000, title="Sentences", description="Real sentences timed per round.")
 
 
 def _name(part: str) -> str:

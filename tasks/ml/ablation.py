@@ -1,6 +1,7 @@
 """What a technique is worth: a model made with it beside one made without it, seed by seed. S = seeds, N = rows.
 
-Quality is compared row by row on the selection split. Size and time are compared as ratios, seed by seed.
+Quality is compared row by row on the selection split. Size and time are compared as ratios, seed by seed; times are of
+rounds that both models took in turns.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import pyarrow as pa
 
 from tasks.ml import statistics
 from tasks.ml.comparison import Estimate, mean, ratio
+from tasks.ml.timing import Pace
 
 SLIGHT = {"size": 0.005, "latency": 0.05, "throughput": 0.05}
-"""A ratio without an interval that is nearer to 1 than this counts as no difference: the same model, timed twice, is as
-far apart."""
+"""A ratio that is nearer to 1 than this counts as no difference: the same model in two processes is as far apart."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +33,7 @@ class Measured:
     agrees: np.ndarray
     """(N,) 1.0 where its label is the teacher's."""
     size_mb: float
-    latency_p50_ms: float
-    throughput_per_s: float
+    pace: Pace
     about: Mapping[str, Any]
     """Where, when and how it was measured."""
 
@@ -43,8 +43,8 @@ class Measured:
             "accuracy": float(self.correct.mean()),
             "agreement_with_teacher": float(self.agrees.mean()),
             "size_mb": self.size_mb,
-            "latency_p50_ms": self.latency_p50_ms,
-            "throughput_per_s": self.throughput_per_s,
+            "latency_p50_ms": self.pace.latency_p50_ms,
+            "throughput_per_s": self.pace.throughput_per_s,
         }
 
 
@@ -60,8 +60,7 @@ def read(directory: Path, seed: int) -> Measured:
         correct=correct,
         agrees=agrees,
         size_mb=measured["size_mb"],
-        latency_p50_ms=measured["latency_p50_ms"],
-        throughput_per_s=measured["throughput_per_s"],
+        pace=Pace(tuple(measured["latency_p50_rounds_ms"]), (measured["throughput_per_s"],)),
         about={name: measured[name] for name in ("cpu_model", "threads", "provider", "teacher_accuracy")},
     )
 
@@ -87,8 +86,8 @@ def summarize(models: Sequence[Measured]) -> Summary:
         accuracy=mean([float(one.correct.mean()) for one in models]),
         agreement=mean([float(one.agrees.mean()) for one in models]),
         size_mb=mean([one.size_mb for one in models]),
-        latency_p50_ms=mean([one.latency_p50_ms for one in models]),
-        throughput_per_s=mean([one.throughput_per_s for one in models]),
+        latency_p50_ms=mean([one.pace.latency_p50_ms for one in models]),
+        throughput_per_s=mean([one.pace.throughput_per_s for one in models]),
     )
 
 
@@ -117,19 +116,20 @@ class Effect:
 
 
 def _sign(estimate: Estimate, *, neutral: float, slight: float) -> int:
-    """On which side of no difference an estimate is for sure: by its interval, and where it has none by more than a
-    slight difference. An interval of no width is one: what was measured was exact."""
-    low, high = estimate.low, estimate.high
-    if low is None or high is None or low == high:
-        low, high = estimate.measured - slight, estimate.measured + slight
-    return int(low > neutral) - int(high < neutral)
+    """On which side of no difference an estimate is for sure: with all of its interval, where it has one, and by more
+    than a slight difference."""
+    middle = estimate.measured
+    low, high = (middle if end is None else end for end in (estimate.low, estimate.high))
+    return int(min(low, middle - slight) > neutral) - int(max(high, middle + slight) < neutral)
 
 
 def compare(used: Sequence[Measured], spared: Sequence[Measured]) -> Effect:
     """Compares models made with a technique with models made without it, on the seeds of both.
 
+    Intervals of times are over rounds where there is one seed, else over seeds.
+
     Raises:
-        ValueError: no seed is in both, or their rows differ.
+        ValueError: no seed is in both, their rows differ, or rounds do not pair up.
     """
     by_seed = {one.seed: one for one in spared}
     pairs = [(one, by_seed[one.seed]) for one in used if one.seed in by_seed]
@@ -140,14 +140,21 @@ def compare(used: Sequence[Measured], spared: Sequence[Measured]) -> Effect:
         first, second = (np.stack([getattr(one, name) for one in side]) for side in zip(*pairs, strict=True))
         return Estimate(*statistics.accuracy_difference_over_seeds(first, second))
 
-    def times(name: str, *, inverse: bool) -> Estimate:
-        first, second = ([getattr(one, name) for one in side] for side in zip(*pairs, strict=True))
-        return ratio(second, first) if inverse else ratio(first, second)
+    def times(above: Sequence[Sequence[float]], below: Sequence[Sequence[float]]) -> Estimate:
+        if [len(rounds) for rounds in above] != [len(rounds) for rounds in below]:
+            raise ValueError("compare: rounds do not pair up: models were not timed in turns")
+        by_rounds = [statistics.ratio_of_medians(*pair) for pair in zip(above, below, strict=True)]
+        if len(by_rounds) == 1:
+            return Estimate(*by_rounds[0])
+        return ratio([one.measured for one in by_rounds], [1.0] * len(by_rounds))
 
+    ours, theirs = ([one.pace for one in side] for side in zip(*pairs, strict=True))
     return Effect(
         accuracy=difference("correct"),
         agreement=difference("agrees"),
-        smaller=times("size_mb", inverse=True),
-        faster=times("latency_p50_ms", inverse=True),
-        throughput=times("throughput_per_s", inverse=False),
+        smaller=ratio([other.size_mb for _, other in pairs], [one.size_mb for one, _ in pairs]),
+        faster=times([pace.latency_rounds_ms for pace in theirs], [pace.latency_rounds_ms for pace in ours]),
+        throughput=times(
+            [pace.throughput_rounds_per_s for pace in ours], [pace.throughput_rounds_per_s for pace in theirs]
+        ),
     )

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -107,6 +108,49 @@ def interleaved(probes: Mapping[str, Probe], *, rounds: int) -> dict[str, list[l
         for name, one in probes.items():
             measured[name].append(one.latencies(name))
     return measured
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a model was, round by round."""
+
+    latency_rounds_ms: tuple[float, ...]
+    """p50 of one sentence, of each round."""
+    throughput_rounds_per_s: tuple[float, ...]
+    """Rows per second in batches, of each round."""
+
+    @property
+    def latency_p50_ms(self) -> float:
+        """Median over rounds."""
+        return float(np.median(self.latency_rounds_ms))
+
+    @property
+    def throughput_per_s(self) -> float:
+        """Median over rounds."""
+        return float(np.median(self.throughput_rounds_per_s))
+
+
+def paces(probes: Mapping[str, Probe], *, rounds: int, batch_size: int) -> dict[str, Pace]:
+    """Times every model in turn: each round asks all for single sentences, then all for batches."""
+    latencies: dict[str, list[float]] = {name: [] for name in probes}
+    rates: dict[str, list[float]] = {name: [] for name in probes}
+    for _ in range(rounds):
+        for name, one in probes.items():
+            latencies[name].append(float(np.median(one.latencies(name))))
+        for name, one in probes.items():
+            rates[name].append(one.throughput(name, (batch_size,)))
+    return {name: Pace(tuple(latencies[name]), tuple(rates[name])) for name in probes}
+
+
+def write_paces(path: Path, found: Sequence[Pace]) -> None:
+    """Writes how fast models were as JSON."""
+    path.write_text(json.dumps([asdict(pace) for pace in found], indent=1), encoding="utf-8")
+
+
+def read_paces(path: Path) -> list[Pace]:
+    """Reads what ``write_paces`` wrote."""
+    written = json.loads(path.read_text(encoding="utf-8"))
+    return [Pace(**{name: tuple(rounds) for name, rounds in pace.items()}) for pace in written]
 
 
 def summary(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:

@@ -122,11 +122,12 @@ def remarks(found: Ablation) -> list[str]:
     said = []
     if len(found.seeds) == 1:
         said.append(
-            "One seed: intervals of quality hold for other rows, not for another seed, and ratios have none. A time "
-            f"counts as different if it is more than {numbers.percent(SLIGHT['latency'], 0)} from the other."
+            "One seed: intervals of quality hold for other rows, those of times for other rounds, none for another "
+            "seed. A time counts as different if it is more than "
+            f"{numbers.percent(SLIGHT['latency'], 0)} from the other."
         )
     if len(found.machines) > 1:
-        said.append(f"Models were timed on different machines, and do not compare: {'; '.join(found.machines)}.")
+        said.append(f"Models come from different machines: {'; '.join(found.machines)}.")
     idle = [row.name for row in found.rows if row.is_used and judgement(row.effect) in ("does not pay", NOTHING)]
     if idle:
         said.append(f"The recipe uses what is not shown to pay: {', '.join(idle)}.")

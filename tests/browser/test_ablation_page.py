@@ -12,6 +12,7 @@ import pytest
 
 from flows.techniques import TECHNIQUES
 from tasks.ml.ablation import Measured, compare, summarize
+from tasks.ml.timing import Pace
 from tasks.reporting import ablation, numbers, page
 from tasks.reporting.ablation import Ablation, Row
 from tests.browser.looking import look
@@ -29,8 +30,10 @@ def models(accuracy: float, agreement: float, *, seeds: int, size: float, p50: f
                 correct=(random.random(800) < accuracy) * 1.0,
                 agrees=(random.random(800) < agreement) * 1.0,
                 size_mb=size,
-                latency_p50_ms=p50 * (1 + 0.02 * seed),
-                throughput_per_s=1800 / p50,
+                pace=Pace(
+                    tuple(p50 * (1 + 0.02 * seed) * random.uniform(0.95, 1.05, 15)),
+                    tuple(1800 / p50 * random.uniform(0.95, 1.05, 15)),
+                ),
                 about={},
             )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,9 @@ def test_an_ablation_compares_row_by_row_and_repeats_nothing(recipe: Recipe, tmp
     assert list(first.left_out) == ["unlabeled text"]
     assert first.seeds == (3, 4)
     for row in first.rows:
-        assert row.used == first.whole, "what the recipe uses is compared with the recipe itself"
+        same = {"latency_p50_ms": first.whole.latency_p50_ms, "throughput_per_s": first.whole.throughput_per_s}
+        assert replace(row.used, **same) == first.whole, "what the recipe uses is compared with the recipe itself"
+        assert row.used.latency_p50_ms != first.whole.latency_p50_ms, "times are those of rounds taken in turns"
         difference = row.used.accuracy.measured - row.spared.accuracy.measured
         assert row.effect.accuracy.measured == pytest.approx(difference)
         assert row.effect.accuracy.low is not None
@@ -51,6 +54,8 @@ def test_an_ablation_compares_row_by_row_and_repeats_nothing(recipe: Recipe, tmp
     assert len(children(spared.info.run_id, "stage")) == 6, "prepare, distill, prune, quantize, export, appraise"
     sizes = [trials[f"without dynamic int8, seed {seed}"].data.metrics["size_mb"] for seed in (3, 4)]
     assert integers.spared.size_mb.measured == pytest.approx(sum(sizes) / 2)
+    races = [run for run in children(first.run_id, "stage") if run.info.run_name == "race"]
+    assert len(races) == 4, "each technique, with each seed"
     parent = tracking.client().get_run(first.run_id).data
     assert parent.tags["featherweight.kind"] == "ablation"
     assert parent.metrics["dynamic int8/smaller"] == integers.effect.smaller.measured

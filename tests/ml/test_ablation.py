@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tasks.ml.ablation import Effect, Measured, compare, summarize
 from tasks.ml.comparison import Estimate
+from tasks.ml.timing import Pace
 
 
-def measured(seed: int, *, wrong: int = 100, apart: int = 50, n: int = 1000, **changes: Any) -> Measured:
+def measured(
+    seed: int,
+    *,
+    wrong: int = 100,
+    apart: int = 50,
+    n: int = 1000,
+    size_mb: float = 20.0,
+    latency_ms: Sequence[float] = (2.0,),
+    rows_per_s: Sequence[float] = (900.0,),
+) -> Measured:
     """A model that is wrong on the first rows."""
     correct, agrees = np.ones(n), np.ones(n)
     correct[:wrong], agrees[:apart] = 0.0, 0.0
-    numbers = {"size_mb": 20.0, "latency_p50_ms": 2.0, "throughput_per_s": 900.0, **changes}
-    return Measured(seed=seed, correct=correct, agrees=agrees, about={}, **numbers)
+    pace = Pace(tuple(latency_ms), tuple(rows_per_s))
+    return Measured(seed=seed, correct=correct, agrees=agrees, size_mb=size_mb, pace=pace, about={})
 
 
 def test_a_technique_that_changes_nothing_has_no_effect() -> None:
@@ -32,8 +43,7 @@ def test_a_technique_that_changes_nothing_has_no_effect() -> None:
 @pytest.mark.parametrize("seeds", [1, 2, 3])
 def test_what_helps_is_above_and_what_harms_below(seeds: int) -> None:
     used = [
-        measured(seed, wrong=180, apart=10, size_mb=10.0, latency_p50_ms=1.0, throughput_per_s=600.0)
-        for seed in range(seeds)
+        measured(seed, wrong=180, apart=10, size_mb=10.0, latency_ms=[1.0], rows_per_s=[600.0]) for seed in range(seeds)
     ]
     effect = compare(used, [measured(seed) for seed in range(seeds)])
     assert effect.accuracy.measured == pytest.approx(-0.08)
@@ -52,12 +62,29 @@ def test_only_seeds_of_both_are_compared() -> None:
         compare([measured(0)], [measured(1)])
 
 
+def test_a_machine_that_changes_its_pace_does_it_to_both() -> None:
+    slow_later = np.array([1.0, 1.0, 1.0, 1.9, 2.0, 2.1, 1.5])
+    effect = compare([measured(0, latency_ms=0.5 * slow_later)], [measured(0, latency_ms=slow_later)])
+    assert effect.faster == Estimate(*[pytest.approx(2.0)] * 3)
+    wavering = measured(0, latency_ms=[0.9, 1.2, 1.1, 1.3, 0.8, 1.2, 0.9])
+    unsure = compare([wavering], [measured(0, latency_ms=[1.0, 1.0, 1.2, 1.1, 1.3, 0.9, 1.2])])
+    assert unsure.faster.low < 1 < unsure.faster.high
+    assert unsure.signs()["latency"] == 0
+
+
+def test_rounds_that_do_not_pair_up_are_refused() -> None:
+    with pytest.raises(ValueError, match="rounds"):
+        compare([measured(0, latency_ms=[1.0, 1.0])], [measured(0)])
+
+
 def test_what_an_interval_leaves_open_is_not_shown() -> None:
     unsure = Effect(
         accuracy=Estimate(0.01, -0.002, 0.02), agreement=Estimate(0.01, 0.001, 0.02), smaller=Estimate(1.2, 1.1, 1.3),
         faster=Estimate(1.02), throughput=Estimate(0.9),
     )  # fmt: skip
     assert unsure.signs() == {"accuracy": 0, "agreement": 1, "size": 1, "latency": 0, "throughput": -1}
+    slightly = replace(unsure, faster=Estimate(1.04, 1.03, 1.05), throughput=Estimate(0.97, 0.96, 0.98))
+    assert {slightly.signs()[name] for name in ("latency", "throughput")} == {0}, "two processes differ as much"
 
 
 def test_a_summary_is_a_mean_over_seeds() -> None:

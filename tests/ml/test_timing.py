@@ -56,6 +56,11 @@ def test_models_are_timed_in_turn(bundle: Path, onnx_directory: Path) -> None:
         assert 0 < light["load_time_s"] < second["load_time_s"]
         assert second["peak_memory_mb"] == pytest.approx(first["peak_memory_mb"], rel=0.1), "the first model is counted"
         assert eager.throughput("other", batch_sizes=(1, 2)) > 0
+        paces = timing.paces({"bundle": eager, onnx_directory.name: shipped}, rounds=4, batch_size=2)
+        assert all(len(pace.latency_rounds_ms) == len(pace.throughput_rounds_per_s) == 4 for pace in paces.values())
+        slow_pace, fast_pace = paces["bundle"], paces[onnx_directory.name]
+        assert 0 < fast_pace.latency_p50_ms < slow_pace.latency_p50_ms
+        assert fast_pace.throughput_per_s > slow_pace.throughput_per_s > 0
         cells = shipped.grid(onnx_directory.name, [(1, 4), (2, 8)])
         assert [(cell["batch"], cell["length"]) for cell in cells] == [(1, 4), (2, 8)]
         assert all(cell["rows_per_s"] == pytest.approx(cell["batch"] / cell["p50_ms"] * 1e3) for cell in cells)
@@ -104,6 +109,13 @@ def test_summary() -> None:
     assert summary["latency_p50_ms"] == 3.5
     assert summary["latency_p50_rounds_ms"] == [2.0, 5.0]
     assert summary["latency_p50_ms"] < summary["latency_p95_ms"] < summary["latency_p99_ms"] <= 6.0
+
+
+def test_paces_are_read_as_they_were_written(tmp_path: Path) -> None:
+    found = [timing.Pace((1.0, 3.0, 2.0), (10.0, 30.0, 20.0)), timing.Pace((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))]
+    timing.write_paces(tmp_path / "race.json", found)
+    assert timing.read_paces(tmp_path / "race.json") == found
+    assert (found[0].latency_p50_ms, found[0].throughput_per_s) == (2.0, 20.0)
 
 
 def test_grid_stays_within_what_is_served() -> None:
