@@ -171,7 +171,7 @@ def _plan(
     student: nn.Module, rows: list[list[int]], config: PruningConfig, problem: str, *, pad_id: int, seed: int
 ) -> Plan:
     """How far to cut: by fractions of every layer, or by measured times."""
-    from tasks.ml import allocation, evaluation, modeling, sensitivity, surgery
+    from tasks.ml import allocation, evaluation, first_token, modeling, problems, sensitivity, surgery
 
     full = modeling.shapes(student)
     if config.target_speedup == 0:
@@ -188,6 +188,8 @@ def _plan(
 
         def damage(shapes: list[dict[str, int]]) -> float:
             smaller = surgery.keep_counts(model, scores, shapes)
+            if problems.get(problem).FIRST_TOKEN_ONLY:
+                first_token.narrow(smaller)
             return sensitivity.divergence(whole, evaluation.logits(smaller, rows, pad_id=pad_id))
 
         target = before / config.target_speedup**way
