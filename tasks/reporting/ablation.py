@@ -122,10 +122,11 @@ def remarks(found: Ablation) -> list[str]:
     said = []
     if len(found.seeds) == 1:
         said.append(
-            "One seed: intervals of quality hold for other rows, those of times for other rounds, none for another "
-            "seed. A time counts as different if it is more than "
-            f"{numbers.percent(SLIGHT['latency'], 0)} from the other."
+            "One seed: intervals of quality hold for other rows, those of times for other rounds, and none for another "
+            "seed."
         )
+    size, time = (numbers.percent(SLIGHT[name], 0) for name in ("size", "latency"))
+    said.append(f"Sizes within {size} and times within {time} of each other count as no difference.")
     if len(found.machines) > 1:
         said.append(f"Models come from different machines: {'; '.join(found.machines)}.")
     idle = [row.name for row in found.rows if row.is_used and judgement(row.effect) in ("does not pay", NOTHING)]
