@@ -19,9 +19,11 @@ from tasks.ml import statistics
 from tasks.ml.comparison import Estimate, mean, ratio
 from tasks.ml.timing import Pace
 
-SLIGHT = {"size": 0.1, "latency": 0.05, "throughput": 0.05}
-"""A ratio that is nearer to 1 than this counts as no difference. The same model in two processes is as far apart in
-time; models of the same time that pruning by measured times chose were up to 9 % apart in size."""
+SLIGHT = 0.1
+"""A ratio that is nearer to 1 than this counts as no difference. The same graph in two processes was up to 9 % apart in
+time, and models of the same time that pruning by measured times chose were as far apart in size."""
+CERTAINTY = 0.99
+"""Of intervals over rounds. Three dozen techniques are timed: at 95 % some would differ by chance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,16 +105,16 @@ class Effect:
     smaller: Estimate
     """Size without it over size with it."""
     faster: Estimate
-    """p50 of one sentence without it over p50 with it."""
+    """p50 of one sentence without it over p50 with it: the median of what each round came to."""
     throughput: Estimate
-    """Rows per second with it over rows per second without it."""
+    """Rows per second with it over rows per second without it, likewise."""
 
     def signs(self) -> dict[str, int]:
         """1 where it is shown to help, −1 where it is shown to harm, else 0, by quantity."""
         quality = {"accuracy": self.accuracy, "agreement": self.agreement}
         ratios = {"size": self.smaller, "latency": self.faster, "throughput": self.throughput}
         return {name: _sign(one, neutral=0.0, slight=0.0) for name, one in quality.items()} | {
-            name: _sign(one, neutral=1.0, slight=SLIGHT[name]) for name, one in ratios.items()
+            name: _sign(one, neutral=1.0, slight=SLIGHT) for name, one in ratios.items()
         }
 
 
@@ -144,7 +146,10 @@ def compare(used: Sequence[Measured], spared: Sequence[Measured]) -> Effect:
     def times(above: Sequence[Sequence[float]], below: Sequence[Sequence[float]]) -> Estimate:
         if [len(rounds) for rounds in above] != [len(rounds) for rounds in below]:
             raise ValueError("compare: rounds do not pair up: models were not timed in turns")
-        by_rounds = [statistics.ratio_of_medians(*pair) for pair in zip(above, below, strict=True)]
+        by_rounds = [
+            statistics.median([one / other for one, other in zip(*pair, strict=True)], confidence=CERTAINTY)
+            for pair in zip(above, below, strict=True)
+        ]
         if len(by_rounds) == 1:
             return Estimate(*by_rounds[0])
         return ratio([one.measured for one in by_rounds], [1.0] * len(by_rounds))

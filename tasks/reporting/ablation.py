@@ -125,8 +125,7 @@ def remarks(found: Ablation) -> list[str]:
             "One seed: intervals of quality hold for other rows, those of times for other rounds, and none for another "
             "seed."
         )
-    size, time = (numbers.percent(SLIGHT[name], 0) for name in ("size", "latency"))
-    said.append(f"Sizes within {size} and times within {time} of each other count as no difference.")
+    said.append(f"Sizes and times within {numbers.percent(SLIGHT, 0)} of each other count as no difference.")
     if len(found.machines) > 1:
         said.append(f"Models come from different machines: {'; '.join(found.machines)}.")
     idle = [row.name for row in found.rows if row.is_used and judgement(row.effect) in ("does not pay", NOTHING)]
