@@ -61,20 +61,17 @@ def measure(
     problem, targets = problems.get(problem_name), datasets.read(data, SPLIT).targets
     threads = threads or machine.num_cores()
     candidate = proof.subject(NAME, "Candidate", directory, data, split=SPLIT)
-    provider, agreement = runtime.CPU, {}
-    if candidate.kind == "onnx":
-        sample = runtime.feed(candidate.rows[:1], pad_id=candidate.pad_id)
-        provider = runtime.choose_provider(directory / MODEL, sample, device=device)
-        if simulated is not None:
-            agreement = parity.compare(
-                proof.simulated(simulated, problem_name),
-                runtime.open_session(directory / MODEL, provider=provider, threads=threads),
-                problem,
-                candidate.rows,
-                pad_id=candidate.pad_id,
-                max_length=datasets.info(data).max_length,
-            )
-            parity.require(agreement, max_flips=max_flips)
+    provider, agreement = proof.provider_of(candidate, device=device), {}
+    if candidate.kind == "onnx" and simulated is not None:
+        agreement = parity.compare(
+            proof.simulated(simulated, problem_name),
+            runtime.open_session(directory / MODEL, provider=provider, threads=threads),
+            problem,
+            candidate.rows,
+            pad_id=candidate.pad_id,
+            max_length=datasets.info(data).max_length,
+        )
+        parity.require(agreement, max_flips=max_flips)
     logits = {
         NAME: proof.logits_of(candidate, problem=problem_name, provider=provider, threads=threads),
         "teacher": evaluation.answers(teacher, data, problem_name),

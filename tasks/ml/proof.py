@@ -78,6 +78,14 @@ def subject(
     return Subject(stage, title, directory, kind, rows, tokenizer.pad_token_id)
 
 
+def provider_of(subject: Subject, *, device: str) -> str:
+    """Returns the execution provider that a subject is measured on; of PyTorch models it is not asked."""
+    if subject.kind != "onnx":
+        return runtime.CPU
+    sample = runtime.feed(subject.rows[:1], pad_id=subject.pad_id)
+    return runtime.choose_provider(subject.directory / MODEL, sample, device=device)
+
+
 def simulated(directory: Path, problem: str) -> torch.nn.Module:
     """Loads a quantized bundle as the model that its export must equal."""
     model = modeling.load(directory, problem)

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
-from tasks.ml import machine, proof, runtime, timing
-from tasks.ml.onnx_export import MODEL
+from tasks.ml import machine, proof, timing
 
 SPLIT = "selection"
 
@@ -31,14 +30,13 @@ def run(
         alone: a context in which nothing else runs on this machine: the timing is taken in it.
     """
     threads = threads or machine.num_cores()
+    subjects = [
+        proof.subject(name, name, path, data, split=SPLIT) for name, path in (("first", first), ("second", second))
+    ]
+    providers = [proof.provider_of(subject, device=device) for subject in subjects]
     running: dict[str, timing.Probe] = {}
     with alone(), ExitStack() as stack:
-        for name, directory in (("first", first), ("second", second)):
-            subject = proof.subject(name, name, directory, data, split=SPLIT)
-            provider = runtime.CPU
-            if subject.kind == "onnx":
-                sample = runtime.feed(subject.rows[:1], pad_id=subject.pad_id)
-                provider = runtime.choose_provider(directory / MODEL, sample, device=device)
+        for subject, provider in zip(subjects, providers, strict=True):
             running |= stack.enter_context(
                 proof.probes([subject], problem=problem, provider=provider, threads=threads, sentences=sentences)
             )
