@@ -64,9 +64,9 @@ def measure(
     provider, agreement = proof.provider_of(candidate, device=device), {}
     if candidate.kind == "onnx" and simulated is not None:
         agreement = parity.compare(
-            proof.simulated(simulated, problem_name),
+            simulated,
             runtime.open_session(directory / MODEL, provider=provider, threads=threads),
-            problem,
+            problem_name,
             candidate.rows,
             pad_id=candidate.pad_id,
             max_length=datasets.info(data).max_length,

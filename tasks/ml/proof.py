@@ -16,7 +16,6 @@ import torch
 from tasks.ml import (
     datasets,
     evaluation,
-    first_token,
     learning,
     machine,
     modeling,
@@ -86,20 +85,12 @@ def provider_of(subject: Subject, *, device: str) -> str:
     return runtime.choose_provider(subject.directory / MODEL, sample, device=device)
 
 
-def simulated(directory: Path, problem: str) -> torch.nn.Module:
-    """Loads a quantized bundle as the model that its export must equal."""
-    model = modeling.load(directory, problem)
-    if problems.get(problem).FIRST_TOKEN_ONLY:
-        first_token.narrow(model)
-    return model
-
-
 def logits_of(subject: Subject, *, problem: str, provider: str, threads: int) -> np.ndarray:
     """Logits (N, C) of the subject's rows. The shipped model answers one row at a time, as it will be asked."""
     if subject.kind == "onnx":
         session = runtime.open_session(subject.directory / MODEL, provider=provider, threads=threads)
         return runtime.logits(session, subject.rows, pad_id=subject.pad_id)
-    load = simulated if subject.kind == "simulated" else modeling.load
+    load = parity.simulated if subject.kind == "simulated" else modeling.load
     return evaluation.logits(load(subject.directory, problem), subject.rows, pad_id=subject.pad_id)
 
 
@@ -185,9 +176,9 @@ def examine(
     provider = runtime.choose_provider(file, sample, device=device, require_gpu=require_gpu)
     progress(0.0, "parity with the simulated model")
     agreement = parity.compare(
-        simulated(models[-1].directory, problem_name),
+        models[-1].directory,
         runtime.open_session(file, provider=provider, threads=threads),
-        problem,
+        problem_name,
         datasets.read(data, "selection", modeling.load_tokenizer(shipped.directory)).input_ids,
         pad_id=shipped.pad_id,
         max_length=about.max_length,

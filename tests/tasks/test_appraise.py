@@ -67,5 +67,5 @@ def test_what_was_exported_from_something_else_fails(run_id: str) -> None:
     splits, line = tiny_models.publish_data(), tiny_models.publish_line()
     candidate = export(line["quantize"], ExportConfig(), run_id=run_id).bundle
     assert candidate is not None
-    with pytest.raises(FeatherweightError, match=r"of 60 labels .* differ"):
+    with pytest.raises(FeatherweightError, match=r"of 78 labels .* differ"):
         appraise(candidate, splits, QUICK, teacher=line["train"], simulated=line["train"], run_id=run_id)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tasks import store, tracking
 from tasks.contracts import Bundle, Splits, StageResult
 from tasks.export import ExportConfig, export
-from tasks.ml import datasets, modeling, onnx_export, parity, problems, proof, runtime
+from tasks.ml import datasets, modeling, onnx_export, parity, runtime
 from tasks.quantize import QuantizationConfig, quantize
 from tests.tasks import tiny_models
 
@@ -34,9 +34,9 @@ def compared(bundle: Bundle, splits: Splits, run_id: str) -> dict[str, Any]:
     directory = store.path(exported.bundle.digest)
     tokenizer = modeling.load_tokenizer(directory)
     return parity.compare(
-        proof.simulated(store.path(bundle.digest), tiny_models.PROBLEM),
+        store.path(bundle.digest),
         runtime.open_session(directory / onnx_export.MODEL, provider=runtime.CPU, threads=1),
-        problems.get(tiny_models.PROBLEM),
+        tiny_models.PROBLEM,
         datasets.read(store.path(splits.digest), "selection", tokenizer).input_ids,
         pad_id=tokenizer.pad_token_id,
         max_length=tiny_models.MAX_LENGTH,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -42,16 +43,14 @@ def shipped(run_id: str, lineage: dict[str, Bundle]) -> Bundle:
     return bundle
 
 
-def corrupted(bundle: Bundle, *, factor: float) -> Bundle:
-    """The bundle with the weights of its classifier multiplied."""
+def corrupted(bundle: Bundle, change: Callable[[onnx.ModelProto], None]) -> Bundle:
+    """The bundle with its graph changed."""
     with store.workspace() as directory:
         for path in store.path(bundle.digest).iterdir():
             if path.name != store.FILES:
                 (directory / path.name).write_bytes(path.read_bytes())
         model = onnx.load(directory / "model.onnx")
-        weight = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("classifier.weight"))
-        values = onnx.numpy_helper.to_array(weight) * np.float32(factor)
-        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        change(model)
         onnx.save(model, directory / "model.onnx")
         return Bundle(digest=store.publish(directory), format="onnx", problem=bundle.problem)
 
@@ -93,7 +92,8 @@ def test_a_whole_proof(run_id: str, splits: Splits, lineage: dict[str, Bundle], 
     assert {(cell["stage"], cell["length"]) for cell in proof["grid"]} == {("train", 16), ("validate", 16)}
     assert proof["parity"]["n"] == 60
     assert proof["parity"]["median_abs_error"] < 1e-4
-    assert len({tuple(shape) for shape in proof["parity"]["shapes"]}) == 4
+    assert len({tuple(shape) for shape in proof["parity"]["shapes"]}) == 5
+    assert proof["parity"]["max_abs_error"] < proof["parity"]["allowed_abs_error"]
     assert proof["nodes"]["CPUExecutionProvider"]["DynamicQuantizeMatMul"] == 5
 
     rows = pa.ipc.open_file(evidence(result) / "rows.arrow").read_all()
@@ -119,14 +119,37 @@ def test_a_whole_proof(run_id: str, splits: Splits, lineage: dict[str, Bundle], 
     assert validate(shipped, splits, QUICK, lineage=lineage, run_id=run_id).cached
 
 
+def scaled(model: onnx.ModelProto, name: str, factor: float, part: Any = slice(None)) -> None:
+    """Multiplies a part of a tensor, in place."""
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name.endswith(name))
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[part] *= np.float32(factor)
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+
+
 @pytest.mark.parametrize(
-    ("factor", "complaint"), [(-1.0, r"of 60 labels .* differ"), (float("nan"), "NaN or infinity as logits of")]
+    ("change", "complaint"),
+    [
+        (lambda model: scaled(model, "classifier.weight", -1.0), r"of 78 labels .* differ"),
+        (lambda model: scaled(model, "classifier.weight", float("nan")), "NaN or infinity as logits of"),
+        (lambda model: scaled(model, "classifier.weight", 1.5), "a logit differs by .*, more than quantization"),
+        (
+            lambda model: scaled(model, "unsqueeze", -5.0, (0, slice(14, 16))),
+            "a logit differs by .*, more than quantiz",
+        ),
+    ],
+    ids=["labels", "not a number", "logits", "positions that no row of the split reaches"],
 )
 def test_a_runtime_that_says_something_else_fails(
-    run_id: str, splits: Splits, lineage: dict[str, Bundle], shipped: Bundle, factor: float, complaint: str
+    run_id: str,
+    splits: Splits,
+    lineage: dict[str, Bundle],
+    shipped: Bundle,
+    change: Callable[[onnx.ModelProto], None],
+    complaint: str,
 ) -> None:
     with pytest.raises(FeatherweightError, match=complaint):
-        validate(corrupted(shipped, factor=factor), splits, QUICK, lineage=lineage, run_id=run_id)
+        validate(corrupted(shipped, change), splits, QUICK, lineage=lineage, run_id=run_id)
 
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
