@@ -11,6 +11,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from flows import arguments
+from flows.arguments import COUNT, PORT
+
 if TYPE_CHECKING:
     from prefect.states import State
 
@@ -56,7 +59,7 @@ def _fail(error: BaseException, mendable: type[Exception]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
+    top = arguments.Parser(
         prog="featherweight",
         description="The lightest language model your quality budget allows, with the evidence beside it.",
     )
@@ -82,11 +85,15 @@ def parser() -> argparse.ArgumentParser:
         help="how large: a minute, half an hour, or a night on two cores (default: small)",
     )  # fmt: skip
     study.add_argument(
-        "--target-accuracy", type=float, default=0, metavar="A",
+        "--target-accuracy", type=arguments.share, default=0, metavar="A",
         help="accuracy on the selection split to which time is measured, such as 0.8 (default: the preset's)",
     )  # fmt: skip
     study.add_argument(
-        "--seeds", type=int, default=0, metavar="N", help="trials of each choice (default: the preset's)"
+        "--seeds",
+        type=arguments.whole(0, 1_000_000),
+        default=0,
+        metavar="N",
+        help="trials of each choice (default: the preset's)",
     )
     study.add_argument(
         "--output", default="", metavar="FILE", help="also write the page here, and study.json's content beside it"
@@ -94,10 +101,10 @@ def parser() -> argparse.ArgumentParser:
     ablate = command("ablate", _ablate, "measure what each technique of compression is worth in a recipe")
     ablate.add_argument("recipe", metavar="RECIPE", help="a ready recipe's name, or a YAML file")
     ablate.add_argument(
-        "--techniques", type=_names, metavar="NAME,NAME",
+        "--techniques", type=arguments.names, metavar="NAME,NAME",
         help="measure these only, for example 'hidden states,GPTQ' (default: all)",
     )  # fmt: skip
-    ablate.add_argument("--seeds", type=int, metavar="N", help="times that all is made anew (default: 1)")
+    ablate.add_argument("--seeds", type=COUNT, metavar="N", help="times that all is made anew (default: 1)")
     ablate.add_argument(
         "--output", default="", metavar="FILE", help="also write the page here, and ablation.json's content beside it"
     )
@@ -106,14 +113,20 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--minimize", choices=("latency", "size"), help="p50 of one sentence, or bytes (default: latency)"
     )
-    search.add_argument("--trials", type=int, metavar="N", help="variations to look at (default: 40)")
-    search.add_argument("--minutes", type=float, metavar="M", help="begin no trial after so long (default: no limit)")
-    search.add_argument("--target-ms", type=float, metavar="MS", help="p50 of one sentence that is allowed")
-    search.add_argument("--target-mb", type=float, metavar="MB", help="size that is allowed")
-    search.add_argument("--finalists", type=int, metavar="N", help="how many the test split judges (default: 3)")
+    search.add_argument("--trials", type=COUNT, metavar="N", help="variations to look at (default: 40)")
+    search.add_argument(
+        "--minutes", type=arguments.positive, metavar="M", help="begin no trial after so long (default: no limit)"
+    )
+    search.add_argument(
+        "--target-ms", type=arguments.positive, metavar="MS", help="p50 of one sentence that is allowed"
+    )
+    search.add_argument("--target-mb", type=arguments.positive, metavar="MB", help="size that is allowed")
+    search.add_argument("--finalists", type=COUNT, metavar="N", help="how many the test split judges (default: 3)")
     search.add_argument("--sampler", choices=("tpe", "nsga2"), help="Optuna's sampler (default: tpe)")
-    search.add_argument("--seed", type=int, metavar="N", help="seeds the sampler (default: 0)")
-    search.add_argument("--parallel", type=int, metavar="N", help="trials at once (default: 1)")
+    search.add_argument(
+        "--seed", type=arguments.whole(0, 2**32 - 1), metavar="N", help="seeds the sampler (default: 0)"
+    )
+    search.add_argument("--parallel", type=COUNT, metavar="N", help="trials at once (default: 1)")
     search.add_argument("--runner", choices=("threads", "dask"), help="where trials run (default: threads)")
     search.add_argument("--dask-address", metavar="HOST:PORT", help="of a running scheduler (default: workers here)")
     search.add_argument(
@@ -132,19 +145,25 @@ def parser() -> argparse.ArgumentParser:
             help="change a field of the recipe, for example training.epochs=2; may be repeated",
         )  # fmt: skip
     runs = command("runs", _runs, "list past runs and their verdicts")
-    runs.add_argument("--limit", type=int, default=20, metavar="N", help="newest runs to list (default: 20)")
+    runs.add_argument("--limit", type=COUNT, default=20, metavar="N", help="newest runs to list (default: 20)")
     show = command("show", _show, "show what a run came to")
     show.add_argument(
         "of", nargs="?", default="", metavar="RUN", help="MLflow run id or its beginning (default: latest)"
     )
     up = command("up", _up, "run a Prefect server, an MLflow server and a worker on this machine")
-    up.add_argument("--prefect-port", type=int, default=4200, metavar="PORT", help="default: 4200")
-    up.add_argument("--mlflow-port", type=int, default=5000, metavar="PORT", help="default: 5000")
-    up.add_argument("--limit", type=int, default=1, metavar="N", help="runs to execute at once (default: 1)")
+    up.add_argument("--prefect-port", type=PORT, default=4200, metavar="PORT", help="default: 4200")
+    up.add_argument("--mlflow-port", type=PORT, default=5000, metavar="PORT", help="default: 5000")
+    up.add_argument("--limit", type=COUNT, default=1, metavar="N", help="runs to execute at once (default: 1)")
     up.add_argument("--check", action="store_true", help="start everything, see each part answer, end it again")
     promote = command("promote", _promote, "make a version of a registered model the champion")
     promote.add_argument("name", metavar="NAME", help="registered model")
-    promote.add_argument("--version", type=int, default=0, metavar="N", help="default: the candidate, the newest")
+    promote.add_argument(
+        "--version",
+        type=arguments.whole(0, 2**31 - 1),
+        default=0,
+        metavar="N",
+        help="default: the candidate, the newest",
+    )
     rollback = command("rollback", _rollback, "make the champion before the present one the champion again")
     rollback.add_argument("name", metavar="NAME", help="registered model")
     for sub in (promote, rollback):
@@ -154,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
         "model", metavar="NAME[@ALIAS]", help="registered model and alias or version (default: champion)"
     )
     serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
-    serve.add_argument("--port", type=int, default=8080, metavar="PORT", help="default: 8080")
+    serve.add_argument("--port", type=PORT, default=8080, metavar="PORT", help="default: 8080")
     deploy = command("deploy", _deploy, "write a registered model out for another server")
     deploy.add_argument(
         "model", metavar="NAME[@ALIAS]", help="registered model and alias or version (default: champion)"
@@ -180,19 +199,18 @@ def parser() -> argparse.ArgumentParser:
         "--precision", choices=("fp32", "bf16"), default="fp32", help="of weights and activations (default: fp32)"
     )
     xray.add_argument(
-        "--seconds", type=float, default=1.0, metavar="S", help="measure each shape for this long (default: 1)"
+        "--seconds",
+        type=arguments.positive,
+        default=1.0,
+        metavar="S",
+        help="measure each shape for this long (default: 1)",
     )
     xray.add_argument(
-        "--max-seconds", type=float, default=10.0, metavar="S",
+        "--max-seconds", type=arguments.positive, default=10.0, metavar="S",
         help="leave out shapes of which one pass would take longer than this (default: 10)",
     )  # fmt: skip
     command("doctor", _doctor, "check versions, runtimes, disk and databases")
     return top
-
-
-def _names(text: str) -> list[str]:
-    """Names with commas between them."""
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 class _Version(argparse.Action):

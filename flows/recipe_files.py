@@ -6,6 +6,7 @@ Imports ``Recipe`` only to validate, because that imports Prefect.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     from flows.recipe import Recipe
 
 READY = Path(__file__).parent / "recipes"
+MERGE = "tag:yaml.org,2002:merge"
+LINE = 100
+"""Characters of an input that a message quotes."""
+
+_LINE = reprlib.Repr()
+_LINE.maxstring = _LINE.maxother = _LINE.maxlong = LINE
+_LINE.maxlevel = 3
 
 
 def ready_names() -> list[str]:
@@ -40,15 +48,19 @@ def find(name: str) -> Path:
     """
     if name in ready_names():
         return READY / f"{name}.yaml"
-    path = Path(name).expanduser()
-    if path.is_file():
+    try:
+        path = Path(name).expanduser()
+        is_file, is_directory = path.is_file(), path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # no such user's home, a name that no file can have
+        raise FeatherweightError(f"recipe {quoted(name)}: {error.args[-1]}") from None
+    if is_file:
         return path
-    if path.is_dir():
-        raise FeatherweightError(f"recipe {name!r} is a directory; name a YAML file in it")
+    if is_directory:
+        raise FeatherweightError(f"recipe {quoted(name)} is a directory; name a YAML file in it")
     if "/" in name or ".." in name or path.suffix:
-        raise FeatherweightError(f"recipe {name!r}: no such file; ready recipes are {', '.join(ready_names())}")
+        raise FeatherweightError(f"recipe {quoted(name)}: no such file; ready recipes are {', '.join(ready_names())}")
     raise FeatherweightError(
-        f"recipe {name!r}: no ready recipe and no file has this name{_did_you_mean(name, ready_names())}; "
+        f"recipe {quoted(name)}: no ready recipe and no file has this name{_did_you_mean(name, ready_names())}; "
         f"ready recipes are {', '.join(ready_names())}"
     )
 
@@ -92,16 +104,44 @@ def checked(recipe: Recipe | dict[str, Any]) -> Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is written twice, of which YAML would silently keep the last."""
+    """Refuses a key that is written twice, of which YAML would silently keep the last, and says where a value is none.
+
+    Raises:
+        yaml.MarkedYAMLError: with the place, whatever is wrong.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
+            if key_node.tag == MERGE:
+                raise _refusal(key_node, "keys are not merged with <<; write the fields out")
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise _refusal(key_node, f"{quoted(key)} is no name of a field")
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is written twice", key_node.start_mark)
+                raise _refusal(key_node, f"{quoted(key)} is written twice")
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
+            kind = node.tag.rpartition(":")[2]
+            text = node.value if isinstance(node, yaml.ScalarNode) else kind
+            raise _refusal(
+                node, f"{quoted(text)} is no {kind} ({quoted(str(error))}); quote it if it is text"
+            ) from None
+
+
+def _refusal(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def quoted(value: object) -> str:
+    """What a message quotes of an input: at most about a line, however large or deep it is."""
+    shortened = _LINE.repr(value)
+    return shortened if len(shortened) <= LINE else f"{shortened[: LINE - 1]}…"
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -111,21 +151,34 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         FeatherweightError: the file cannot be read, is not UTF-8 YAML (with line and column), or holds no mapping.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise FeatherweightError(f"recipe {path.name}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise FeatherweightError(f"recipe {path.name}: byte {error.start} is not UTF-8; save it as UTF-8") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise FeatherweightError(f"recipe {path.name}: {where}{error.problem}") from None
-    except yaml.YAMLError as error:
-        raise FeatherweightError(f"recipe {path.name}: not YAML: {' '.join(str(error).split())}") from None
+    values = _parse(text, f"recipe {path.name}")
     if not isinstance(values, dict):
         found = "is empty" if values is None else f"holds a {type(values).__name__}"
         raise FeatherweightError(f"recipe {path.name}: {found}; a recipe is a mapping, for example 'name: my-model'")
     return values
+
+
+def _parse(text: str, source: str) -> Any:
+    """Reads a YAML document; ``source`` is what errors call it.
+
+    Raises:
+        FeatherweightError: it is none, with line and column.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise FeatherweightError(f"{source}: {where}{error.problem}") from None
+    except yaml.YAMLError as error:
+        raise FeatherweightError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise FeatherweightError(f"{source}: values are nested too deeply to be a recipe") from None
 
 
 def assignments(changes: Sequence[str], option: str) -> dict[str, Any]:
@@ -138,11 +191,8 @@ def assignments(changes: Sequence[str], option: str) -> dict[str, Any]:
     for change in changes:
         path, equals, text = change.partition("=")
         if not equals or not all(path.strip().split(".")):
-            raise FeatherweightError(f"{option} {change!r}: write key.path=value, for example training.epochs=2")
-        try:
-            found[path.strip()] = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError:
-            raise FeatherweightError(f"{option} {change!r}: {text!r} is not a YAML value; quote it") from None
+            raise FeatherweightError(f"{option} {quoted(change)}: write key.path=value, for example training.epochs=2")
+        found[path.strip()] = _parse(text, f"{option} {quoted(change)}")
     return found
 
 
@@ -153,7 +203,7 @@ def _apply(values: dict[str, Any], change: str) -> None:
     for key in keys[:-1]:
         target = target.setdefault(key, {})
         if not isinstance(target, dict):
-            raise FeatherweightError(f"--set {change!r}: {key} is a value, not a group of fields")
+            raise FeatherweightError(f"--set {quoted(change)}: {key} is a value, not a group of fields")
     target[keys[-1]] = value
 
 
@@ -165,17 +215,17 @@ def explain(error: ValidationError, source: str) -> Iterator[str]:
             known = _fields(path[:-1])
             group = f"{'.'.join(path[:-1])}: " if path[:-1] else ""
             hint = _did_you_mean(path[-1], known) or f"; known keys are {', '.join(known)}"
-            yield f"{source}: {group}unknown key {path[-1]!r}{hint}"
+            yield f"{source}: {group}unknown key {quoted(path[-1])}{hint}"
         elif found["type"] == "value_error":
             yield f"{source}: {': '.join([*path, str(found['ctx']['error'])])}"
         elif found["type"] == "model_type":
-            yield f"{source}: {'.'.join(path)}: must be a group of fields (got {found['input']!r})"
+            yield f"{source}: {'.'.join(path)}: must be a group of fields (got {quoted(found['input'])})"
         elif found["type"] == "string_pattern_mismatch":
-            rule = _description(path)
-            yield f"{source}: {'.'.join(path)}: {found['input']!r} does not match {found['ctx']['pattern']} ({rule})"
+            rule = f"{found['ctx']['pattern']} ({_description(path)})"
+            yield f"{source}: {'.'.join(path)}: {quoted(found['input'])} does not match {rule}"
         else:
             message = found["msg"].replace("Input should", "must", 1)
-            yield f"{source}: {'.'.join(path)}: {message} (got {found['input']!r})"
+            yield f"{source}: {'.'.join(path)}: {message} (got {quoted(found['input'])})"
 
 
 def _model(path: Sequence[str]) -> type[BaseModel]:

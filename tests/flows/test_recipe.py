@@ -114,7 +114,7 @@ def test_a_name_that_is_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("=3", "write key.path=value"),
         ("training..epochs=3", "write key.path=value"),
         ("name.first=x", "name is a value, not a group of fields"),
-        ("name=[", "is not a YAML value"),
+        ("name=[", "--set 'name=[': line 1, column 2: "),
         ("training.epoks=3", "training: unknown key 'epoks'; did you mean 'epochs'?"),
     ],
 )
