@@ -67,11 +67,12 @@ def distill(source: Bundle, splits: Splits, config: DistillationConfig, *, seed:
     batches = list(learning.batches(calibration, CALIBRATION_BATCH, pad_id=tokenizer.pad_token_id))
     total = len(modeling.shapes(teacher))
     if config.layer_choice is LayerChoice.SPREAD:
-        kept = layer_map = surgery.spread(total, config.layers)
+        kept = taught = surgery.spread(total, config.layers)
     else:
         kept = layer_choice.most_influential(layer_choice.influence(teacher, batches), config.layers)
-        layer_map = layer_choice.taught(kept, total)
+        taught = layer_choice.taught(kept, total)
     student = surgery.keep_layers(teacher, kept)
+    modeling.set_layer_map(student, taught)
     if config.keep_hidden < 1:
         head_size = teacher.config.hidden_size // teacher.config.num_attention_heads  # type: ignore[union-attr, operator]
         scores = width.importance(student, batches)
@@ -86,7 +87,6 @@ def distill(source: Bundle, splits: Splits, config: DistillationConfig, *, seed:
         teacher,
         tokenizer,
         splits=splits,
-        layer_map=layer_map,
         config=config,
         seed=seed,
         memory=tutoring.memory(source),

@@ -269,10 +269,8 @@ def prune(
             scores = importance.activation(model, batches)
         return surgery.keep_counts(model, scores, plan(model, scores, way))
 
-    layer_map = surgery.spread(len(modeling.shapes(master)), len(modeling.shapes(student)))
     lesson: dict[str, Any] = {
         "splits": splits,
-        "layer_map": layer_map,
         "config": config.model_copy(
             update={"epochs": config.epochs / config.rounds, "steps": -(-config.steps // config.rounds)}
         ),

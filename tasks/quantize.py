@@ -212,13 +212,11 @@ def _train(
     cut = len(tokens) < len(vocabulary)
     if cut:
         master, _ = surgery.keep_tokens(master, vocabulary, tokens)
-    layer_map = surgery.spread(len(modeling.shapes(master)), len(modeling.shapes(model)))
     lesson, _ = tutoring.prepare_lesson(
         model,
         master,
         tokenizer,
         splits=splits,
-        layer_map=layer_map,
         config=config.training,
         seed=seed,
         memory=tutoring.memory(teacher, vocabulary=tokens if cut else None),

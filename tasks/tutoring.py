@@ -133,7 +133,6 @@ def prepare_lesson(
     tokenizer: Any,
     *,
     splits: Splits,
-    layer_map: list[int],
     config: TutoringConfig,
     seed: int,
     memory: Memory,
@@ -144,14 +143,13 @@ def prepare_lesson(
 
     Args:
         tokenizer: encodes for both models.
-        layer_map: teacher layer that each student layer learns.
         memory: of this teacher.
         hold_zeros: whether weights of the student that are zero stay zero.
         spec: what the student computes as if it were quantized.
     """
     import numpy as np
 
-    from tasks.ml import datasets, evaluation, lessons, problems, teaching, trainer
+    from tasks.ml import datasets, evaluation, layer_choice, lessons, problems, teaching, trainer
 
     data = store.path(splits.digest)
     trainer.seed_everything(seed)
@@ -177,7 +175,7 @@ def prepare_lesson(
         input_ids=rows,
         targets=targets,
         selection=selection,
-        tutor=lessons.Tutor(teacher, layer_map, weights, config.temperature, memory),
+        tutor=lessons.Tutor(teacher, layer_choice.layer_map(student, teacher), weights, config.temperature, memory),
         reference=evaluation.logits(teacher, selection.input_ids, pad_id=tokenizer.pad_token_id),
         hold_zeros=hold_zeros,
         spec=spec,

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import families, listening
+from tasks.ml import families, listening, modeling, surgery
 
 
 @torch.no_grad()
@@ -50,3 +50,8 @@ def taught(kept: Sequence[int], total: int) -> list[int]:
     A kept layer thus learns to do the work of those after it that are gone.
     """
     return [*(index - 1 for index in kept[1:]), total - 1]
+
+
+def layer_map(student: nn.Module, teacher: nn.Module) -> list[int]:
+    """Teacher layer that each layer of a student learns: as it was cut out, else evenly spread."""
+    return modeling.layer_map(student) or surgery.spread(len(modeling.shapes(teacher)), len(modeling.shapes(student)))

@@ -1,7 +1,8 @@
 """Models on disk: the ``torch`` bundle format, and its tokenizer.
 
 A torch bundle is a directory with ``config.json``, ``model.safetensors``, the tokenizer's files and, once quantized,
-``quantization.json``. ``config.json`` has a ``featherweight`` entry with each layer's shape and the token table's.
+``quantization.json``. ``config.json`` has a ``featherweight`` entry with each layer's shape and the token table's, and
+which layers of its teacher a student learns from.
 Pickles are never read and remote code is never run.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 SHAPES = "featherweight"
+LAYER_MAP = "layer_map"
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -60,8 +62,22 @@ def shapes(model: nn.Module) -> list[dict[str, int]]:
 
 
 def description(model: nn.Module) -> dict[str, Any]:
-    """What the configuration says under ``SHAPES``: each layer's shape, and the columns of a factorized token table."""
-    return {"layers": shapes(model), "embedding_rank": factorization.rank(model)}
+    """What the configuration says under ``SHAPES``: each layer's shape, the columns of a factorized token table, and a
+    student's layer map."""
+    found = {"layers": shapes(model), "embedding_rank": factorization.rank(model)}
+    return found | ({LAYER_MAP: learned} if (learned := layer_map(model)) else {})
+
+
+def layer_map(student: nn.Module) -> list[int]:
+    """Teacher layer whose output each layer of a student learns, as it was cut; empty where that was never said."""
+    config: Any = student.config
+    return list((getattr(config, SHAPES, None) or {}).get(LAYER_MAP, ()))
+
+
+def set_layer_map(student: nn.Module, taught: Sequence[int]) -> None:
+    """Has a student say, wherever it goes, which teacher layer each of its layers learns."""
+    config: Any = student.config
+    setattr(config, SHAPES, {**(getattr(config, SHAPES, None) or {}), LAYER_MAP: list(taught)})
 
 
 def reshape(model: nn.Module, described: Mapping[str, Any]) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tasks import disk, store, tracking, tutoring
+from tasks import disk, fitting, store, tracking, tutoring
 from tasks.contracts import Bundle, Splits, StageResult
 from tasks.distill import DistillationConfig, distill
-from tasks.ml import augmentation, datasets, evaluation, modeling, sparsity, teaching
+from tasks.ml import augmentation, datasets, evaluation, layer_choice, modeling, sparsity, teaching
 from tasks.prune import PruningConfig, prune
 from tasks.quantize import QuantizationConfig, quantize
 from tests.tasks import tiny_models
@@ -103,6 +103,25 @@ def test_every_stage_says_how_often_it_agrees_with_the_teacher(teacher: Bundle, 
         assert result.bundle is not None
         alike = (labels(result.bundle, splits) == labels(teacher, splits)).mean()
         assert result.scorecard.agreement_with_teacher == pytest.approx(alike)
+
+
+def test_what_a_student_was_cut_to_learn_it_learns_in_every_stage(
+    splits: Splits, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = tiny_models.publish_model(tiny_models.model(layers=3))
+    learn, seen = fitting.learn, {}
+
+    def watched(title: str, model: Any, lesson: Any, **options: Any) -> Any:
+        seen[title] = lesson.tutor.layer_map
+        return learn(title, model, lesson, **options)
+
+    monkeypatch.setattr(fitting, "learn", watched)
+    monkeypatch.setattr(layer_choice, "influence", lambda *_: [3.0, 2.0, 1.0])
+    brief = QUICK | {"steps": 2, "augmentation": 0}
+    first = student(teacher, splits, run_id, **brief, layers=2, layer_choice="influence")
+    pruned = prune(first.bundle, splits, PruningConfig(**brief, rounds=2), teacher=teacher, seed=0, run_id=run_id)
+    quantize(pruned.bundle, splits, QuantizationConfig(training=brief), teacher=teacher, seed=0, run_id=run_id)
+    assert seen == {title: [0, 2] for title in ("distill", "prune-1", "prune", "quantize")}
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])

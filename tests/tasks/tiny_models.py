@@ -36,12 +36,12 @@ def tokenizer() -> Any:
     )
 
 
-def model() -> nn.Module:
+def model(*, layers: int = 2) -> nn.Module:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(WORDS) + 4,
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=64,
