@@ -59,24 +59,25 @@ def distill(source: Bundle, splits: Splits, config: DistillationConfig, *, seed:
 
     The losses and their papers are in ``tasks.ml.losses``.
     """
-    from tasks.ml import datasets, factorization, layer_choice, learning, modeling, surgery, width
+    from tasks.ml import datasets, factorization, layer_choice, learning, modeling, problems, surgery, width
 
     teacher = modeling.load(store.path(source.digest), source.problem)
     tokenizer = modeling.load_tokenizer(store.path(source.digest))
     calibration = datasets.read(store.path(splits.digest), "calibration", tokenizer)
     batches = list(learning.batches(calibration, CALIBRATION_BATCH, pad_id=tokenizer.pad_token_id))
-    total = len(modeling.shapes(teacher))
+    total, only = len(modeling.shapes(teacher)), problems.get(source.problem).FIRST_TOKEN_ONLY
     if config.layer_choice is LayerChoice.SPREAD:
         kept = taught = surgery.spread(total, config.layers)
     else:
-        kept = layer_choice.most_influential(layer_choice.influence(teacher, batches), config.layers)
+        scores = layer_choice.influence(teacher, batches, first_token_only=only)
+        kept = layer_choice.most_influential(scores, config.layers)
         taught = layer_choice.taught(kept, total)
     student = surgery.keep_layers(teacher, kept)
     modeling.set_layer_map(student, taught)
     if config.keep_hidden < 1:
         head_size = teacher.config.hidden_size // teacher.config.num_attention_heads  # type: ignore[union-attr, operator]
-        scores = width.importance(student, batches)
-        student = width.keep_hidden(student, width.top(scores, keep=config.keep_hidden, head_size=head_size))  # type: ignore[arg-type]
+        widths = width.importance(student, batches, first_token_only=only)
+        student = width.keep_hidden(student, width.top(widths, keep=config.keep_hidden, head_size=head_size))  # type: ignore[arg-type]
     if config.embedding_rank:
         texts = [datasets.read(store.path(splits.digest), name, tokenizer) for name in ("train", "unlabeled")]
         counts = surgery.token_counts([row for split in texts for row in split.input_ids], len(tokenizer))

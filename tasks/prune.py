@@ -149,7 +149,9 @@ class PruningConfig(tutoring.TutoringConfig):
         return self
 
 
-def with_zeros(model: nn.Module, calibration: Split, config: PruningConfig, *, pad_id: int) -> tuple[nn.Module, str]:
+def with_zeros(
+    model: nn.Module, calibration: Split, config: PruningConfig, *, pad_id: int, first_token_only: bool
+) -> tuple[nn.Module, str]:
     """Returns a model with zeros among its weights, and as JSON what they damage and gain."""
     from tasks.ml import learning, sparse_gain, sparsity
 
@@ -158,6 +160,7 @@ def with_zeros(model: nn.Module, calibration: Split, config: PruningConfig, *, p
         list(learning.batches(calibration, CALIBRATION_BATCH, pad_id=pad_id)),
         method=config.sparsity,
         pattern=sparsity.Pattern.parse(config.sparsity_pattern, config.sparsity_fraction),
+        first_token_only=first_token_only,
     )
     gain = sparse_gain.gain(sparsity.linears(model), sparsity.linears(sparse))
     return sparse, json.dumps({"damage": damage, **gain}, indent=1)
@@ -266,7 +269,7 @@ def prune(
         if config.importance is Importance.TAYLOR:
             scores = importance.taylor(model, batches, lambda logits, batch: problem.loss(logits, batch["targets"]))
         else:
-            scores = importance.activation(model, batches)
+            scores = importance.activation(model, batches, first_token_only=problem.FIRST_TOKEN_ONLY)
         return surgery.keep_counts(model, scores, plan(model, scores, way))
 
     lesson: dict[str, Any] = {
@@ -284,6 +287,8 @@ def prune(
     student = cut(student, 1.0)
     evidence: dict[str, str] = {}
     if config.sparsity is not Sparsity.NONE:
-        student, evidence["sparsity.json"] = with_zeros(student, calibration, config, pad_id=tokenizer.pad_token_id)
+        student, evidence["sparsity.json"] = with_zeros(
+            student, calibration, config, pad_id=tokenizer.pad_token_id, first_token_only=problem.FIRST_TOKEN_ONLY
+        )
         lesson["hold_zeros"] = True
     return tutoring.teach("prune", student, master, tokenizer, evidence=evidence, **lesson)

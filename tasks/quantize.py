@@ -147,7 +147,17 @@ class QuantizationConfig(StageConfig):
 @stage
 def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teacher: Bundle, seed: int) -> StageOutput:
     """Writes the quantization spec beside the weights and reports the quality of its simulation."""
-    from tasks.ml import datasets, evaluation, learning, modeling, post_training, problems, quantization, sensitivity
+    from tasks.ml import (
+        datasets,
+        evaluation,
+        first_token,
+        learning,
+        modeling,
+        post_training,
+        problems,
+        quantization,
+        sensitivity,
+    )
 
     model = modeling.load(store.path(source.digest), source.problem)
     tokenizer = modeling.load_tokenizer(store.path(source.digest))
@@ -174,6 +184,8 @@ def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teac
     size_mb = quantization.num_bytes(model, spec) / 1e6
     num_parameters = modeling.num_parameters(model)
     quantization.simulate(model, spec)
+    if problem.FIRST_TOKEN_ONLY:
+        first_token.narrow(model)  # as it is served
     answer = evaluation.answers(store.path(teacher.digest), store.path(splits.digest), teacher.problem)
     others = {"unquantized": before, "teacher": answer}
     quality = learning.quality(model, problem, selection, pad_id=pad_id, others=others)

@@ -1,6 +1,6 @@
 """What linear layers read on the calibration split, and the ranges that static quantization takes from it.
 
-B = rows of a batch, S = tokens, I = input channels, T = tokens without padding.
+B = rows of a batch, S = tokens, I = input channels, T = tokens that count for a layer (see ``listening``).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tasks.contracts import FeatherweightError
+from tasks.ml import listening
 from tasks.ml.quantization import INT8_STATIC, UINT8_MAX, LinearScheme, Spec
 
 METHODS = ("min-max", "percentile", "entropy")
@@ -27,44 +28,33 @@ Batches = Iterable[Mapping[str, torch.Tensor]]
 Reader = Callable[[str, torch.Tensor], None]
 
 
-@torch.no_grad()
-def read_inputs(model: nn.Module, names: Sequence[str], batches: Batches, reader: Reader) -> None:
-    """Runs a model and hands the input of each named linear layer to a reader, as (T, I) without padding.
+def read_inputs(
+    model: nn.Module, names: Sequence[str], batches: Batches, reader: Reader, *, first_token_only: bool = False
+) -> None:
+    """Runs a model and hands the input of each named linear layer to a reader, as (T, I), of tokens that count.
 
     Args:
         batches: ``input_ids`` and ``attention_mask`` (B, S).
         reader: called with the name and the input, once per layer and batch.
+        first_token_only: whether the head reads the first token and no other.
     """
-    mask = torch.zeros(0)
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def catch(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            x = args[0].detach()
-            # Layers that read the first token only see no padding.
-            reader(name, x[mask.bool()] if x.shape[:-1] == mask.shape else x.flatten(0, -2))
-
-        return catch
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
-    model.eval()
-    try:
-        for batch in batches:
-            mask = batch["attention_mask"]
-            model(input_ids=batch["input_ids"], attention_mask=mask)
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = [model.get_submodule(name) for name in names]
+    listening.listen(
+        model, batches, modules, lambda number, x, _: reader(names[number], x), first_token_only=first_token_only
+    )
 
 
-def channel_maxima(model: nn.Module, names: Sequence[str], batches: Batches) -> dict[str, torch.Tensor]:
-    """Largest magnitude of each input channel (I,) of each named layer."""
+def channel_maxima(
+    model: nn.Module, names: Sequence[str], batches: Batches, *, first_token_only: bool = False
+) -> dict[str, torch.Tensor]:
+    """Largest magnitude of each input channel (I,) of each named layer, as ``read_inputs`` hears it."""
     maxima: dict[str, torch.Tensor] = {}
 
     def look(name: str, x: torch.Tensor) -> None:
         largest = x.abs().amax(dim=0)
         maxima[name] = torch.maximum(maxima[name], largest) if name in maxima else largest
 
-    read_inputs(model, names, batches, look)
+    read_inputs(model, names, batches, look, first_token_only=first_token_only)
     return maxima
 
 
@@ -150,7 +140,9 @@ def affine(low: float, high: float) -> tuple[float, int]:
     return scale, min(max(round(-low / scale), 0), UINT8_MAX)
 
 
-def calibrate(model: nn.Module, spec: Spec, batches: Callable[[], Batches], *, method: str) -> Spec:
+def calibrate(
+    model: nn.Module, spec: Spec, batches: Callable[[], Batches], *, method: str, first_token_only: bool = False
+) -> Spec:
     """Fills in scale and zero point of every input that the spec quantizes statically.
 
     Ranges are those of the unquantized model, smoothed where the spec says so. The batches are read twice: for the
@@ -159,6 +151,7 @@ def calibrate(model: nn.Module, spec: Spec, batches: Callable[[], Batches], *, m
     Args:
         batches: gives the calibration split, anew each time.
         method: one of ``METHODS``.
+        first_token_only: whether the head reads the first token and no other.
 
     Raises:
         FeatherweightError: the calibration split is empty.
@@ -170,14 +163,19 @@ def calibrate(model: nn.Module, spec: Spec, batches: Callable[[], Batches], *, m
         how = spec.linears[name]
         return x / x.new_tensor(how.smoothing) if how.smoothing else x
 
-    read_inputs(model, names, batches(), lambda name, x: values[name].widen(smoothed(name, x)))
+    def read(reader: Reader) -> None:
+        read_inputs(
+            model, names, batches(), lambda name, x: reader(name, smoothed(name, x)), first_token_only=first_token_only
+        )
+
+    read(lambda name, x: values[name].widen(x))
     if any(seen.largest == 0 for seen in values.values()):
         raise FeatherweightError(
             "quantization: int8-static needs rows to take ranges from, and the calibration split has none; "
             "raise data.calibration_fraction, or choose int8-dynamic"
         )
     if method != "min-max":
-        read_inputs(model, names, batches(), lambda name, x: values[name].count(smoothed(name, x)))
+        read(lambda name, x: values[name].count(x))
     found = {name: affine(*RANGES[method](values[name])) for name in names}
     filled: dict[str, LinearScheme] = {
         name: replace(how, scale=found[name][0], zero_point=found[name][1]) if name in found else how

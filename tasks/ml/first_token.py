@@ -123,6 +123,33 @@ def narrow(model: nn.Module) -> None:
 
 
 @contextmanager
+def as_read(model: nn.Module) -> Iterator[None]:
+    """While it is open, every module is given only what is read of what it puts out, the last query included: for
+    looking at inputs. The model says what it said, and keeps all names."""
+    family, layer = _last_layer(model)
+    tokens = 0
+
+    def first(_: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        nonlocal tokens
+        tokens = given[0].shape[1]
+        return (given[0][:, :1],)
+
+    def for_all(_: nn.Module, __: object, query: torch.Tensor) -> torch.Tensor:
+        return query.expand(-1, tokens, -1)  # attention wants one per token
+
+    handles = []
+    if family.num_heads(layer):
+        query = layer.get_submodule(family.query)
+        handles = [query.register_forward_pre_hook(first), query.register_forward_hook(for_all)]
+    try:
+        with narrowed(model):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def narrowed(model: nn.Module) -> Iterator[None]:
     """Narrows while it is open, and keeps the names of all parameters: for training. No gradient changes by it."""
     parent, name = _residual_block(*_last_layer(model))

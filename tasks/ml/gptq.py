@@ -87,7 +87,9 @@ def round_weight(
 
 
 @torch.no_grad()
-def apply(model: nn.Module, spec: Spec, batches: Callable[[], calibration.Batches]) -> dict[str, float]:
+def apply(
+    model: nn.Module, spec: Spec, batches: Callable[[], calibration.Batches], *, first_token_only: bool = False
+) -> dict[str, float]:
     """Rounds, in place, the weights of all linear layers that the spec names, in the order in which they are computed.
 
     Each layer's Hessian is of what it reads once those before it are rounded, quantized as it will be (section 3.1, and
@@ -95,6 +97,7 @@ def apply(model: nn.Module, spec: Spec, batches: Callable[[], calibration.Batche
 
     Args:
         batches: gives the calibration split, anew each time.
+        first_token_only: whether the head reads the first token and no other.
 
     Returns:
         Each layer's squared error over that of rounding to nearest, at most 1.
@@ -113,7 +116,7 @@ def apply(model: nn.Module, spec: Spec, batches: Callable[[], calibration.Batche
             x = input_on_grid(x, how, spec.block_size)
             hessians[name] = hessians[name] + x.T @ x if name in hessians else x.T @ x
 
-        calibration.read_inputs(model, names, batches(), add)
+        calibration.read_inputs(model, names, batches(), add, first_token_only=first_token_only)
         for name in names:
             how = spec.linears[name]
             linear: nn.Linear = model.get_submodule(name)  # type: ignore[assignment]

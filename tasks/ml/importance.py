@@ -119,7 +119,9 @@ def taylor(
 
 
 @torch.no_grad()
-def activation(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> list[LayerImportance]:
+def activation(
+    model: nn.Module, batches: Iterable[dict[str, torch.Tensor]], *, first_token_only: bool = False
+) -> list[LayerImportance]:
     """Importance of every head and FFN channel by how much it adds to the output of its block.
 
     The mean square of a column's input times its squared norm, E[x_j²] · ‖W_:j‖²: Wanda's metric (Sun et al. 2024,
@@ -129,17 +131,21 @@ def activation(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> 
 
     Args:
         batches: ``input_ids`` and ``attention_mask`` (B, S).
+        first_token_only: whether the head reads the first token and no other.
     """
     layers = _blocks(model)
     there = [block for pair in layers for block in pair if block]
     squares: list[torch.Tensor | float] = [0.0] * len(there)
+    tokens = [0] * len(there)
 
     def add_squares(number: int, before: torch.Tensor, _: torch.Tensor) -> None:
         squares[number] = squares[number] + before.square().sum(dim=0)
+        tokens[number] += len(before)
 
-    tokens = listening.listen(model, batches, [block.closing for block in there], add_squares)
+    closings = [block.closing for block in there]
+    listening.listen(model, batches, closings, add_squares, first_token_only=first_token_only)
     scores = [
-        (square / tokens * block.closing.weight.square().sum(dim=0)).unflatten(0, (block.units, -1)).sum(dim=1)
-        for block, square in zip(there, squares, strict=True)
+        (square / count * block.closing.weight.square().sum(dim=0)).unflatten(0, (block.units, -1)).sum(dim=1)
+        for block, square, count in zip(there, squares, tokens, strict=True)
     ]
     return _by_layer(layers, scores)

@@ -12,23 +12,26 @@ from tasks.contracts import FeatherweightError
 from tasks.ml import families, listening, modeling, surgery
 
 
-@torch.no_grad()
-def influence(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> list[float]:
+def influence(
+    model: nn.Module, batches: Iterable[dict[str, torch.Tensor]], *, first_token_only: bool = False
+) -> list[float]:
     """Block influence of each layer: one minus the mean cosine between its input and its output.
 
     ShortGPT, Men et al. 2024 (arXiv:2403.03853, eq. 1): a layer that hardly turns the hidden state is hardly missed.
 
     Args:
         batches: ``input_ids`` and ``attention_mask`` (B, S).
+        first_token_only: whether the head reads the first token and no other.
     """
     layers = list(families.of(model.config.model_type).layer_list(model))  # type: ignore[union-attr, arg-type]
-    totals = [0.0] * len(layers)
+    totals, tokens = [0.0] * len(layers), [0] * len(layers)
 
     def add(number: int, before: torch.Tensor, after: torch.Tensor) -> None:
         totals[number] += float((1 - F.cosine_similarity(before, after, dim=-1)).sum())
+        tokens[number] += len(after)
 
-    tokens = listening.listen(model, batches, layers, add)
-    return [total / tokens for total in totals]
+    listening.listen(model, batches, layers, add, first_token_only=first_token_only)
+    return [total / count for total, count in zip(totals, tokens, strict=True)]
 
 
 def most_influential(scores: Sequence[float], keep: int) -> list[int]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
 
-from tasks.ml import calibration, first_token, gptq, learning, sensitivity, smoothing
+from tasks.ml import calibration, gptq, learning, sensitivity, smoothing
 from tasks.ml.datasets import Split
 from tasks.ml.problems import Problem
 from tasks.ml.quantization import INT8_STATIC, Spec
@@ -44,19 +43,15 @@ def decide(
     def batches() -> Iterator[dict[str, torch.Tensor]]:
         return learning.batches(rows, BATCH_SIZE, pad_id=pad_id)
 
-    def as_run() -> AbstractContextManager[None]:
-        # The runtime leaves out tokens that nobody reads: ranges and Hessians are those of what it does read.
-        return first_token.narrowed(model) if problem.FIRST_TOKEN_ONLY else nullcontext()
-
-    scan = None
+    scan, only = None, problem.FIRST_TOKEN_ONLY
     if alpha:
-        spec = smoothing.smooth(model, spec, batches, alpha=alpha)
+        spec = smoothing.smooth(model, spec, batches, alpha=alpha, first_token_only=only)
     if any(how.scheme == INT8_STATIC for how in spec.linears.values()):
-        with as_run():
-            spec = calibration.calibrate(model, spec, batches, method=method)
+        spec = calibration.calibrate(model, spec, batches, method=method, first_token_only=only)
     if max_damage:
-        spec, scan = sensitivity.protect(model, spec, rows.input_ids, pad_id=pad_id, max_damage=max_damage)
+        spec, scan = sensitivity.protect(
+            model, spec, rows.input_ids, pad_id=pad_id, max_damage=max_damage, first_token_only=only
+        )
     if use_gptq:
-        with as_run():
-            gptq.apply(model, spec, batches)
+        gptq.apply(model, spec, batches, first_token_only=only)
     return spec, scan

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from tasks.ml import evaluation, families, quantization
+from tasks.ml import evaluation, families, first_token, quantization
 from tasks.ml.quantization import INT4, INT8_DYNAMIC, LinearScheme, Spec
 
 FILE = "sensitivity.json"
@@ -74,7 +74,13 @@ def _raised(spec: Spec, group: Sequence[str]) -> Spec:
 
 
 def protect(
-    model: nn.Module, spec: Spec, rows: Sequence[Sequence[int]], *, pad_id: int, max_damage: float
+    model: nn.Module,
+    spec: Spec,
+    rows: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    max_damage: float,
+    first_token_only: bool = False,
 ) -> tuple[Spec, Scan]:
     """Takes precision back where it is missed most, until the whole does no more harm than allowed.
 
@@ -84,6 +90,7 @@ def protect(
     Args:
         rows: token ids of the calibration split.
         max_damage: nats per row that the quantized linear layers may cost; tables are not counted.
+        first_token_only: whether the head reads the first token and no other.
 
     Returns:
         The spec, and what was measured.
@@ -93,6 +100,8 @@ def protect(
     def damage(spec: Spec, names: Sequence[str]) -> float:
         simulated = copy.deepcopy(model)
         quantization.simulate(simulated, replace(spec.of(names), embeddings={}))
+        if first_token_only:
+            first_token.narrow(simulated)
         return divergence(reference, evaluation.logits(simulated, rows, pad_id=pad_id))
 
     config: Any = model.config

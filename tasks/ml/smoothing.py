@@ -42,7 +42,14 @@ def fold_into_rows(before: nn.Module, divisor: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def smooth(model: nn.Module, spec: Spec, batches: Callable[[], calibration.Batches], *, alpha: float) -> Spec:
+def smooth(
+    model: nn.Module,
+    spec: Spec,
+    batches: Callable[[], calibration.Batches],
+    *,
+    alpha: float,
+    first_token_only: bool = False,
+) -> Spec:
     """Smooths, in place, what folds exactly, and returns the spec with the divisors of the other layers.
 
     The model computes what it did; how much easier it is to quantize is to be measured.
@@ -50,11 +57,14 @@ def smooth(model: nn.Module, spec: Spec, batches: Callable[[], calibration.Batch
     Args:
         batches: gives the calibration split.
         alpha: 0 leaves all difficulty with the activations, 1 moves all of it into the weights.
+        first_token_only: whether the head reads the first token and no other.
     """
     config: Any = model.config
     family = families.of(config.model_type)
     groups = [group for group in family.linear_groups(model) if all(name in spec.linears for name in group)]
-    maxima = calibration.channel_maxima(model, [group[0] for group in groups], batches())
+    maxima = calibration.channel_maxima(
+        model, [group[0] for group in groups], batches(), first_token_only=first_token_only
+    )
     linears = dict(spec.linears)
     for group in groups:
         members: list[nn.Linear] = [model.get_submodule(name) for name in group]  # type: ignore[misc]

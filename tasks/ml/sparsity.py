@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import families
+from tasks.ml import families, listening
 
 UNSTRUCTURED = "unstructured"
 BLOCK = 128
@@ -146,37 +146,27 @@ def fraction(model: nn.Module) -> float:
     return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
 
-@torch.no_grad()
 def grams(
-    model: nn.Module, layers: Mapping[str, nn.Linear], batches: Iterable[Mapping[str, torch.Tensor]]
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear],
+    batches: Iterable[Mapping[str, torch.Tensor]],
+    *,
+    first_token_only: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """G of each of these layers, over real tokens.
+    """G of each of these layers, over the tokens that count for it.
 
     Args:
         batches: ``input_ids`` and ``attention_mask`` (B, S).
+        first_token_only: whether the head reads the first token and no other.
     """
     sums: dict[str, torch.Tensor] = {}
-    tokens = torch.empty(0, dtype=torch.bool)
+    names = list(layers)
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-            x = given[0].detach()
-            # The pooler is given first tokens only: (B, I).
-            rows = x[tokens] if x.shape[:-1] == tokens.shape else x.reshape(-1, x.shape[-1])
-            product = (rows.float().T @ rows.float()).double()
-            sums[name] = sums[name] + product if name in sums else product
+    def add(number: int, x: torch.Tensor, _: torch.Tensor) -> None:
+        name, product = names[number], (x.T @ x).double()
+        sums[name] = sums[name] + product if name in sums else product
 
-        return hook
-
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
-    model.eval()
-    try:
-        for batch in batches:
-            tokens = batch["attention_mask"].bool()
-            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    finally:
-        for handle in handles:
-            handle.remove()
+    listening.listen(model, batches, list(layers.values()), add, first_token_only=first_token_only)
     return sums
 
 
@@ -192,7 +182,12 @@ def _in_order(model: nn.Module) -> list[dict[str, nn.Linear]]:
 
 
 def sparsify(
-    model: nn.Module, batches: Sequence[Mapping[str, torch.Tensor]], *, method: str, pattern: Pattern
+    model: nn.Module,
+    batches: Sequence[Mapping[str, torch.Tensor]],
+    *,
+    method: str,
+    pattern: Pattern,
+    first_token_only: bool = False,
 ) -> tuple[nn.Module, dict[str, float]]:
     """Returns a model with zeros, and the ``damage`` to each layer on the calibration batches.
 
@@ -201,11 +196,12 @@ def sparsify(
     Args:
         batches: ``input_ids`` and ``attention_mask`` (B, S).
         method: one of ``METHODS``.
+        first_token_only: whether the head reads the first token and no other.
     """
     sparse = copy.deepcopy(model)
     damages: dict[str, float] = {}
     for group in _in_order(sparse):
-        for name, gram in grams(sparse, group, batches).items():
+        for name, gram in grams(sparse, group, batches, first_token_only=first_token_only).items():
             weight = group[name].weight.detach()
             changed = METHODS[method](weight, gram, pattern)
             damages[name] = damage(weight, changed, gram)

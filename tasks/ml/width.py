@@ -15,25 +15,27 @@ from torch import nn
 from tasks.ml import families, listening, removal, surgery
 
 
-@torch.no_grad()
-def importance(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> torch.Tensor:
+def importance(
+    model: nn.Module, batches: Iterable[dict[str, torch.Tensor]], *, first_token_only: bool = False
+) -> torch.Tensor:
     """Importance (H,) of the hidden dimensions: mean magnitude after each norm of the backbone, added up over norms.
 
     Minitron, Muralidharan et al. 2024 (arXiv:2407.14679, section 2.2, F_emb), with the mean over all tokens.
 
     Args:
         batches: ``input_ids`` and ``attention_mask`` (B, S).
+        first_token_only: whether the head reads the first token and no other.
     """
-    total: torch.Tensor | float = 0.0
-
-    def add(_: int, __: torch.Tensor, after: torch.Tensor) -> None:
-        nonlocal total
-        total = total + after.abs().sum(dim=0)
-
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
-    tokens = listening.listen(model, batches, norms, add)
-    assert isinstance(total, torch.Tensor)
-    return total / tokens
+    totals = [torch.zeros_like(norm.weight) for norm in norms]
+    tokens = [0] * len(norms)
+
+    def add(number: int, _: torch.Tensor, after: torch.Tensor) -> None:
+        totals[number] += after.abs().sum(dim=0)
+        tokens[number] += len(after)
+
+    listening.listen(model, batches, norms, add, first_token_only=first_token_only)
+    return torch.stack([total / count for total, count in zip(totals, tokens, strict=True)]).sum(dim=0)
 
 
 def top(scores: torch.Tensor, *, keep: float, head_size: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tasks import disk, fitting, store, tracking, tutoring
 from tasks.contracts import Bundle, Splits, StageResult
 from tasks.distill import DistillationConfig, distill
-from tasks.ml import augmentation, datasets, evaluation, layer_choice, modeling, sparsity, teaching
+from tasks.ml import augmentation, datasets, evaluation, layer_choice, modeling, proof, sparsity, teaching
 from tasks.prune import PruningConfig, prune
 from tasks.quantize import QuantizationConfig, quantize
 from tests.tasks import tiny_models
@@ -56,8 +56,12 @@ def student(teacher: Bundle, splits: Splits, run_id: str, **changes: Any) -> Sta
 
 
 def labels(bundle: Bundle, splits: Splits) -> np.ndarray:
+    """What a bundle says of the selection split as it is served, of texts as its own tokenizer encodes them."""
     path = store.path(bundle.digest)
-    return evaluation.answers(path, store.path(splits.digest), bundle.problem).argmax(axis=1)
+    tokenizer = modeling.load_tokenizer(path)
+    rows = datasets.read(store.path(splits.digest), "selection", tokenizer).input_ids
+    served = proof.simulated(path, bundle.problem)
+    return evaluation.logits(served, rows, pad_id=tokenizer.pad_token_id).argmax(axis=1)
 
 
 def test_a_teacher_is_asked_about_a_text_once(teacher: Bundle, splits: Splits, run_id: str, asked: list[int]) -> None:
