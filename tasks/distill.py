@@ -90,5 +90,5 @@ def distill(source: Bundle, splits: Splits, config: DistillationConfig, *, seed:
         splits=splits,
         config=config,
         seed=seed,
-        memory=tutoring.memory(source),
+        bundle=source,
     )

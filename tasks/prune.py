@@ -278,7 +278,8 @@ def prune(
             update={"epochs": config.epochs / config.rounds, "steps": -(-config.steps // config.rounds)}
         ),
         "seed": seed,
-        "memory": tutoring.memory(teacher, vocabulary=tokens),
+        "bundle": teacher,
+        "vocabulary": tokens,
         "spec": quantization.plan(student, linears=False, **rounding) if rounding else None,
     }
     for number in range(1, config.rounds):

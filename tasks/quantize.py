@@ -231,7 +231,8 @@ def _train(
         splits=splits,
         config=config.training,
         seed=seed,
-        memory=tutoring.memory(teacher, vocabulary=tokens if cut else None),
+        bundle=teacher,
+        vocabulary=tokens if cut else None,
         spec=spec,
     )
     options: Any = {"config": config.training, "seed": seed, "steps": config.training.steps}

@@ -135,7 +135,8 @@ def prepare_lesson(
     splits: Splits,
     config: TutoringConfig,
     seed: int,
-    memory: Memory,
+    bundle: Bundle,
+    vocabulary: Sequence[int] | None = None,
     hold_zeros: bool = False,
     spec: Spec | None = None,
 ) -> tuple[Lesson, Split]:
@@ -143,7 +144,9 @@ def prepare_lesson(
 
     Args:
         tokenizer: encodes for both models.
-        memory: of this teacher.
+        bundle: the teacher as it was published, whose labels the student is held against.
+        vocabulary: token id of the bundle for each id that texts are written in, where the teacher's vocabulary was
+            cut.
         hold_zeros: whether weights of the student that are zero stay zero.
         spec: what the student computes as if it were quantized.
     """
@@ -160,6 +163,7 @@ def prepare_lesson(
     targets = np.full(len(rows), problems.get(splits.problem).NO_TARGET)
     targets[: len(train)] = train.targets
     device = trainer.default_device()
+    known = memory(bundle, vocabulary=vocabulary)
     student.to(device)
     teacher.to(device)
     weights = teaching.Weights(
@@ -175,8 +179,8 @@ def prepare_lesson(
         input_ids=rows,
         targets=targets,
         selection=selection,
-        tutor=lessons.Tutor(teacher, layer_choice.layer_map(student, teacher), weights, config.temperature, memory),
-        reference=evaluation.logits(teacher, selection.input_ids, pad_id=tokenizer.pad_token_id),
+        tutor=lessons.Tutor(teacher, layer_choice.layer_map(student, teacher), weights, config.temperature, known),
+        reference=evaluation.answers(store.path(bundle.digest), data, bundle.problem),
         hold_zeros=hold_zeros,
         spec=spec,
     )

@@ -64,7 +64,7 @@ class Lesson:
     label_smoothing: float = 0.0
     tutor: Tutor | None = None
     reference: np.ndarray | None = None
-    """The teacher's logits on the selection rows (N, C)."""
+    """Logits on the selection texts (N, C) of the teacher as it was, before anything was cut from its vocabulary."""
     hold_zeros: bool = False
     """Whether weights of linear layers that are zero stay zero."""
     spec: Spec | None = None
@@ -172,7 +172,7 @@ class Lesson:
             tensors[name] = torch.tensor([token for row in rows for token in row], dtype=torch.int32)
             tensors[f"{name}_lengths"] = torch.tensor([len(row) for row in rows])
         if self.reference is not None:
-            tensors["reference"] = torch.as_tensor(self.reference)
+            tensors["reference"] = torch.tensor(self.reference)
         about: dict[str, Any] = {
             "problem": self.problem, "pad_id": self.pad_id, "label_smoothing": self.label_smoothing,
             "hold_zeros": self.hold_zeros,

@@ -109,6 +109,18 @@ def test_every_stage_says_how_often_it_agrees_with_the_teacher(teacher: Bundle, 
         assert result.scorecard.agreement_with_teacher == pytest.approx(alike)
 
 
+def test_with_a_smaller_vocabulary_it_is_held_against_the_teacher_as_it_was(splits: Splits, run_id: str) -> None:
+    encoder = tiny_models.tokenizer(pieces=True)
+    teacher = tiny_models.publish_model(tiny_models.model(vocabulary=len(encoder)), encoder=encoder)
+    config = PruningConfig(**QUICK | {"steps": 1, "augmentation": 0}, keep_vocabulary=0.8)
+    pruned = prune(teacher, splits, config, teacher=teacher, seed=0, run_id=run_id)
+    assert pruned.bundle is not None
+    alike = (labels(pruned.bundle, splits) == labels(teacher, splits)).mean()
+    assert pruned.scorecard.agreement_with_teacher == pytest.approx(alike)
+    evaluation = tiny_models.read_json(store.path(pruned.evidence), "history.json")["evaluations"][-1]
+    assert evaluation["agreement"] == pytest.approx(alike)
+
+
 def test_what_a_student_was_cut_to_learn_it_learns_in_every_stage(
     splits: Splits, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

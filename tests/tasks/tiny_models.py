@@ -23,9 +23,14 @@ WORDS = TEXT.split()
 MAX_LENGTH = 16
 
 
-def tokenizer() -> Any:
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
-    core = Tokenizer(models.WordLevel({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+def tokenizer(*, pieces: bool = False) -> Any:
+    """Knows words only, or pieces of words as well, so that its vocabulary can be cut."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+    kind: Any = models.WordLevel
+    if pieces:
+        letters = [chr(code) for code in range(ord("b"), ord("z") + 1)]  # "a" is a word
+        tokens, kind = [*tokens, *letters, "##a", *(f"##{letter}" for letter in letters)], models.WordPiece
+    core = Tokenizer(kind({token: index for index, token in enumerate(tokens)}, unk_token="[UNK]"))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(
@@ -36,10 +41,10 @@ def tokenizer() -> Any:
     )
 
 
-def model(*, layers: int = 2) -> nn.Module:
+def model(*, layers: int = 2, vocabulary: int = len(WORDS) + 4) -> nn.Module:
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(WORDS) + 4,
+        vocab_size=vocabulary,
         hidden_size=32,
         num_hidden_layers=layers,
         num_attention_heads=4,
@@ -52,9 +57,9 @@ def model(*, layers: int = 2) -> nn.Module:
     return BertForSequenceClassification(config).eval()
 
 
-def publish_model(model: nn.Module, spec: quantization.Spec | None = None) -> Bundle:
+def publish_model(model: nn.Module, spec: quantization.Spec | None = None, *, encoder: Any = None) -> Bundle:
     with store.workspace() as directory:
-        modeling.save(model, tokenizer(), directory, spec=spec)
+        modeling.save(model, encoder or tokenizer(), directory, spec=spec)
         return Bundle(digest=store.publish(directory), format="torch", problem=PROBLEM)
 
 
