@@ -72,23 +72,26 @@ class FirstQuery(nn.Module):
         key = _dense(self.key).unflatten(0, (self.heads, -1)) * self.size**-0.5  # (N, D, H)
         scores = (query @ key).transpose(0, 1) @ x.transpose(1, 2)  # (B, N, S)
         if attention_mask is not None:
-            scores = scores + _additive(attention_mask).to(scores.dtype)
+            scores = _masked(scores, attention_mask)
         mixed = (scores.softmax(dim=-1) @ x).transpose(0, 1)  # (N, B, H)
         value = _dense(self.value).unflatten(0, (self.heads, -1)).transpose(1, 2)  # (N, H, D)
         return (mixed @ value).transpose(0, 1).reshape(-1, 1, self.heads * self.size) + self.value.bias, None
 
 
-def _additive(mask: torch.Tensor) -> torch.Tensor:
-    """What to add to scores (B, N, S): 0 on tokens and −∞ on padding.
+def _masked(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Scores (B, N, S) whose padding gets no weight.
+
+    A row that is all padding spreads its weight evenly, as in the runtime's own attention. With −∞ it would be NaN,
+    which the scale of activations carries into every other row of a batch.
 
     Args:
         mask: 1 on tokens and 0 on padding (B, S), as the runtime's operators take it; or as attention in PyTorch takes
             it, for every query (B, 1, S or 1, S): true on tokens, or what to add.
     """
-    if mask.dim() == 4:
-        mask = mask[:, 0, :1]
-        return mask.to(torch.float32).log() if mask.dtype == torch.bool else mask
-    return mask.to(torch.float32).log().unsqueeze(1)
+    mask = mask[:, 0, :1] if mask.dim() == 4 else mask.bool().unsqueeze(1)
+    if mask.dtype != torch.bool:
+        return scores + mask
+    return torch.where(mask, scores, torch.finfo(scores.dtype).min)
 
 
 def _residual_block(family: families.Family, layer: nn.Module) -> tuple[nn.Module, str]:

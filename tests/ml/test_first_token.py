@@ -45,3 +45,11 @@ def test_one_query_without_keys_and_values_is_attention(form: str) -> None:
     }
     actual, _ = first_token.FirstQuery(query, key, value, heads=3)(x, attention_mask=given[form])
     torch.testing.assert_close(actual, expected)
+
+
+def test_a_row_of_padding_spreads_its_weight_evenly() -> None:
+    query, key, value = (nn.Linear(8, 4) for _ in range(3))
+    x, mask = torch.randn(2, 3, 8), torch.tensor([[1, 1, 0], [0, 0, 0]])
+    for given in (mask, mask.bool()[:, None, None].expand(2, 1, 3, 3)):
+        actual, _ = first_token.FirstQuery(query, key, value, heads=2)(x, attention_mask=given)
+        torch.testing.assert_close(actual[1, 0], value(x[1]).mean(dim=0))
