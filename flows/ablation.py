@@ -174,7 +174,8 @@ def _compare(
             Row(name, arm.technique.note, arm.is_used, summarize(used), summarize(spared), compare(used, spared))
         )
     whole = [one.measured for one in made[recipe].values()]
-    machines = {one.measured.about["cpu_model"] for by_seed in made.values() for one in by_seed.values()}
+    abouts = [one.measured.about for by_seed in made.values() for one in by_seed.values()]
+    machines = {f"{about['cpu_model']}, {about['kernels']}" for about in abouts}
     return Ablation(
         run_id=run_id,
         recipe=recipe.name,

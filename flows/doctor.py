@@ -11,23 +11,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from flows import embedded
 from tasks import disk
 from tasks.contracts import FeatherweightError
+from tasks.ml import machine
 
 PACKAGES = ("torch", "transformers", "tokenizers", "onnx", "onnxscript", "datasets", "mlflow", "prefect", "fastapi")
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
-INTEGER_FEATURES = {
-    "avx512_vnni": "AVX-512 VNNI",
-    "avx_vnni": "AVX-VNNI",
-    "amx_int8": "AMX int8",
-    "asimddp": "dot product",
-}
-"""CPU flags of instructions that multiply 8-bit integers, which int8 models draw their speed from."""
-
 LIBRARIES = """
 import json, onnxruntime, torch
 print(json.dumps({
@@ -96,18 +88,15 @@ def _libraries() -> list[Finding]:
     facts = json.loads(done.stdout.splitlines()[-1])
     return [
         Finding("providers", "ok", ", ".join(facts["providers"]) + " (as built; a run proves what it used)"),
-        Finding("gpu", "ok", facts["cuda"] or "none"),
+        Finding("gpu", "ok", (facts["cuda"] and ", ".join([facts["cuda"], *machine.gpus()[-1:]])) or "none"),
     ]
 
 
 def _cpu() -> list[Finding]:
-    info = Path("/proc/cpuinfo")
-    words = set(info.read_text(encoding="utf-8").split()) if info.is_file() else set()
-    features = [title for flag, title in INTEGER_FEATURES.items() if flag in words]
-    cores = f"{os.cpu_count()} cores"
-    if features:
-        return [Finding("cpu", "ok", f"{cores}, {', '.join(features)}")]
-    return [Finding("cpu", "warning", f"{cores}, no instructions for 8-bit products were found: int8 gains less speed")]
+    text = f"{machine.description()}; a run uses {machine.num_cores()} threads"
+    if machine.multiplies_integers():
+        return [Finding("cpu", "ok", text)]
+    return [Finding("cpu", "warning", f"{text}; no instructions for 8-bit products were found: int8 gains less speed")]
 
 
 def _disk() -> list[Finding]:

@@ -41,7 +41,7 @@ def keep(
     """
     teacher, candidate = _read(baseline, "appraisal.json"), _read(appraised, "appraisal.json")
     validation = {
-        "device": {key: candidate[key] for key in ("provider", "cpu_model", "threads")},
+        "device": {key: candidate[key] for key in ("provider", "cpu_model", "kernels", "threads")},
         "split": appraised.scorecard.split,
         "n": candidate["num_examples"],
         "models": [teacher | {"stage": "train"}, candidate | {"stage": "validate"}],

@@ -111,7 +111,7 @@ def trial(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int)
     correct = problems.get(lesson.problem).correct(logits, lesson.selection.targets)
     measured = {
         "correct": [int(right) for right in correct],
-        "machine": machine.identity(),
+        "machine": machine.description(),
         "device": history.notes["device"],
         "others_share": others_share,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

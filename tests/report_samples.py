@@ -168,6 +168,7 @@ def validation(n: int = 2114) -> dict[str, Any]:
         "device": {
             "provider": "CPUExecutionProvider",
             "cpu_model": "Example CPU @ 2.6 GHz",
+            "kernels": "AVX2 without VNNI",
             "threads": 2,
             "torch_threads": 2,
         },

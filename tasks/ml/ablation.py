@@ -64,7 +64,7 @@ def read(directory: Path, seed: int) -> Measured:
         agrees=agrees,
         size_mb=measured["size_mb"],
         pace=Pace(tuple(measured["latency_p50_rounds_ms"]), (measured["throughput_per_s"],)),
-        about={name: measured[name] for name in ("cpu_model", "threads", "provider", "teacher_accuracy")},
+        about={name: measured[name] for name in ("cpu_model", "kernels", "threads", "provider", "teacher_accuracy")},
     )
 
 

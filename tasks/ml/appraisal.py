@@ -98,6 +98,7 @@ def measure(
         "runtime": candidate.runtime(provider),
         "provider": provider,
         "cpu_model": machine.cpu_model(),
+        "kernels": machine.kernels(),
         "threads": threads,
     }
     return Appraisal(measured, logits, data, problem_name)

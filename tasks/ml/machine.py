@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import signal
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
+ROOT = Path("/")
 PR_SET_PDEATHSIG = 1
+
+DISPATCHED = (
+    "sse4_1", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16",
+    "avx512_fp16", "avx_vnni", "avx_vnni_int8", "amx_tile", "amx_int8", "amx_bf16", "amx_fp16",
+    "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "svei8mm", "svebf16", "sme",
+)  # fmt: skip
+"""CPU flags by which torch, oneDNN and ONNX Runtime choose their kernels, as the Linux kernel calls them."""
+
+INTEGER_KERNELS = (
+    ("amx_int8", "AMX int8"),
+    ("avx512_vnni", "AVX-512 VNNI"),
+    ("avx_vnni", "AVX-VNNI"),
+    ("avx512bw", "AVX-512 without VNNI"),
+    ("avx2", "AVX2 without VNNI"),
+    ("i8mm", "ARM i8mm"),
+    ("asimddp", "ARM dot product"),
+    ("asimd", "ARM NEON without dot product"),
+)
+"""The flag that decides which kernels multiply 8-bit integers, best first, and their name."""
+INTEGER_PRODUCTS = {"amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp"}
+"""Those of them that are instructions for such products, which int8 models draw their speed from."""
+
+CEILINGS = ("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES")
+"""Variables that keep libraries from what the machine has."""
 
 
 def end_with_parent() -> None:
@@ -19,19 +46,77 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+@cache
+def _cpu_info(root: Path) -> dict[str, str]:
+    """What the kernel says of the first processor (proc(5), ``cpuinfo``)."""
+    info = root / "proc" / "cpuinfo"
+    first = info.read_text(encoding="utf-8").partition("\n\n")[0] if info.is_file() else ""
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+
+
 def cpu_model() -> str:
     """Marketing name of the processor, as the kernel gives it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return _cpu_info(ROOT).get("model name") or platform.processor() or platform.machine()
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Instruction sets of this processor that kernels are chosen by, in the order of ``DISPATCHED``."""
+    info = _cpu_info(ROOT)
+    flags = {*info.get("flags", "").split(), *info.get("Features", "").split()}
+    return tuple(name for name in DISPATCHED if name in flags)
+
+
+def kernels() -> str:
+    """Which kernels multiply 8-bit integers here, in words: ``AVX-512 VNNI``, ``AVX2 without VNNI``, …"""
+    here = instruction_sets()
+    return next((words for flag, words in INTEGER_KERNELS if flag in here), "no vector instructions that are known")
+
+
+def multiplies_integers() -> bool:
+    """Whether there are instructions for 8-bit products."""
+    return not INTEGER_PRODUCTS.isdisjoint(instruction_sets())
+
+
+def _quota() -> float:
+    """Cores' worth of time that the control groups of this process allow (cgroups(7), both versions)."""
+    allowed, said = math.inf, ROOT / "proc" / "self" / "cgroup"
+    for line in said.read_text(encoding="utf-8").splitlines() if said.is_file() else ():
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # In a container, the group may be named as the host sees it, while its files lie at the top.
+        top = ROOT / "sys" / "fs" / "cgroup" / controllers
+        place = top / group.lstrip("/")
+        allowed = min(allowed, *(_limit(folder) for folder in (place, *place.parents) if folder.is_relative_to(top)))
+    return allowed
+
+
+def _limit(group: Path) -> float:
+    """Cores' worth of time that one control group allows."""
+    try:
+        if (group / "cpu.max").is_file():
+            quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            quota, period = (
+                (group / f"cpu.cfs_{name}_us").read_text(encoding="ascii").strip() for name in ("quota", "period")
+            )
+        return math.inf if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError):
+        return math.inf
+
+
+def _affinity() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_cores() -> float:
+    """Cores' worth of time that this process may use, by its affinity and by its container's limit."""
+    return min(_affinity(), _quota())
 
 
 def num_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Threads that this process can keep busy: one more than its container's limit would hold all of them up."""
+    return max(1, int(usable_cores()))
 
 
 def share_cores(workers: int) -> int:
@@ -43,9 +128,49 @@ def share_cores(workers: int) -> int:
     return share
 
 
+@cache
+def gpus() -> tuple[str, ...]:
+    """The NVIDIA GPUs of this machine and their driver, as NVML names them; nothing where it is not there."""
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return ()
+    if library.nvmlInit_v2():
+        return ()
+    text, count, device = ctypes.create_string_buffer(96), ctypes.c_uint(), ctypes.c_void_p()
+    found = []
+    library.nvmlDeviceGetCount_v2(ctypes.byref(count))
+    for index in range(count.value):
+        library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device))
+        library.nvmlDeviceGetName(device, text, len(text))
+        found.append(text.value.decode())
+    library.nvmlSystemGetDriverVersion(text, len(text))
+    library.nvmlShutdown()
+    return (*found, f"driver {text.value.decode()}")
+
+
+def description() -> str:
+    """The machine in a line for people."""
+    return f"{cpu_model()} × {usable_cores():g}, {kernels()}"
+
+
 def identity() -> str:
-    """One line that changes when timings may not be compared any more."""
-    return f"{cpu_model()} × {num_cores()}"
+    """One line that changes with all that a number which is measured here depends on, but for software.
+
+    Name and model number of the processor, the cores that this process may use, the instruction sets that kernels are
+    chosen by, GPUs with their driver, and what keeps libraries from using them.
+    """
+    numbers = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU variant")
+    info = _cpu_info(ROOT)
+    return ", ".join(
+        (
+            f"{cpu_model()} × {usable_cores():g}",
+            *(f"{name} {info[name]}" for name in numbers if name in info),
+            " ".join(instruction_sets()),
+            *gpus(),
+            *(f"{name}={os.environ[name]}" for name in CEILINGS if name in os.environ),
+        )
+    )
 
 
 def _status(field: str) -> float:

@@ -221,6 +221,7 @@ def examine(
         "device": {
             "provider": provider,
             "cpu_model": machine.cpu_model(),
+            "kernels": machine.kernels(),
             "threads": threads,
             "torch_threads": threads,
             **({"gpu": torch.cuda.get_device_name()} if provider == runtime.CUDA and torch.cuda.is_available() else {}),

@@ -86,6 +86,6 @@ def measure(device: torch.device, *, seconds: float) -> Machine:
         target = torch.ones_like(source)
         return 2 * num_bytes / _best_seconds(lambda: target.copy_(source), device, seconds)
 
-    name = torch.cuda.get_device_name(device) if cuda else machine.identity()
+    name = torch.cuda.get_device_name(device) if cuda else machine.description()
     large = min(512 << 20, free_bytes(device) // 8)
     return Machine(name, device.type, peaks, bytes_per_s=copied(large), cache_bytes_per_s=copied(1 << 20))

@@ -12,6 +12,7 @@ import pytest
 
 from tasks import store, tracking
 from tasks.contracts import Bundle, Check, CheckStatus, Outcome, Release, Scorecard, StageResult, Verdict
+from tasks.ml import machine
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -219,6 +220,7 @@ def test_doctor_finds_this_installation_healthy() -> None:
     assert done.returncode == 0
     assert "CPUExecutionProvider" in findings["providers"]["detail"]
     assert findings["prefect api"]["status"] == findings["mlflow"]["status"] == "ok"
+    assert machine.kernels() in findings["cpu"]["detail"]
 
 
 def test_doctor_finds_two_runtimes_and_a_dead_server(tmp_path: Path) -> None:

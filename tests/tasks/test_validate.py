@@ -14,6 +14,7 @@ import pytest
 from tasks import store, tracking
 from tasks.contracts import Bundle, FeatherweightError, Splits, StageResult
 from tasks.export import ExportConfig, export
+from tasks.ml import machine
 from tasks.validate import ValidationConfig, validate
 from tests.tasks import tiny_models
 
@@ -86,6 +87,7 @@ def test_a_whole_proof(run_id: str, splits: Splits, lineage: dict[str, Bundle], 
     assert proof["device"] | {"cpu_model": ""} == {
         "provider": "CPUExecutionProvider",
         "cpu_model": "",
+        "kernels": machine.kernels(),
         "threads": 1,
         "torch_threads": 1,
     }
