@@ -109,12 +109,14 @@ class Passes:
 
     def seconds(self, batch: list[int]) -> float:
         """Time of this process's share of a batch; the gradients are forgotten."""
-        rows = world.share(batch) or batch[:1]
+        micros = batching.split(world.share(batch) or batch[:1], self.micro_batch)
         synchronize(self.device)
         started = time.perf_counter()
-        for micro in batching.split(rows, self.micro_batch):
+        with autocast(self.precision, self.device):
+            whole = self.step_loss.amounts(micros)  # as if its share were all: others may not try the same batches
+        for micro in micros:
             with autocast(self.precision, self.device):
-                loss, _ = self.step_loss(micro)
+                loss, _ = self.step_loss(micro, whole)
             loss.backward()
         synchronize(self.device)
         passed = time.perf_counter() - started
@@ -133,7 +135,7 @@ class Passes:
             "model": repr(self.model),
             "attention": getattr(config, "_attn_implementation", None),
             "checkpointing": getattr(self.model, "is_activation_checkpointing", False),
-            "loss": f"{self.step_loss.__module__}.{self.step_loss.__qualname__}",
+            "loss": f"{type(self.step_loss).__module__}.{type(self.step_loss).__qualname__}",
             "rows": [len(self.batches[0]), self.micro_batch],
             "tokens": (sum(lengths) // len(lengths)).bit_length(),
             "precision": [str(self.precision.matmul_dtype), self.precision.tf32],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,30 +11,44 @@ from torch import nn
 from tasks.ml import batching, evaluation
 from tasks.ml.datasets import Split
 from tasks.ml.problems import Problem
-from tasks.ml.trainer import StepLoss
 
 
-def supervised(
-    model: nn.Module,
-    problem: Problem,
-    split: Split,
-    *,
-    pad_id: int,
-    label_smoothing: float = 0.0,
-    padding: batching.Padding = batching.Padding(),
-) -> StepLoss:
-    """Makes the supervised loss of a batch of a split's rows for ``trainer.fit``."""
-    device = next(model.parameters()).device
-    targets = torch.as_tensor(split.targets)
+class Supervised:
+    """The mean supervised loss of a split's rows that have a label, a ``StepLoss``."""
 
-    def loss(rows: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def __init__(
+        self,
+        model: nn.Module,
+        problem: Problem,
+        split: Split,
+        *,
+        pad_id: int,
+        label_smoothing: float = 0.0,
+        padding: batching.Padding = batching.Padding(),
+    ) -> None:
+        self.model, self.problem, self.input_ids = model, problem, split.input_ids
+        self.targets = torch.as_tensor(split.targets)
+        self.pad_id, self.label_smoothing, self.padding = pad_id, label_smoothing, padding
+        self.device = next(model.parameters()).device
+
+    def amounts(self, parts: Sequence[list[int]]) -> torch.Tensor:
+        """Rows that have a label, (1,)."""
+        return torch.tensor([sum(labelled(self.problem, self.targets[rows]) for rows in parts)], dtype=torch.float64)
+
+    def __call__(self, rows: list[int], whole: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         ids, mask = batching.collate(
-            [split.input_ids[row] for row in rows], pad_id=pad_id, device=device, padding=padding
+            [self.input_ids[row] for row in rows], pad_id=self.pad_id, device=self.device, padding=self.padding
         )
-        logits = model(input_ids=ids, attention_mask=mask).logits
-        return problem.loss(logits, batching.send(targets[rows], device), label_smoothing=label_smoothing), {}
+        logits = self.model(input_ids=ids, attention_mask=mask).logits
+        targets = self.targets[rows]
+        share = labelled(self.problem, targets) / max(whole.item(), 1)
+        mean = self.problem.loss(logits, batching.send(targets, self.device), label_smoothing=self.label_smoothing)
+        return mean * share, {}
 
-    return loss
+
+def labelled(problem: Problem, targets: torch.Tensor) -> int:
+    """Number of targets that the mean of a problem's loss is over."""
+    return int((targets != problem.NO_TARGET).sum())
 
 
 def batches(split: Split, batch_size: int, *, pad_id: int) -> Iterator[dict[str, torch.Tensor]]:

@@ -6,8 +6,8 @@ B = rows of a batch, N = rows, S = tokens, C = classes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,9 @@ class Lesson:
     spec: Spec | None = None
     """What is computed as if it were quantized already; see ``fake_quantization``."""
 
-    def step_loss(self, model: nn.Module, *, precision: str = "fp32") -> StepLoss:
-        """Makes the loss of a batch of rows.
+    @contextmanager
+    def step_loss(self, model: nn.Module, *, precision: str = "fp32") -> Iterator[StepLoss]:
+        """The loss of a batch of rows, for ``trainer.fit``, while it is open.
 
         Args:
             precision: that it is computed in, one of ``precisions.PRECISIONS``.
@@ -82,10 +83,11 @@ class Lesson:
         problem = problems.get(self.problem)
         if self.tutor is None:
             rows = Split([""] * len(self.input_ids), self.input_ids, self.targets)
-            return learning.supervised(
+            yield learning.Supervised(
                 model, problem, rows, pad_id=self.pad_id, label_smoothing=self.label_smoothing, padding=padding
             )
-        return teaching.step_loss(
+            return
+        tutored = teaching.Tutored(
             model,
             self.tutor.teacher,
             self.input_ids,
@@ -94,10 +96,12 @@ class Lesson:
             weights=self.tutor.weights,
             temperature=self.tutor.temperature,
             pad_id=self.pad_id,
-            supervised=problem.loss,
+            problem=problem,
             memory=self.tutor.memory,
             padding=padding,
         )
+        with closing(tutored):
+            yield tutored
 
     def demand(self, model: nn.Module, *, precision: str) -> activations.Demand:
         """What learning this takes beside weights, gradients and optimizer state."""
@@ -154,7 +158,7 @@ class Lesson:
             limited = for_trainer.get("max_memory", 0.0) > 0
             return trainer.fit(
                 model,
-                self.step_loss(model, precision=for_trainer["precision"]),
+                stack.enter_context(self.step_loss(model, precision=for_trainer["precision"])),
                 lengths=[len(row) for row in self.input_ids],
                 evaluate=lambda: self.quality(model),
                 observer=observer,

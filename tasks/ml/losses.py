@@ -1,6 +1,6 @@
 """What a student is taught by. B = rows, S = tokens, C = classes, H = hidden size, A = relation heads.
 
-Every loss is zero where student and teacher agree.
+Every loss is zero where student and teacher agree, and a mean: over rows, tokens, or pairs of tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,17 @@ def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, *, temperat
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-def hidden_states(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def variance(count: float | torch.Tensor, total: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """Unbiased variance of so many values, of their sum and the sum of their squares; not below 1e-6.
+
+    Sums of parts add up to those of the whole, variances do not; in float64 the difference keeps its digits.
+    """
+    return ((squares - total.square() / count) / (count - 1)).clamp_min(1e-6)
+
+
+def hidden_states(
+    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, *, variance: float | torch.Tensor
+) -> torch.Tensor:
     """Mean squared error between hidden states over real tokens, relative to the teacher's variance.
 
     TinyBERT, Jiao et al. 2020 (arXiv:1909.10351), eq. 8, with W = I because a student cut from its teacher shares the
@@ -34,10 +44,10 @@ def hidden_states(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tens
     Args:
         student, teacher: hidden states (B, S, H).
         mask: 1 on tokens, 0 on padding (B, S).
+        variance: of the teacher's states over all tokens of the batch, of which these rows may be a part.
     """
     tokens = mask.bool()
-    target = teacher[tokens].float()
-    return F.mse_loss(student[tokens].float(), target) / target.var().clamp_min(1e-6)
+    return F.mse_loss(student[tokens].float(), teacher[tokens].float()) / variance
 
 
 def relations(vectors: torch.Tensor, mask: torch.Tensor, num_heads: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,13 +17,16 @@ from tasks.ml import shared_memory, world
 from tasks.ml.optimizers import Optimizers, total_norm
 from tasks.ml.precision import Choice
 
+if TYPE_CHECKING:
+    from tasks.ml.updates import StepLoss
+
 
 class Alone:
     """One process has all. The seam for where there are more."""
 
     how = "one process"
 
-    def __init__(self, step_loss: Callable[[list[int]], Any]) -> None:
+    def __init__(self, step_loss: Callable[..., Any]) -> None:
         self.forward = step_loss
 
     def gathering(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
@@ -51,13 +54,13 @@ class Alone:
 class _Loss(nn.Module):
     """A loss as a module: what DistributedDataParallel wraps, so that its forward pass is the one that it prepares."""
 
-    def __init__(self, model: nn.Module, step_loss: Callable[[list[int]], Any]) -> None:
+    def __init__(self, model: nn.Module, step_loss: StepLoss) -> None:
         super().__init__()
         self.model = model
         self.step_loss = step_loss
 
-    def forward(self, rows: list[int]) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        return self.step_loss(rows)
+    def forward(self, rows: list[int], whole: torch.Tensor) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        return self.step_loss(rows, whole)
 
 
 class Replicated(Alone):
@@ -68,7 +71,7 @@ class Replicated(Alone):
 
     how = "DistributedDataParallel"
 
-    def __init__(self, model: nn.Module, step_loss: Callable[[list[int]], Any]) -> None:
+    def __init__(self, model: nn.Module, step_loss: StepLoss) -> None:
         self.parallel = DistributedDataParallel(_Loss(model, step_loss), gradient_as_bucket_view=True)
         super().__init__(self.parallel)
 
@@ -84,9 +87,7 @@ class Shared(Alone):
 
     how = "shared memory"
 
-    def __init__(
-        self, model: nn.Module, step_loss: Callable[[list[int]], Any], optimizers: Optimizers, precision: Choice
-    ) -> None:
+    def __init__(self, model: nn.Module, step_loss: StepLoss, optimizers: Optimizers, precision: Choice) -> None:
         super().__init__(step_loss)
         self.weights = shared_memory.SharedWeights(model, optimizers.parameters, optimizers.tables, precision.autocast)
         optimizers.keep(self.weights.mine)
@@ -110,7 +111,7 @@ class Shared(Alone):
 class Parted(Alone):
     """Each process holds a part of a weight (``parallelism.spread``), whose backward pass leaves the mean there."""
 
-    def __init__(self, step_loss: Callable[[list[int]], Any]) -> None:
+    def __init__(self, step_loss: StepLoss) -> None:
         super().__init__(step_loss)
         self.how = "tensor parallelism" if world.row_shares() == 1 else "FSDP2"
 
@@ -124,7 +125,7 @@ class Parted(Alone):
         return functools.reduce(torch.hypot, norms)
 
 
-def choose(model: nn.Module, step_loss: Callable[[list[int]], Any], optimizers: Optimizers, precision: Choice) -> Alone:
+def choose(model: nn.Module, step_loss: StepLoss, optimizers: Optimizers, precision: Choice) -> Alone:
     """Chooses how these processes train a model together: a whole one in shared memory where they can.
 
     Where the loss is scaled, every process must see all gradients, to know whether any overflowed.

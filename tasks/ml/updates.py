@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -12,8 +13,22 @@ from tasks.ml import batching, synchronization, world
 from tasks.ml.optimizers import Optimizers, gradients
 from tasks.ml.precision import Choice, autocast
 
-StepLoss = Callable[[list[int]], tuple[torch.Tensor, Mapping[str, torch.Tensor]]]
-"""From row indices to the mean loss and the named parts of it to record, detached."""
+
+class StepLoss(Protocol):
+    """The loss of a batch, a sum of means, computed some of its rows at a time. K = kinds of things averaged over."""
+
+    def amounts(self, parts: Sequence[list[int]]) -> torch.Tensor:
+        """What the rows in these lists hold of all that a mean is taken over, in the host's memory: float64 (K,).
+
+        Amounts of parts of a batch add up to the batch's. Each list of rows may be computed at once.
+        """
+        ...
+
+    def __call__(self, rows: list[int], whole: torch.Tensor) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """What these rows add to the loss of a batch that holds ``whole`` (K,), and to each named part of it, which is
+        detached."""
+        ...
+
 
 LOOKS_EVERY = {"cpu": 1, "cuda": 8}
 """Steps between looks at whether all is finite; on a GPU each look waits for the device."""
@@ -37,8 +52,8 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 class Update:
     """Takes optimizer steps.
 
-    A batch may be cut into micro-batches: each one's mean loss is weighted by its share of the rows, so that the
-    gradient is that of the whole batch wherever the loss is a mean over rows.
+    A batch may be cut into micro-batches, and shared among processes: each adds its part of every mean, so that the
+    gradient is that of the whole batch.
     """
 
     def __init__(
@@ -51,7 +66,7 @@ class Update:
         clip_norm: float,
         micro_batch: int,
     ) -> None:
-        self.model, self.optimizers, self.precision = model, optimizers, precision
+        self.model, self.step_loss, self.optimizers, self.precision = model, step_loss, optimizers, precision
         self.loss = synchronization.choose(model, step_loss, optimizers, precision)
         self.clip_norm, self.micro_batch = clip_norm, micro_batch
         self.device = next(model.parameters()).device
@@ -59,19 +74,21 @@ class Update:
         self.out_of_memory_at: int | None = None
 
     def _accumulate(self, rows: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        micros = batching.split(world.share_of_rows(rows), self.micro_batch)
-        counted = len(micros)
+        mine = batching.split(world.share_of_rows(rows), self.micro_batch)
         # Who has fewer micro-batches than others computes a row that counts for nothing: all must take part in each.
-        micros += [rows[:1]] * (len(batching.split(world.largest_share_of_rows(rows), self.micro_batch)) - counted)
+        most = len(batching.split(world.largest_share_of_rows(rows), self.micro_batch))
+        micros = [*mine, *[rows[:1]] * (most - len(mine))]
+        with autocast(self.precision, self.device):
+            whole = world.total_of_rows(self.step_loss.amounts(mine))
         total: dict[str, torch.Tensor] = {}
         for number, micro in enumerate(micros, start=1):
-            share = len(micro) / len(rows) if number <= counted else 0.0
+            counts = float(number <= len(mine))
             with self.loss.gathering(last=number == len(micros)):
                 with autocast(self.precision, self.device):
-                    loss, parts = self.loss.forward(micro)
-                self.scaler.scale(loss * (share * self.loss.weight())).backward()
+                    loss, parts = self.loss.forward(micro, whole)
+                self.scaler.scale(loss * (counts * self.loss.weight())).backward()
             for name, value in {"loss": loss.detach(), **parts}.items():
-                total[name] = total[name] + share * value if name in total else share * value
+                total[name] = total[name] + counts * value if name in total else counts * value
         sums = world.total_of_rows(torch.stack(list(total.values())))
         total = dict(zip(total, sums, strict=True))
         return total.pop("loss"), total

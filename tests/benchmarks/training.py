@@ -37,7 +37,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,15 +183,21 @@ def train_ours(task: Task, turns: Turns, *, for_model: Mapping[str, Any]) -> Non
         def step(self, step: int, point: Mapping[str, float]) -> None: ...
         def evaluation(self, step: int, point: Mapping[str, float]) -> None: ...
 
+    class Waiting:
+        """A loss whose steps wait for their turn."""
+
+        def __init__(self, loss: Any) -> None:
+            self.loss, self.amounts = loss, loss.amounts
+
+        def __call__(self, rows: list[int], whole: Any) -> Any:
+            turns.begin_step()
+            return self.loss(rows, whole)
+
     class Timed(lessons.Lesson):
-        def step_loss(self, model: Any, **options: Any) -> Any:
-            loss = super().step_loss(model, **options)
-
-            def timed(rows: list[int]) -> Any:
-                turns.begin_step()
-                return loss(rows)
-
-            return timed
+        @contextmanager
+        def step_loss(self, model: Any, **options: Any) -> Iterator[Any]:
+            with super().step_loss(model, **options) as loss:
+                yield Waiting(loss)
 
         def quality(self, model: Any) -> dict[str, float]:
             turns.end_epoch()

@@ -15,6 +15,7 @@ from torch import nn
 from tasks.ml import elastic, evaluation, teaching, trainer
 from tasks.ml.datasets import Split
 from tasks.ml.lessons import Lesson, Tutor
+from tasks.ml.problems import text_classification
 
 FOR_MODEL = {"embeddings": "sparse", "activation_checkpointing": False, "lora_rank": 0}
 FOR_TRAINER: dict[str, Any] = {
@@ -48,7 +49,10 @@ class Interrupted(Recorder):
 
 
 def lesson(model: nn.Module, *, tutored: bool = False, rows: int = 41) -> Lesson:
-    """Rows of random tokens; 41 at 8 a batch end in a batch of one, which is fewer than there are processes."""
+    """Rows of random tokens; 41 at 8 a batch end in a batch of one, which is fewer than there are processes.
+
+    With a tutor everything counts that can, and two rows of three have no label.
+    """
     rng = np.random.default_rng(0)
     ids = [[2, *rng.integers(5, 40, rng.integers(1, 9)).tolist(), 3] for _ in range(rows)]
     targets = np.array([row[1] % 2 for row in ids])
@@ -58,8 +62,9 @@ def lesson(model: nn.Module, *, tutored: bool = False, rows: int = 41) -> Lesson
         teacher = copy.deepcopy(model)
         with torch.no_grad():
             teacher.classifier.weight.mul_(-3)
-        tutor = Tutor(teacher, [0, 1, 2, 3], teaching.Weights(attention=0.5), 2.0)
+        tutor = Tutor(teacher, [0, 1, 2, 3], teaching.Weights(attention=0.5, labels=0.5, maps=0.5), 2.0)
         reference = evaluation.logits(teacher, selection.input_ids, pad_id=0)
+        targets = np.where(np.arange(rows) % 3 == 0, targets, text_classification.NO_TARGET)
     return Lesson("text-classification", 0, ids, targets, selection, tutor=tutor, reference=reference)
 
 

@@ -44,16 +44,24 @@ def test_hidden_states_is_zero_for_equals_and_blind_to_padding() -> None:
     teacher = vectors(0)
     student = teacher.clone()
     student[0, 3] += 100.0
-    assert losses.hidden_states(student, teacher, MASK).item() == 0.0
+    assert losses.hidden_states(student, teacher, MASK, variance=1.0).item() == 0.0
     student[1, 3] += 1.0
-    assert losses.hidden_states(student, teacher, MASK).item() > 0.0
+    assert losses.hidden_states(student, teacher, MASK, variance=1.0).item() > 0.0
 
 
 def test_hidden_states_does_not_change_with_scale() -> None:
     teacher, student = vectors(0), vectors(1)
-    small = losses.hidden_states(student, teacher, MASK)
-    large = losses.hidden_states(10 * student, 10 * teacher, MASK)
+    small = losses.hidden_states(student, teacher, MASK, variance=teacher.var())
+    large = losses.hidden_states(10 * student, 10 * teacher, MASK, variance=(10 * teacher).var())
     torch.testing.assert_close(small, large)
+
+
+def test_the_variance_of_parts_that_lie_apart_is_that_of_the_whole() -> None:
+    parts = [vectors(seed).double() + 1000 * seed for seed in range(3)]
+    count = sum(part.numel() for part in parts)
+    total, squares = sum(part.sum() for part in parts), sum(part.square().sum() for part in parts)
+    torch.testing.assert_close(losses.variance(count, total, squares), torch.stack(parts).var())
+    assert losses.variance(2, torch.tensor(2.0), torch.tensor(2.0)) == pytest.approx(1e-6)
 
 
 def test_attention_relations_of_identical_vectors_is_zero_and_blind_to_padding() -> None:

@@ -22,10 +22,15 @@ def make_loss(student: nn.Module, teacher: nn.Module, rows: list[list[int]], **c
         "weights": EVERYTHING,
         "temperature": 2.0,
         "pad_id": 0,
-        "supervised": text_classification.loss,
+        "problem": text_classification,
     }
     targets = torch.full((len(rows),), text_classification.NO_TARGET)
-    return teaching.step_loss(student, teacher, rows, targets, **options | changes)
+    return whole_batches(teaching.Tutored(student, teacher, rows, targets, **options | changes))
+
+
+def whole_batches(loss: teaching.Tutored) -> Any:
+    """The loss of rows that are a batch by themselves."""
+    return lambda rows: loss(rows, loss.amounts([rows]))
 
 
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn(
@@ -117,9 +122,11 @@ def test_labels_count_only_where_there_are_any(model: nn.Module, tokenizer: Any,
     rows = tokenizer(texts)["input_ids"]
     targets = torch.tensor([1, text_classification.NO_TARGET, 0, text_classification.NO_TARGET])
     weights = teaching.Weights(logits=0.0, hidden=0.0, labels=1.0)
-    loss = teaching.step_loss(
-        model, model, rows, targets, layer_map=range(4), weights=weights, temperature=1.0, pad_id=0,
-        supervised=text_classification.loss,
+    loss = whole_batches(
+        teaching.Tutored(
+            model, model, rows, targets, layer_map=range(4), weights=weights, temperature=1.0, pad_id=0,
+            problem=text_classification,
+        )
     )  # fmt: skip
     assert loss([1, 3])[1]["label_loss"] == 0.0
     assert loss([0, 1])[1]["label_loss"] == pytest.approx(loss([0])[1]["label_loss"].item(), rel=1e-4)

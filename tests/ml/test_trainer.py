@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,20 @@ class Recorder:
 
     def evaluation(self, step: int, point: Mapping[str, float]) -> None:
         self.evaluations.append(step)
+
+
+class MeanOfRows:
+    """A ``StepLoss`` of a function that gives the mean over some rows."""
+
+    def __init__(self, mean: Callable[[list[int]], tuple[torch.Tensor, dict[str, torch.Tensor]]]) -> None:
+        self.mean = mean
+
+    def amounts(self, parts: Sequence[list[int]]) -> torch.Tensor:
+        return torch.tensor([sum(map(len, parts))], dtype=torch.float64)
+
+    def __call__(self, rows: list[int], whole: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        value, parts = self.mean(rows)
+        return value * (len(rows) / whole.item()), parts
 
 
 class Regression:
@@ -69,7 +83,7 @@ class Regression:
             "seed": 0,
             "observer": observer,
         }
-        return trainer.fit(self.model, self.learn, **options | changes)
+        return trainer.fit(self.model, MeanOfRows(self.learn), **options | changes)
 
 
 def test_it_learns_and_records() -> None:

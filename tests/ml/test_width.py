@@ -95,12 +95,13 @@ def test_top_is_a_whole_number_of_head_sizes() -> None:
 
 
 def loss(student: nn.Module, teacher: nn.Module, rows: list[list[int]]) -> torch.Tensor:
-    step = teaching.step_loss(
+    step = teaching.Tutored(
         student, teacher, rows, torch.full((len(rows),), text_classification.NO_TARGET), layer_map=range(4),
         weights=teaching.Weights(logits=0.0, hidden=1.0), temperature=1.0, pad_id=0,
-        supervised=text_classification.loss,
+        problem=text_classification,
     )  # fmt: skip
-    return step(list(range(len(rows))))[0]
+    everything = list(range(len(rows)))
+    return step(everything, step.amounts([everything]))[0]
 
 
 def test_a_narrow_student_learns_through_a_projection_that_goes_afterwards(
