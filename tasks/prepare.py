@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import Field
@@ -77,6 +79,7 @@ def prepare(config: DataConfig, *, problem: str, base_model: str) -> StageOutput
     cache = disk.home() / "cache"
     labeled = sources.read(config.source, text=config.text, label=config.label, cache=cache)
     more = sources.read(config.unlabeled, text=config.text, label=None, cache=cache) if config.unlabeled else {}
+    tokenizer = modeling.load_tokenizer(base)
     division = splitting.divide(
         labeled,
         more.values(),
@@ -84,22 +87,23 @@ def prepare(config: DataConfig, *, problem: str, base_model: str) -> StageOutput
         selection=config.selection_fraction,
         calibration=config.calibration_fraction,
         max_rows=config.max_rows,
+        read=functools.partial(datasets.as_read, tokenizer=tokenizer, max_length=config.max_length),
     )
     with store.workspace() as directory:
         profile = datasets.write(
             directory,
             division,
-            modeling.load_tokenizer(base),
+            tokenizer,
             max_length=config.max_length,
             no_target=problems.get(problem).NO_TARGET,
         )
         digest = store.publish(directory)
-    num_rows = _log(profile)
+    num_rows = _log(profile, config.max_length)
     splits = Splits(digest=digest, problem=str(problem))
     return StageOutput(splits=splits, scorecard=Scorecard(num_rows=num_rows), evidence=digest)
 
 
-def _log(profile: dict[str, Any]) -> int:
+def _log(profile: dict[str, Any], max_length: int) -> int:
     """Logs the profile of a dataset and returns its number of rows."""
     rows = {name: split["rows"] for name, split in profile["splits"].items()}
     balance = profile["splits"]["test"]["labels"]
@@ -117,4 +121,17 @@ def _log(profile: dict[str, Any]) -> int:
         ", ".join(f"{label} {count}" for label, count in balance.items()),
         ", ".join(f"{reason.replace('_', ' ')} {count}" for reason, count in profile["dropped"].items()),
     )
+    for warning in (*_cut(profile, max_length), *profile["warnings"]):
+        logger.warning("prepare: %s", warning)
     return sum(rows.values())
+
+
+def _cut(profile: dict[str, Any], max_length: int) -> Iterator[str]:
+    """Says which share of the labelled texts is cut, if any is."""
+    labelled = [split for split in profile["splits"].values() if split["labels"]]
+    cut, total = (sum(split[name] for split in labelled) for name in ("rows_cut", "rows"))
+    if cut:
+        yield (
+            f"{cut} of {total} texts ({cut / total:.1%}) are longer than data.max_length, {max_length} tokens, and are "
+            f"cut; 95 % have at most {profile['tokens_at_95_percent']}"
+        )

@@ -6,6 +6,7 @@ Layout: ``<split>.arrow`` with columns text (string), input_ids (list of int32) 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.ml import held_out
-from tasks.ml.splitting import Division, Row
+from tasks.ml.splitting import SPLITS, Division, Row
 
 SCHEMA = pa.schema([("text", pa.string()), ("input_ids", pa.list_(pa.int32())), ("target", pa.int64())])
 INFO = "dataset.json"
@@ -59,9 +60,25 @@ class DatasetInfo:
 
 def encode(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[list[int]]:
     """Token ids with the special tokens, at most ``max_length`` a row."""
-    if not texts:
-        return []
-    return tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+    return _encoded(texts, tokenizer, max_length=max_length)["input_ids"] if texts else []
+
+
+def _encoded(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> Any:
+    return tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)
+
+
+def _whole_lengths(encoded: Any, special: int) -> np.ndarray:
+    """Tokens (N,) that each text would have if it was not cut, with the special ones."""
+    return np.array(
+        [len(one.ids) + sum(len(part.ids) - special for part in one.overflowing) for one in encoded.encodings],
+        dtype=np.int64,
+    )
+
+
+def as_read(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[bytes]:
+    """Digest of the token ids of each text: equal for texts that a model cannot tell apart."""
+    ids = encode(texts, tokenizer, max_length=max_length)
+    return [hashlib.sha256(np.asarray(row, dtype=np.int32).tobytes()).digest() for row in ids]
 
 
 def write(directory: Path, division: Division, tokenizer: Any, *, max_length: int, no_target: int) -> dict[str, Any]:
@@ -71,15 +88,17 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
         no_target: the target of rows without a label.
     """
     classes = {label: index for index, label in enumerate(division.labels)}
+    special = tokenizer.num_special_tokens_to_add()
     lengths: dict[str, np.ndarray] = {}
     for name, rows in division.splits.items():
         texts = [row.text for row in rows]
-        input_ids = encode(texts, tokenizer, max_length=max_length)
+        encoded = _encoded(texts, tokenizer, max_length=max_length) if texts else None
+        input_ids = encoded["input_ids"] if encoded else []
         targets = [classes.get(row.label, no_target) for row in rows]
         table = pa.table({"text": texts, "input_ids": input_ids, "target": targets}, schema=SCHEMA)
         with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
             writer.write_table(table)
-        lengths[name] = np.array([len(ids) for ids in input_ids], dtype=np.int64)
+        lengths[name] = _whole_lengths(encoded, special) if encoded else np.empty(0, dtype=np.int64)
     info = DatasetInfo(division.labels, max_length, _digest(tokenizer))
     profile = _profile(division, lengths, max_length)
     (directory / INFO).write_text(json.dumps(asdict(info), indent=1, ensure_ascii=False), encoding="utf-8")
@@ -89,24 +108,27 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
 
 
 def _profile(division: Division, lengths: Mapping[str, np.ndarray], max_length: int) -> dict[str, Any]:
-    """Rows, class balance and token lengths per split, and how many rows were dropped and why."""
+    """Rows, class balance and token lengths per split, how many rows were dropped and why, and what is to be known."""
     edges = np.unique(np.linspace(0, max_length, HISTOGRAM_BINS + 1).round().astype(int))
 
-    def describe(rows: list[Row], tokens: np.ndarray) -> dict[str, Any]:
-        labels = Counter(row.label for row in rows if row.label)
+    def describe(rows: list[Row], whole: np.ndarray) -> dict[str, Any]:
+        labels, tokens = Counter(row.label for row in rows if row.label), np.minimum(whole, max_length)
         return {
             "rows": len(rows),
             "labels": {label: labels[label] for label in division.labels} if labels else {},
             "tokens_mean": round(float(tokens.mean()), 3) if len(rows) else 0.0,
-            "rows_at_max_length": int((tokens == max_length).sum()),
+            "rows_cut": int((whole > max_length).sum()),
             # Bin i holds lengths in (edges[i], edges[i + 1]]: no row has 0 tokens, and a cut one has max_length.
             "token_histogram": np.histogram(tokens - 0.5, edges)[0].tolist(),
         }
 
+    labelled = np.concatenate([lengths[name] for name in SPLITS])
     return {
         "splits": {name: describe(rows, lengths[name]) for name, rows in division.splits.items()},
+        "tokens_at_95_percent": int(np.quantile(labelled, 0.95, method="inverted_cdf")) if len(labelled) else 0,
         "token_histogram_edges": edges.tolist(),
         "dropped": division.dropped,
+        "warnings": division.warnings,
     }
 
 

@@ -379,7 +379,7 @@ def data(profile: Row) -> dict[str, Any]:
     ]
     counts = [sum(bins) for bins in zip(*(split["token_histogram"] for split in labelled.values()), strict=True)]
     total = sum(split["rows"] for split in labelled.values())
-    cut = sum(split["rows_at_max_length"] for split in labelled.values())
+    cut = sum(split["rows_cut"] for split in labelled.values())
     mean = sum(split["tokens_mean"] * split["rows"] for split in labelled.values()) / total
     dropped = [f"{n:,} {reason.replace('_', ' ')}" for reason, n in profile["dropped"].items() if n]
     return {
@@ -388,7 +388,8 @@ def data(profile: Row) -> dict[str, Any]:
         "balance": balance,
         "largest": max(part for _, parts in balance for _, part in parts),
         "dropped": ", ".join(dropped) or "none",
-        "lengths_note": f"mean {mean:.1f}; {numbers.percent(cut / total)} at the maximum length",
+        "warnings": profile["warnings"],
+        "lengths_note": f"mean {mean:.1f}; {numbers.percent(cut / total)} cut at the maximum length",
         "lengths": charts.histogram(profile["token_histogram_edges"], counts, label="Tokens per text", x_name="tokens"),
     }
 

@@ -122,7 +122,7 @@ def test_info(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     assert datasets.info(directory) == datasets.DatasetInfo(["bad", "good"], 8, modeling.tokenizer_digest(tokenizer))
 
 
-def test_the_profile_counts_every_row(directory: Path) -> None:
+def test_the_profile_counts_every_row(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     profile = json.loads((directory / "profile.json").read_text())
     assert profile["dropped"] == {"duplicates": 3}
     for name, rows in ROWS.items():
@@ -132,4 +132,15 @@ def test_the_profile_counts_every_row(directory: Path) -> None:
         assert split["tokens_mean"] == pytest.approx(np.mean(lengths), abs=1e-3)
     assert profile["splits"]["train"]["labels"] == {"bad": 2, "good": 1}
     assert profile["splits"]["unlabeled"]["labels"] == {}
-    assert profile["splits"]["test"]["rows_at_max_length"] == 1
+    assert profile["splits"]["test"]["rows_cut"] == 1
+    assert profile["splits"]["train"]["rows_cut"] == 0, "as long as may be, and not longer"
+    assert profile["tokens_at_95_percent"] == len(tokenizer(ROWS["test"][0][0])["input_ids"])
+
+
+def test_texts_that_the_model_cannot_tell_apart_read_the_same(tokenizer: PreTrainedTokenizerFast) -> None:
+    def same(one: str, other: str) -> bool:
+        return len(set(datasets.as_read([one, other], tokenizer, max_length=8))) == 1
+
+    assert same("a great film", "A  Great FILM")
+    assert not same("a great film", "a great plot")
+    assert same("a great film with a plot and acting", "a great film with a plot and story"), "cut before they differ"

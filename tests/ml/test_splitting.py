@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import unicodedata
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -38,10 +39,77 @@ def test_row_order_changes_nothing() -> None:
     assert first == splitting.divide({"train": table(shuffled)}, **FRACTIONS)
 
 
-def test_more_rows_move_no_row_to_another_split() -> None:
-    few = texts(splitting.divide({"train": table(rows(500))}, **FRACTIONS))
-    many = texts(splitting.divide({"train": table(rows(1000))}, **FRACTIONS))
-    assert all(set(few[name]) <= set(many[name]) for name in splitting.SPLITS)
+def test_more_rows_move_no_row_to_another_split_where_there_are_many() -> None:
+    def moved(count: int) -> int:
+        few = texts(splitting.divide({"train": table(rows(count))}, **FRACTIONS))
+        many = texts(splitting.divide({"train": table(rows(2 * count))}, **FRACTIONS))
+        return sum(len(set(few[name]) - set(many[name])) for name in splitting.SPLITS)
+
+    assert moved(10_000) == 0
+    assert moved(200) <= 20, "the share of a label with few rows counts for more"
+
+
+def by_label(division: splitting.Division, name: str) -> Counter[str]:
+    return Counter(row.label for row in division.splits[name])
+
+
+def drawn(rng: random.Random, labels: int, each: int) -> list[tuple[str, str]]:
+    """Rows of random text, a number of each label, shuffled."""
+    found = [(f"{rng.getrandbits(64):x}", f"label {label}") for label in range(labels) for _ in range(each)]
+    rng.shuffle(found)
+    return found
+
+
+@pytest.mark.parametrize(("labels", "each", "sets"), [(50, 10, 20), (50, 20, 10), (2, 10, 200)])
+def test_every_label_has_its_share_of_every_split_however_few_its_rows(labels: int, each: int, sets: int) -> None:
+    rng = random.Random(labels + each)
+    for _ in range(sets):
+        division = splitting.divide(
+            {"train": table(drawn(rng, labels, each))}, test=0.2, selection=0.08, calibration=0.02
+        )
+        assert set(by_label(division, "test").values()) == {each // 5}
+        shares = {"train": 0.7, "calibration": 0.02, "selection": 0.08}
+        for name, share in shares.items():
+            found = by_label(division, name)
+            assert all(abs(found[label] - share * each) < 1 + (labels == 2) for label in division.labels), name
+            assert sum(found.values()) == pytest.approx(share * each * labels, abs=1.5 + 3 * (labels / 4) ** 0.5)
+            assert found
+
+
+def test_a_rare_label_is_divided_like_a_frequent_one() -> None:
+    data = [(text, "rare" if index % 67 == 0 else "frequent") for index, (text, _) in enumerate(rows(2010))]
+    division = splitting.divide({"train": table(data)}, **FRACTIONS)
+    assert by_label(division, "test")["rare"] == 6
+    assert by_label(division, "selection")["rare"] == 3
+    assert division.warnings == []
+
+
+@pytest.mark.parametrize(("labels", "each"), [(2, 3), (3, 2), (40, 2)])
+def test_the_fewest_rows_still_fill_every_split(labels: int, each: int) -> None:
+    for seed in range(50):
+        division = splitting.divide({"train": table(drawn(random.Random(seed), labels, each))}, **FRACTIONS)
+        assert all(division.splits[name] for name in splitting.SPLITS)
+        assert len(by_label(division, "train")) == labels
+
+
+def test_labels_that_test_says_little_about_are_named() -> None:
+    data = [*rows(300), *((f"few {index}", "c") for index in range(6)), ("once", "d")]
+    division = splitting.divide({"train": table(data)}, **FRACTIONS)
+    absent, few = division.warnings
+    assert "no row of 'd'" in absent
+    assert "fewer than 5 rows of 'c'" in few
+    assert "add rows with these labels" in few
+    own = {"train": table(rows(300)), "test": table(rows(40, "held out")[::2], "test.csv")}
+    (absent,) = splitting.divide(own, **FRACTIONS).warnings
+    assert "the test split has no row of 'b'" in absent
+    assert "add rows to the test file" in absent
+
+
+def test_a_row_limit_keeps_two_of_every_label() -> None:
+    data = [*rows(3000), *((f"few {index}", "c") for index in range(3))]
+    division = splitting.divide({"train": table(data)}, max_rows=100, **FRACTIONS)
+    assert sum(len(split) for split in division.splits.values()) == 100
+    assert by_label(division, "train")["c"] == by_label(division, "test")["c"] == 1
 
 
 def test_fractions_are_kept_and_every_row_is_in_one_split() -> None:
@@ -134,11 +202,10 @@ def test_integer_labels_are_ordered_by_value() -> None:
             {"train": table(rows(300)), "test": table([("one", "a"), ("two", "c")], "test.csv")},
             "test.csv, line 3, column 'label': label 'c' is not in rows.csv, so it cannot be learned; .* are a, b",
         ),
-        ({"train": table(rows(2))}, "too few rows: none of 2 distinct texts fell into the .* split; add rows"),
-        ({"train": table([*rows(300), ("rare", "c")])}, "too few rows per label: 'c' has 1 distinct texts and none"),
+        ({"train": table(rows(2))}, "too few rows: none of 2 distinct texts can be spared for the .* split; add rows"),
         (
-            {"train": table(rows(300)), "test": table(rows(10)[::2], "test.csv")},
-            "too few rows per label: 'b' has 150 distinct texts and none of them is in the test split",
+            {"train": table([*rows(300), ("rare", "c")]), "test": table([("rare", "c"), *rows(9)], "test.csv")},
+            "too few rows per label: 'c' has 1 distinct texts and none of them is in the train split",
         ),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,37 @@ def test_the_same_content_is_reused_and_a_changed_row_is_not(run_id: str, review
     changed = run(run_id, reviews)
     assert not changed.cached
     assert changed.splits != first.splits
+
+
+def test_what_the_tokenizer_reads_as_one_text_is_one_text(
+    run_id: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Case is nothing to an uncased tokenizer: neither is a text in two splits, nor is it there with two labels."""
+    path = tmp_path / "rows.csv"
+    rows = [(f"Review {index} in words", "ab"[index % 2]) for index in range(200)]
+    rows += [(text.upper(), label) for text, label in rows[:60]] + [(rows[60][0].lower(), "b")]
+    rows += [(f"rare {index} " + "very " * 20, "c") for index in range(2)]
+    path.write_text("\n".join(["review,stars", *map(",".join, rows)]))
+    with caplog.at_level(logging.WARNING, logger="featherweight"):
+        result = run(run_id, path, max_length=16)
+    assert result.splits is not None
+    directory = store.path(result.splits.digest)
+    with held_out.asking("validate"):
+        splits = {name: datasets.read(directory, name).texts for name in SPLITS}
+    found = [text.lower() for split in splits.values() for text in split]
+    assert len(found) == len(set(found)) == 201
+    assert rows[60][0].lower() not in found
+    assert "2 of 201 texts (1.0%) are longer than data.max_length, 16 tokens, and are cut" in caplog.text
+    assert "the test split has fewer than 5 rows of 'c'" in caplog.text
+    path.write_text("\n".join(["review,stars", *(f"{text},{label}" for text, label in rows[:200])]).replace("A", "a"))
+    with path.open("a") as file:
+        file.writelines(f"\n{text.upper()},{'ba'[index % 2]}" for index, (text, _) in enumerate(rows[:60]))
+    with pytest.raises(
+        FeatherweightError,
+        match=r"60 of 200 texts have more than one label \(first: .*, line 2 and .*, line 202, which are the same to "
+        r"the base model's tokenizer\); .* or raise data\.max_length",
+    ):
+        run(run_id, path)
 
 
 @pytest.mark.parametrize(
