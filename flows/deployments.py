@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ from tasks.contracts import FeatherweightError
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "infra" / "prefect.yaml"
 POOL = "featherweight"
+TEMPLATE = ROOT / "infra" / "work-pool.json"
+"""What a run may choose of the process that executes it: nothing. Prefect's own template lets it choose a command,
+environment variables and a directory, each of which starts any program."""
 
 
 def described() -> list[dict[str, Any]]:
@@ -53,11 +57,11 @@ def _client() -> Any:
 
 
 def _ensure_pool(limit: int) -> None:
-    """Creates the pool of this machine's processes; of one that exists only the limit is set."""
+    """Creates the pool of this machine's processes, or sets its limit and template."""
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectNotFound
-    from prefect.workers.process import ProcessWorker
 
+    template = json.loads(TEMPLATE.read_text(encoding="utf-8"))
     with _client() as client:
         try:
             client.read_work_pool(POOL)
@@ -67,12 +71,12 @@ def _ensure_pool(limit: int) -> None:
                     name=POOL,
                     type="process",
                     description="Compression runs as processes of the worker's machine.",
-                    base_job_template=ProcessWorker.get_default_base_job_template(),
+                    base_job_template=template,
                     concurrency_limit=limit,
                 )
             )
         else:
-            client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=limit))
+            client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template, concurrency_limit=limit))
 
 
 def _deployments() -> list[tuple[str, Any]]:

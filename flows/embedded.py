@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from tasks import disk
+from tasks import disk, secret
 from tasks.contracts import FeatherweightError
 
 STARTUP_TIMEOUT_S = 300.0
@@ -56,10 +58,21 @@ NO_ONE_WATCHES = {
 """What a server with one client and no UI can do without, so that it starts sooner."""
 
 
+USER, PASSWORD = "featherweight:", "prefect"
+"""Who talks to a Prefect server of ours, and the name of the home's secret that is the password of ``up``."""
+
+
 def configure() -> None:
-    """Sets the environment that Prefect, MLflow and the hub are to be imported in, except what the user has set."""
+    """Sets the environment that Prefect, MLflow and the hub are to be imported in, except what the user has set.
+
+    The password of this home's servers is one of it where Prefect is on this machine.
+    """
     for name, value in (PRIVACY | MANNERS).items():
         os.environ.setdefault(name, value)
+    if urlsplit(os.environ.get("PREFECT_API_URL", "")).hostname in ("127.0.0.1", "localhost") and (
+        password := secret.known(PASSWORD)
+    ):
+        os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
 
 
 @contextlib.contextmanager
@@ -90,9 +103,11 @@ class Api:
     """Prefect's API in a child process on a private loopback port.
 
     The socket listens from the start, so that a client may already connect while the server is still importing. The
-    child stops when its standard input closes, and so dies with this process however that ends.
+    child stops when its standard input closes, and so dies with this process however that ends. Other processes of this
+    machine, browsers among them, find the port but lack the password.
 
     Attributes:
+        password: as ``PREFECT_API_AUTH_STRING`` wants it.
         is_first_start: whether it has to create its database, which takes some seconds more.
     """
 
@@ -103,11 +118,17 @@ class Api:
         log_file().parent.mkdir(parents=True, exist_ok=True)
         with socket.create_server(("127.0.0.1", 0), backlog=128) as listener, log_file().open("ab") as log:
             self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+            self.password = f"{USER}{secrets.token_urlsafe(32)}"
             self.log_start = log.tell()
             self.answered = False
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "flows.embedded", str(listener.fileno())],
-                env={**os.environ, **NO_ONE_WATCHES, "PREFECT_HOME": str(home)},
+                env={
+                    **os.environ,
+                    **NO_ONE_WATCHES,
+                    "PREFECT_HOME": str(home),
+                    "PREFECT_SERVER_API_AUTH_STRING": self.password,
+                },
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -159,7 +180,9 @@ def api() -> Iterator[Api | None]:
         yield None
         return
     server = Api()
+    before = os.environ.get("PREFECT_API_AUTH_STRING")
     os.environ.update(
+        PREFECT_API_AUTH_STRING=server.password,
         PREFECT_API_URL=server.url,
         PREFECT_HOME=str(disk.home() / "prefect"),
         PREFECT_LOGGING_TO_API_ENABLED="false",
@@ -169,7 +192,9 @@ def api() -> Iterator[Api | None]:
         yield server
     finally:
         server.stop()
-        del os.environ["PREFECT_API_URL"]
+        del os.environ["PREFECT_API_URL"], os.environ["PREFECT_API_AUTH_STRING"]
+        if before is not None:
+            os.environ["PREFECT_API_AUTH_STRING"] = before
 
 
 def _stay_on_one_core() -> None:
@@ -198,9 +223,14 @@ def _serve(listener: int) -> None:
         import threading
 
         import uvicorn
-        from prefect.server.api.server import create_app
 
-    server = uvicorn.Server(uvicorn.Config(create_app, factory=True, fd=listener, log_level="error", lifespan="on"))
+        from flows import gate
+
+        with socket.socket(fileno=os.dup(listener)) as own:
+            port = own.getsockname()[1]
+        app = gate.application(gate.of_loopback(port))
+
+    server = uvicorn.Server(uvicorn.Config(app, fd=listener, log_level="error", lifespan="on"))
 
     def stop_with_parent() -> None:
         sys.stdin.buffer.read()

@@ -37,6 +37,7 @@ CLAUSES = {
     "infra/decisions": "short records of why",
     "infra/images": "pictures for this page",
     "infra/prefect.yaml": "deployments of the flows, with a nightly schedule to switch on",
+    "infra/work-pool.json": "what a run may choose of the process that executes it: nothing",
     "infra/run": "runs any command in the project's own environment",
     "tasks/reporting": "from an outcome to a page; knows neither Prefect nor MLflow",
     "tests": "mirror the source; real servers, real models, no mocks",

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-from flows import deployments
+from flows import deployments, embedded, gate
 from flows.supervisor import Service, Supervisor, interruptible, say, search_path
-from tasks import disk
+from tasks import disk, secret
 from tasks.contracts import FeatherweightError
 
 HOST = "127.0.0.1"
@@ -53,25 +53,25 @@ class Ports:
 
 
 def environment(ports: Ports) -> dict[str, str]:
-    """What servers, worker and runs share: one home, and the addresses of the servers."""
-    values = {
+    """What servers, worker and runs share: one home, the addresses of the servers, and the password of Prefect's."""
+    password = os.environ.get("PREFECT_SERVER_API_AUTH_STRING") or secret.of_home(embedded.PASSWORD, embedded.USER)
+    return {
         **os.environ,
         "FEATHERWEIGHT_HOME": str(disk.home()),
         disk.SHARED: "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_TRACKING_URI": ports.mlflow_url,
         "PATH": search_path(),
+        "PREFECT_API_AUTH_STRING": password,
         "PREFECT_API_URL": f"{ports.prefect_url}/api",
         "PREFECT_HOME": str(disk.home() / "prefect"),
         "PREFECT_LOGGING_LEVEL": "INFO",
+        "PREFECT_SERVER_API_AUTH_STRING": password,
         "PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "false",
         "PREFECT_SERVER_UI_ENABLED": "true",
         "PREFECT_WORKER_QUERY_SECONDS": "2",  # the server is next door, and a person who pressed Run is waiting
         "PYTHONUNBUFFERED": "1",
     }
-    if "PREFECT_SERVER_API_AUTH_STRING" in values:
-        values.setdefault("PREFECT_API_AUTH_STRING", values["PREFECT_SERVER_API_AUTH_STRING"])
-    return values
 
 
 def migrate(shared: dict[str, str]) -> None:
@@ -107,7 +107,7 @@ def services(ports: Ports, *, limit: int) -> tuple[Service, Service, Service]:
     python = [sys.executable, "-m"]
     prefect = Service(
         "prefect",
-        [*python, "prefect", "server", "start", "--host", HOST, "--port", str(ports.prefect)],
+        [*python, "flows.gate", "--host", HOST, "--port", str(ports.prefect)],
         _answers(f"{ports.prefect_url}/api/health"),
         ports.prefect_url,
     )
@@ -173,9 +173,17 @@ def up(ports: Ports, *, limit: int, check: bool = False) -> None:
         ready(worker, f"{WORKER} takes runs from the pool {deployments.POOL}, {limit} at once")
         if check:
             return
+        _offer_sign_in(ports, shared["PREFECT_SERVER_API_AUTH_STRING"])
         say("Ctrl-C ends all of it")
         with orphans.closed_regularly():
             supervisor.watch()
+
+
+def _offer_sign_in(ports: Ports, password: str) -> None:
+    """Tells a person at the terminal how a browser signs in; a log is told where that is written."""
+    link = gate.sign_in_link(ports.prefect_url, password)
+    kept = secret.keep("sign-in", f"{link}\n")
+    say(f"sign in to Prefect: {link if sys.stderr.isatty() else f'the link is in {kept}'}")
 
 
 @contextmanager

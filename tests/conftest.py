@@ -57,7 +57,7 @@ def _servers(request: pytest.FixtureRequest) -> None:
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of one embedded Prefect API for the whole session."""
     from prefect.logging.handlers import APILogHandler
-    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     prefect_home = tmp_path_factory.mktemp("prefect")
     with pytest.MonkeyPatch.context() as patch:
@@ -65,7 +65,11 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server = embedded.Api()
         try:
             server.wait()
-            with temporary_settings({PREFECT_API_URL: server.url, PREFECT_HOME: prefect_home}):
+            patch.setenv("PREFECT_API_AUTH_STRING", server.password)
+            settings = {
+                PREFECT_API_AUTH_STRING: server.password, PREFECT_API_URL: server.url, PREFECT_HOME: prefect_home
+            }  # fmt: skip
+            with temporary_settings(settings):
                 yield server.url
                 APILogHandler().flush()  # else it tries in the background, after the end
         finally:

@@ -33,6 +33,16 @@ class Running:
         return f"http://127.0.0.1:{self.prefect}/api"
 
     @property
+    def password(self) -> str:
+        """As Prefect's clients take it for ``auth_string``."""
+        return (self.home / "secrets" / "prefect").read_text(encoding="utf-8")
+
+    @property
+    def sign_in(self) -> str:
+        """The link that signs a browser in."""
+        return (self.home / "secrets" / "sign-in").read_text(encoding="utf-8").strip()
+
+    @property
     def tracking(self) -> str:
         return f"http://127.0.0.1:{self.mlflow}"
 

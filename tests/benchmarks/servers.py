@@ -45,7 +45,10 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="featherweight-benchmark-"))
     with servers.up(folder / "home", folder / "first.log") as running:
         first = seconds_to_uis(running.said())
-    with servers.up(folder / "home", folder / "second.log") as running, SyncPrefectClient(running.api) as client:
+    with (
+        servers.up(folder / "home", folder / "second.log") as running,
+        SyncPrefectClient(running.api, auth_string=running.password) as client,
+    ):
         second = seconds_to_uis(running.said())
         computed, _ = triggered(client)
         cached = [triggered(client) for _ in range(RUNS)]

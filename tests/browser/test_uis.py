@@ -5,13 +5,17 @@ Screenshots go to ``FEATHERWEIGHT_SCREENSHOTS``, or to pytest's temporary direct
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
+from prefect.client.orchestration import SyncPrefectClient
 
 from tests import servers
 
@@ -45,8 +49,71 @@ def page(chromium: str) -> Iterator[Page]:
         browser.close()
 
 
+HOSTILE = """<!doctype html><title>tried nothing</title>
+<form id="form" target="frame" method="post" enctype="text/plain" action="DEPLOYMENT/create_flow_run">
+<input name='{"state": {"type": "SCHEDULED"}, "job_variables": {"command": "touch OWNED"}, "x": "' value='"}'></form>
+<iframe name="frame"></iframe><iframe src="UI"></iframe>
+<script>
+const body = JSON.stringify({state: {type: "SCHEDULED"}, job_variables: {command: "touch OWNED"}})
+const send = options => fetch("DEPLOYMENT/create_flow_run", {method: "POST", body, ...options}).catch(() => null)
+const read = path => fetch("UI" + path).then(answer => answer.text()).then(text => "read: " + text).catch(() => "")
+;(async () => {
+  document.getElementById("form").submit()
+  await send({mode: "no-cors"})
+  await send({mode: "no-cors", credentials: "include"})
+  await send({headers: {"Content-Type": "application/json"}})
+  await send({headers: {"Content-Type": "application/json", Authorization: "Basic " + btoa("featherweight:guess")}})
+  const socket = await new Promise(resolve => {
+    const one = new WebSocket("UI/api/events/in".replace("http", "ws"))
+    one.onopen = () => resolve("open")
+    one.onerror = () => resolve("")
+  })
+  const read_ = (await read("/api/health")) + (await read("/ui-settings")) + socket
+  await new Promise(resolve => setTimeout(resolve, 1000))
+  document.title = "tried all: [" + read_ + "]"
+})()
+</script>
+"""
+"""A page of another origin, which a signed-in person happens to open."""
+
+
+def test_a_hostile_page_starts_nothing_and_reads_nothing(day: servers.Running, page: Page, tmp_path: Path) -> None:
+    sign_in(page, day)
+    with SyncPrefectClient(day.api, auth_string=day.password) as client:
+        deployment = client.read_deployment_by_name("compress/smoke").id
+        before = len(client.read_flow_runs())
+        ui = day.api.removesuffix("/api")
+        places = {"DEPLOYMENT": f"{day.api}/deployments/{deployment}", "UI": ui, "OWNED": str(tmp_path / "owned")}
+        text = re.sub("DEPLOYMENT|OWNED|UI", lambda found: places[found[0]], HOSTILE)
+        (tmp_path / "index.html").write_text(text, encoding="utf-8")
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            page.goto(f"http://127.0.0.1:{server.server_address[1]}/index.html")
+            expect(page).to_have_title(re.compile("tried all"))
+            server.shutdown()
+        assert page.title() == "tried all: []"
+        assert len(client.read_flow_runs()) == before
+    assert not (tmp_path / "owned").exists()
+
+
+def sign_in(page: Page, day: servers.Running) -> None:
+    """By the link that ``up`` offers."""
+    page.goto(day.sign_in)
+    page.wait_for_url(lambda url: "/sign-in" not in url)
+
+
+def test_who_has_no_link_is_asked_for_the_password(day: servers.Running, page: Page) -> None:
+    page.goto(f"http://127.0.0.1:{day.prefect}/deployments")
+    expect(page.get_by_role("button", name="Login")).to_be_visible()
+    page.goto(f"http://127.0.0.1:{day.prefect}/sign-in#featherweight:guess")
+    expect(page.get_by_text("This link is not of this server")).to_be_visible()
+    assert page.evaluate("localStorage.getItem('prefect-password')") is None
+
+
 def open_form(page: Page, day: servers.Running) -> None:
-    """As a person gets there: deployments, smoke, Run, Custom run."""
+    """As a person gets there: signed in, deployments, smoke, Run, Custom run."""
+    sign_in(page, day)
     page.goto(f"http://127.0.0.1:{day.prefect}/deployments")
     page.get_by_role("link", name="smoke").first.click()
     page.get_by_role("button", name="Run", exact=True).click()

@@ -35,7 +35,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Running]:
 
 @pytest.fixture
 def client(day: servers.Running) -> Iterator[SyncPrefectClient]:
-    with SyncPrefectClient(day.api) as client:
+    with SyncPrefectClient(day.api, auth_string=day.password) as client:
         yield client
 
 
