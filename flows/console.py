@@ -165,12 +165,12 @@ def print_outcome(outcome: Outcome) -> None:
         for check in outcome.verdict.checks
     ]
     print_table(("check", "measured", "interval", "limit", "n", "status"), checks, numbers_from=1)
-    _print(f"[{STYLES[outcome.verdict.status]}]{outcome.verdict.reason}[/]")
+    _print(f"[{STYLES[outcome.verdict.status]}]{_escape(outcome.verdict.reason)}[/]")
     for name in ("report", "bundle"):
         if facts[name]:
-            _print(f"{name}: {facts[name]}")
+            _print(f"{name}: {_escape(facts[name])}")
     if outcome.release:
-        _print(f"registered: {outcome.release.name} version {outcome.release.version}")
+        _print(f"registered: {_escape(outcome.release.name)} version {outcome.release.version}")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int | None = None) -> None:
@@ -187,9 +187,10 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers
 
 
 def _escape(text: str) -> str:
+    """Text that a terminal shows and does not obey: neither rich's markup nor control characters."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape("".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text))
 
 
 def _print(*values: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import ValidationError
+
 from tasks import tracking
 from tasks.contracts import FeatherweightError, Outcome
 
@@ -50,11 +52,16 @@ def outcome(run: str = "") -> Outcome:
     """Reads what a run came to.
 
     Raises:
-        FeatherweightError: there is no such run, or it ended without a verdict.
+        FeatherweightError: there is no such run, it ended without a verdict, or what MLflow has of it is not one.
     """
     row = find(run)
     text = tracking.read_text(row["run"], OUTCOME)
     if text is None:
         why = f": {row['error']}" if row["error"] else ""
         raise FeatherweightError(f"run {row['run']} is {row['status']} and has no verdict{why}")
-    return Outcome.model_validate_json(text)
+    try:
+        return Outcome.model_validate_json(text)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, wrong["loc"])) or "the document"
+        raise FeatherweightError(f"{OUTCOME} of run {row['run']} cannot be read: {where}: {wrong['msg']}") from None

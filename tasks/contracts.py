@@ -5,10 +5,13 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-Digest = str
-"""64 hexadecimal digits: the SHA-256 of what a directory in the store holds."""
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""64 hexadecimal digits: the SHA-256 of what a directory in the store holds. It names a directory, so it is no path."""
+
+RunId = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{1,256}$")]
+"""The id of an MLflow run. It names files, so it is no path."""
 
 
 class FeatherweightError(ValueError):
@@ -308,14 +311,14 @@ class StageOutput(Contract):
     bundle: Bundle | None = None
     splits: Splits | None = None
     scorecard: Scorecard = Scorecard()
-    evidence: Digest = ""
+    evidence: Digest | Literal[""] = ""
 
 
 class StageResult(StageOutput):
     """What every stage returns. Downstream receives ``.bundle`` only, so a new run never spoils a cache key."""
 
     stage: str
-    run_id: str
+    run_id: RunId
     """MLflow child run of this execution."""
     cached: bool = False
     seconds: float = 0.0
@@ -397,7 +400,8 @@ class Verdict(Contract):
 class Release(Contract):
     """A registered model version and the serving bundle behind it."""
 
-    name: str
+    name: str = Field(pattern=r"^[^/\\:]*[^./\\:][^/\\:]*$")
+    """Also the name of a directory."""
     version: int
     digest: Digest
     """Digest of the serving bundle."""
@@ -408,7 +412,7 @@ class Outcome(Contract):
     """What a whole run came to: the document behind ``--json``, ``show`` and the report."""
 
     recipe: str
-    run_id: str
+    run_id: RunId
     """MLflow parent run."""
     flow_run_id: str = ""
     verdict: Verdict

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from pydantic import ValidationError
 
 from tasks import store, tracking
 from tasks.contracts import FeatherweightError, Release
@@ -80,15 +81,17 @@ def release(version: ModelVersion) -> Release:
     Raises:
         FeatherweightError: something else registered it.
     """
-    digest = version.tags.get(DIGEST_TAG)
-    if not digest:
-        raise FeatherweightError(f"{version.name} version {version.version} was not registered by Featherweight")
-    return Release(
-        name=version.name,
-        version=int(version.version),
-        digest=digest,
-        model_uri=f"models:/{version.name}/{version.version}",
-    )
+    try:
+        return Release(
+            name=version.name,
+            version=int(version.version),
+            digest=version.tags.get(DIGEST_TAG, ""),
+            model_uri=f"models:/{version.name}/{version.version}",
+        )
+    except ValidationError:
+        raise FeatherweightError(
+            f"{version.name} version {version.version} was not registered by Featherweight"
+        ) from None
 
 
 def require_passed(version: ModelVersion, alias: str, *, reason: str = "") -> None:

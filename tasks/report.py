@@ -71,17 +71,19 @@ def seeds(outcome: Outcome, recipe: dict[str, Any]) -> tuple[SeedRun, ...]:
     for run in tracking.find_runs("tags.`featherweight.kind` = 'pipeline'", names=[outcome.recipe], max_results=1000):
         theirs = dict(run.data.params)
         seed = theirs.pop("seed", "")
-        if theirs != params or int(seed) in found or (seed == mine and run.info.run_id != outcome.run_id):
+        if theirs != params or (seed == mine and run.info.run_id != outcome.run_id):
             continue
         try:
+            if int(seed) in found:
+                continue
             text = tracking.read_text(run.info.run_id, "outcome.json")
             other = Outcome.model_validate_json(text) if text else None
             if other is None or _dataset(other) != _dataset(outcome) or (rows := _rows(other)) is None:
                 continue
-        except ValueError as error:
+            correct = correctness(rows)
+        except (ValueError, KeyError) as error:
             logger.warning("run %s is left out of the seeds: %s", run.info.run_id, error)
             continue
-        correct = correctness(rows)
         date = datetime.fromtimestamp(run.info.start_time / 1000, UTC).date().isoformat()
         found[int(seed)] = SeedRun(int(seed), run.info.run_id, date, correct["train"], correct["validate"])
     return tuple(found[seed] for seed in sorted(found)) if len(found) > 1 else ()

@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -33,7 +34,14 @@ FILES = "files.json"
 
 
 class CorruptObjectError(FeatherweightError):
-    """A stored directory no longer holds what its digest says."""
+    """A stored directory no longer holds what its digest says, or none can have such a digest."""
+
+
+def _place(digest: Digest) -> Path:
+    """Where the object of a digest is: always a directory of the store, whoever said the digest."""
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise CorruptObjectError(f"{digest[:80]!r} is no digest of a stored object, which has 64 hexadecimal digits")
+    return disk.folder("objects") / digest
 
 
 def _file_digest(path: Path) -> str:
@@ -85,7 +93,7 @@ def publish(directory: Path, *, expected: Digest = "") -> Digest:
     digest = hashlib.sha256(listing.encode()).hexdigest()
     if expected not in ("", digest):
         raise CorruptObjectError(f"its digest is {digest[:12]}")
-    target = disk.folder("objects") / digest
+    target = _place(digest)
     if target.exists():
         with contextlib.suppress(CorruptObjectError):
             path(digest)
@@ -131,9 +139,9 @@ def path(digest: Digest) -> Path:
 
     Raises:
         CorruptObjectError: a file is missing or differs; the directory has then been moved to ``quarantine``, and no
-            other worker offers a whole one.
+            other worker offers a whole one. Or this is no digest.
     """
-    directory = disk.folder("objects") / digest
+    directory = _place(digest)
     try:
         _verify(directory)
     except CorruptObjectError:

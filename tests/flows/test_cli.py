@@ -10,8 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from flows import console, history
 from tasks import store, tracking
-from tasks.contracts import Bundle, Check, CheckStatus, Outcome, Release, Scorecard, StageResult, Verdict
+from tasks.contracts import (
+    Bundle,
+    Check,
+    CheckStatus,
+    FeatherweightError,
+    Outcome,
+    Release,
+    Scorecard,
+    StageResult,
+    Verdict,
+)
 from tasks.ml import machine
 
 ROOT = Path(__file__).parent.parent.parent
@@ -200,6 +211,38 @@ def test_show_of_a_run_without_a_verdict_says_why() -> None:
     done = featherweight("show")
     assert done.returncode == 2
     assert "FAILED and has no verdict: ValueError: row 7 is empty" in done.stderr
+
+
+@pytest.mark.parametrize("field", ["release", "bundle", "evidence"])
+def test_what_mlflow_says_of_a_run_names_no_path(field: str, tmp_path: Path) -> None:
+    """Who can write to the tracking server must not have a directory of this machine moved away."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    value = record().model_dump(mode="json")
+    if field == "release":
+        value["release"]["digest"] = str(precious)
+    elif field == "bundle":
+        value["stages"][0]["bundle"]["digest"] = f"../../../{precious.name}"
+    else:
+        value["stages"][0]["evidence"] = str(precious)
+    tracking.Run(value["run_id"]).text(json.dumps(value), "outcome.json")
+    with pytest.raises(FeatherweightError, match=rf"outcome.json of run {value['run_id']} cannot be read: .*{field}"):
+        history.outcome()
+    assert precious.is_dir()
+
+
+def test_what_mlflow_says_is_not_obeyed_by_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    value = record()
+    check = value.verdict.checks[0].model_copy(update={"explanation": "\x1b]0;owned\x07[link=x]no[/link]"})
+    console.print_outcome(value.model_copy(update={"verdict": Verdict(checks=(failed(check),))}))
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert "\x07" not in said
+    assert "[link=x]no[/link]" in said
+
+
+def failed(check: Check) -> Check:
+    return check.model_copy(update={"status": CheckStatus.FAILED})
 
 
 def test_runs_lists_the_newest_first() -> None:

@@ -55,6 +55,14 @@ def test_unknown_fields_are_refused() -> None:
         Bundle.model_validate({"digest": DIGEST, "format": "onnx", "problem": "p", "path": "/tmp"})
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "a\\b", "models:/a"])
+def test_what_names_files_is_no_path(name: str) -> None:
+    with pytest.raises(ValidationError, match="should match pattern"):
+        Release(name=name, version=1, digest=DIGEST, model_uri="models:/a/1")
+    with pytest.raises(ValidationError, match="should match pattern"):
+        StageResult(stage="train", run_id=name)
+
+
 def test_values_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         outcome().run_id = "other"

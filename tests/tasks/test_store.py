@@ -162,6 +162,18 @@ def test_a_killed_process_lets_go_and_is_swept() -> None:
     assert not leftovers()
 
 
+@pytest.mark.parametrize("digest", ["", "..", "../..", "a" * 63, "A" * 64, "a" * 64 + "\n", "a" * 63 + "/"])
+def test_a_digest_is_no_path(digest: str, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    for one in (digest, str(precious), f"../../../{precious.name}"):
+        with pytest.raises(store.CorruptObjectError, match="is no digest of a stored object"):
+            store.path(one)
+        with pytest.raises(ValueError, match="should match pattern"):
+            Bundle(digest=one, format="torch", problem="text-classification")
+    assert precious.is_dir()
+
+
 def test_too_little_disk_says_how_much() -> None:
     with pytest.raises(FeatherweightError, match=r"not enough disk: .* MB free and this run needs 1000000000 MB"):
         disk.require_free_space(10**15)
