@@ -59,10 +59,20 @@ def distill(source: Bundle, splits: Splits, config: DistillationConfig, *, seed:
 
     The losses and their papers are in ``tasks.ml.losses``.
     """
-    from tasks.ml import datasets, factorization, layer_choice, learning, modeling, problems, surgery, width
+    from tasks.ml import (
+        datasets,
+        factorization,
+        layer_choice,
+        learning,
+        modeling,
+        problems,
+        surgery,
+        tokenization,
+        width,
+    )
 
     teacher = modeling.load(store.path(source.digest), source.problem)
-    tokenizer = modeling.load_tokenizer(store.path(source.digest))
+    tokenizer = tokenization.load(store.path(source.digest))
     calibration = datasets.read(store.path(splits.digest), "calibration", tokenizer)
     batches = list(learning.batches(calibration, CALIBRATION_BATCH, pad_id=tokenizer.pad_token_id))
     total, only = len(modeling.shapes(teacher)), problems.get(source.problem).FIRST_TOKEN_ONLY
@@ -80,8 +90,8 @@ def distill(source: Bundle, splits: Splits, config: DistillationConfig, *, seed:
         student = width.keep_hidden(student, width.top(widths, keep=config.keep_hidden, head_size=head_size))  # type: ignore[arg-type]
     if config.embedding_rank:
         texts = [datasets.read(store.path(splits.digest), name, tokenizer) for name in ("train", "unlabeled")]
-        counts = surgery.token_counts([row for split in texts for row in split.input_ids], len(tokenizer))
-        student = factorization.factorize(student, config.embedding_rank, counts=counts)
+        rows = [row for split in texts for row in split.input_ids]
+        student = factorization.factorize(student, config.embedding_rank, rows=rows)
     return tutoring.teach(
         "distill",
         student,

@@ -246,18 +246,18 @@ def prune(
     Args:
         rounding: ``token_bits`` and ``block_size`` of the embeddings, where recovery is to heal that, too.
     """
-    from tasks.ml import datasets, importance, learning, modeling, problems, quantization, surgery
+    from tasks.ml import datasets, importance, learning, modeling, problems, quantization, surgery, tokenization
 
     problem, data = problems.get(source.problem), store.path(splits.digest)
     student = modeling.load(store.path(source.digest), source.problem)
-    tokenizer = modeling.load_tokenizer(store.path(source.digest))
+    tokenizer = tokenization.load(store.path(source.digest))
     master = modeling.load(store.path(teacher.digest), teacher.problem)
     tokens: list[int] | None = None
     if config.keep_vocabulary < 1:
         rows = datasets.read(data, "train", tokenizer).input_ids + datasets.read(data, "unlabeled", tokenizer).input_ids
         tokens = surgery.choose_tokens(tokenizer, rows, keep=config.keep_vocabulary)
         # The teacher must hear the same tokens for its hidden states to be comparable.
-        master, _ = surgery.keep_tokens(master, modeling.load_tokenizer(store.path(teacher.digest)), tokens)
+        master, _ = surgery.keep_tokens(master, tokenization.load(store.path(teacher.digest)), tokens)
         student, smaller_tokenizer = surgery.keep_tokens(student, tokenizer, tokens)
         _report_safety(tokenizer, smaller_tokenizer)
         tokenizer = smaller_tokenizer

@@ -157,10 +157,11 @@ def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teac
         problems,
         quantization,
         sensitivity,
+        tokenization,
     )
 
     model = modeling.load(store.path(source.digest), source.problem)
-    tokenizer = modeling.load_tokenizer(store.path(source.digest))
+    tokenizer = tokenization.load(store.path(source.digest))
     problem, pad_id = problems.get(source.problem), tokenizer.pad_token_id
     calibration, selection = (
         datasets.read(store.path(splits.digest), name, tokenizer) for name in ("calibration", "selection")
@@ -216,10 +217,10 @@ def _train(
     seed: int,
 ) -> str:
     """Has the teacher correct the model, in place, while it computes as if quantized; returns the history as JSON."""
-    from tasks.ml import fake_quantization, modeling, surgery
+    from tasks.ml import fake_quantization, modeling, surgery, tokenization
 
     master = modeling.load(store.path(teacher.digest), teacher.problem)
-    vocabulary = modeling.load_tokenizer(store.path(teacher.digest))
+    vocabulary = tokenization.load(store.path(teacher.digest))
     tokens = surgery.tokens_of(vocabulary, tokenizer)
     cut = len(tokens) < len(vocabulary)
     if cut:

@@ -84,22 +84,23 @@ def serving_bundle(name: str, outcome: Outcome, run_id: str) -> Digest:
 def _bundle(
     name: str, splits: Splits, served: StageResult, validation: dict[str, Any], verdict: Verdict | None, run_id: str
 ) -> Digest:
-    from tasks.ml import datasets
+    from tasks.ml import datasets, tokenization
     from tasks.serving import bundle
 
     assert served.bundle is not None
-    dataset = store.path(splits.digest)
+    dataset, source = store.path(splits.digest), store.path(served.bundle.digest)
+    limit = datasets.info(dataset).max_length
     recipe = tracking.client().get_run(run_id).data.params
     with store.workspace() as folder:
         bundle.build(
             folder,
-            source=store.path(served.bundle.digest),
+            source=source,
             name=name,
             problem=served.bundle.problem,
             base_model=recipe["base_model"],
             data=recipe["data.source"],
-            max_length=json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))["max_length"],
-            texts=datasets.texts(dataset, "selection"),
+            tokenizer=tokenization.standalone(source / tokenization.FILE, max_length=limit),
+            golden=datasets.golden(dataset, "selection", bundle.GOLDEN_ROWS),
             validation=validation,
             verdict=verdict,
         )

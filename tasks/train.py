@@ -50,13 +50,14 @@ class _Base(NamedTuple):
 
 def _open(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int) -> _Base:
     """Loads the base model with a new head, on the device that will train it, and the rows."""
-    from tasks.ml import datasets, lessons, modeling, problems, trainer
+    from tasks.ml import datasets, lessons, problems, tokenization, trainer
 
     data = store.path(splits.digest)
     directory = locators.locate(base_model)
     trainer.seed_everything(seed)
-    tokenizer = modeling.load_tokenizer(directory)
-    model = problems.get(splits.problem).load_base(directory, datasets.info(data).labels, dropout=config.dropout)
+    about = datasets.info(data)
+    tokenizer = tokenization.load(directory, max_length=about.max_length)
+    model = problems.get(splits.problem).load_base(directory, about.labels, dropout=config.dropout)
     model.to(trainer.default_device())
     rows = datasets.read(data, "train", tokenizer)
     lesson = lessons.Lesson(

@@ -90,7 +90,7 @@ def more_texts(
     seed: int,
 ) -> list[str]:
     """Makes new texts of the training texts, none of which is among those of the two splits."""
-    from tasks.ml import augmentation, families, locators, modeling, substitutes
+    from tasks.ml import augmentation, families, locators, substitutes, tokenization
 
     kinds = {AugmentationKind.SPANS, AugmentationKind.REPLACEMENTS}
     kinds = kinds if config.augmentation_kind is AugmentationKind.BOTH else {config.augmentation_kind}
@@ -101,7 +101,7 @@ def more_texts(
     if AugmentationKind.REPLACEMENTS in kinds and per_kind:
         if config.augmentation_model:
             directory = locators.find(config.augmentation_model, field="augmentation_model")
-            tokenizer = modeling.load_tokenizer(directory)
+            tokenizer = tokenization.load(directory)
             propose = substitutes.predictions(substitutes.load_masked(directory), tokenizer)
             found = augmentation.words(train.texts, tokenizer, max_length=max_length)
         else:
@@ -152,14 +152,14 @@ def prepare_lesson(
     """
     import numpy as np
 
-    from tasks.ml import datasets, evaluation, layer_choice, lessons, problems, teaching, trainer
+    from tasks.ml import datasets, evaluation, layer_choice, lessons, problems, teaching, tokenization, trainer
 
     data = store.path(splits.digest)
     trainer.seed_everything(seed)
     train, unlabeled, selection = (datasets.read(data, name, tokenizer) for name in ("train", "unlabeled", "selection"))
     max_length = datasets.info(data).max_length
     made = more_texts(train, unlabeled, tokenizer, teacher, config=config, max_length=max_length, seed=seed)
-    rows = train.input_ids + datasets.encode(made, tokenizer, max_length=max_length) + unlabeled.input_ids
+    rows = train.input_ids + tokenization.encode(made, tokenizer, max_length=max_length) + unlabeled.input_ids
     targets = np.full(len(rows), problems.get(splits.problem).NO_TARGET)
     targets[: len(train)] = train.targets
     device = trainer.default_device()

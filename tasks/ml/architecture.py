@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.contracts import FeatherweightError
+from tasks.ml import families
 
 ENCODERS = ("bert", "roberta", "xlm-roberta")
 DECODERS = ("gpt2", "llama", "mistral", "qwen2")
@@ -140,7 +141,7 @@ def _bert(config: Mapping[str, Any]) -> Architecture:
         head_size=_head_size(hidden, heads),
         layers=layers,
         vocabulary=_size(config, "vocab_size"),
-        max_length=positions - (0 if config["model_type"] == "bert" else 2),  # RoBERTa counts from padding_idx + 1
+        max_length=positions - families.of(config["model_type"]).first_position(config),
         causal=False,
         learned_positions=positions,
         token_types=_size(config, "type_vocab_size"),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.ml import tokenization
 from tasks.ml.splitting import key
 
 SHORTEST = 0.3
@@ -55,19 +56,16 @@ Substitutes = Callable[[Sequence[Draft]], list[list[list[str]]]]
 
 def words(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[Draft]:
     """Finds the words of letters that are one token each: one draft per text, with all of them as its places."""
-    if not texts:
-        return []
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, return_offsets_mapping=True)
     found = []
-    for index, text in enumerate(texts):
-        offsets, owners = encoded["offset_mapping"][index], encoded.word_ids(index)
+    for text, encoding in zip(texts, tokenization.encodings(texts, tokenizer, max_length=max_length), strict=True):
+        offsets, owners = encoding.offsets, encoding.word_ids
         pieces = Counter(owners)
         places = [
             place
             for place, ((start, end), owner) in enumerate(zip(offsets, owners, strict=True))
             if owner is not None and pieces[owner] == 1 and text[start:end].strip().isalpha()
         ]
-        found.append(Draft(text, encoded["input_ids"][index], places, [tuple(offsets[place]) for place in places]))
+        found.append(Draft(text, encoding.ids, places, [offsets[place] for place in places]))
     return found
 
 

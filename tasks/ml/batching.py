@@ -32,7 +32,7 @@ class Padding:
 
     def length(self, rows: Sequence[Sequence[int]]) -> int:
         """Tokens that a batch of these rows has."""
-        longest = max(len(row) for row in rows)
+        longest = max(1, *(len(row) for row in rows))
         return max(longest, min(-(-longest // self.multiple_of) * self.multiple_of, self.limit))
 
 

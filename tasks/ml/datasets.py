@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tasks.ml import held_out
+from tasks.ml import held_out, tokenization
 from tasks.ml.splitting import SPLITS, Division, Row
 
 SCHEMA = pa.schema([("text", pa.string()), ("input_ids", pa.list_(pa.int32())), ("target", pa.int64())])
@@ -58,26 +58,15 @@ class DatasetInfo:
     tokenizer_digest: str
 
 
-def encode(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[list[int]]:
-    """Token ids with the special tokens, at most ``max_length`` a row."""
-    return _encoded(texts, tokenizer, max_length=max_length)["input_ids"] if texts else []
-
-
-def _encoded(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> Any:
-    return tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)
-
-
-def _whole_lengths(encoded: Any, special: int) -> np.ndarray:
+def _whole_lengths(encoded: Sequence[Any], special: int) -> np.ndarray:
     """Tokens (N,) that each text would have if it was not cut, with the special ones."""
-    return np.array(
-        [len(one.ids) + sum(len(part.ids) - special for part in one.overflowing) for one in encoded.encodings],
-        dtype=np.int64,
-    )
+    lengths = [len(one.ids) + sum(len(part.ids) - special for part in one.overflowing) for one in encoded]
+    return np.array(lengths, dtype=np.int64)
 
 
 def as_read(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[bytes]:
     """Digest of the token ids of each text: equal for texts that a model cannot tell apart."""
-    ids = encode(texts, tokenizer, max_length=max_length)
+    ids = tokenization.encode(texts, tokenizer, max_length=max_length)
     return [hashlib.sha256(np.asarray(row, dtype=np.int32).tobytes()).digest() for row in ids]
 
 
@@ -92,18 +81,19 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
     lengths: dict[str, np.ndarray] = {}
     for name, rows in division.splits.items():
         texts = [row.text for row in rows]
-        encoded = _encoded(texts, tokenizer, max_length=max_length) if texts else None
-        input_ids = encoded["input_ids"] if encoded else []
+        encoded = tokenization.encodings(texts, tokenizer, max_length=max_length)
+        input_ids = [one.ids for one in encoded]
         targets = [classes.get(row.label, no_target) for row in rows]
         table = pa.table({"text": texts, "input_ids": input_ids, "target": targets}, schema=SCHEMA)
         with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
             writer.write_table(table)
-        lengths[name] = _whole_lengths(encoded, special) if encoded else np.empty(0, dtype=np.int64)
-    info = DatasetInfo(division.labels, max_length, _digest(tokenizer))
+        lengths[name] = _whole_lengths(encoded, special)
+    info = DatasetInfo(division.labels, max_length, tokenization.digest(tokenizer))
     profile = _profile(division, lengths, max_length)
     (directory / INFO).write_text(json.dumps(asdict(info), indent=1, ensure_ascii=False), encoding="utf-8")
     (directory / PROFILE).write_text(json.dumps(profile, indent=1, ensure_ascii=False), encoding="utf-8")
-    tokenizer.save_pretrained(directory / TOKENIZER)
+    (directory / TOKENIZER).mkdir()
+    tokenization.save(tokenizer, directory / TOKENIZER)
     return profile
 
 
@@ -145,16 +135,6 @@ def _opened(directory: Path, split: str) -> Iterator[pa.Table]:
         yield pa.ipc.open_file(source).read_all()
 
 
-def texts(directory: Path, split: str) -> list[str]:
-    """Reads the texts of one split, as ``read`` does.
-
-    Raises:
-        HeldOutError: it is the test split, and the stage that asks may not open it.
-    """
-    with _opened(directory, split) as table:
-        return table["text"].to_pylist()
-
-
 def read(directory: Path, split: str, tokenizer: Any = None) -> Split:
     """Reads one split; with a tokenizer other than the one it was encoded with, encodes its texts again.
 
@@ -171,13 +151,43 @@ def read(directory: Path, split: str, tokenizer: Any = None) -> Split:
         # A copy: the array must outlive the mapping.
         targets = table["target"].to_numpy().copy()
     about = info(directory)
-    if tokenizer is not None and _digest(tokenizer) != about.tokenizer_digest:
-        input_ids = encode(texts, tokenizer, max_length=about.max_length)
+    if tokenizer is not None and tokenization.digest(tokenizer) != about.tokenizer_digest:
+        input_ids = tokenization.encode(texts, tokenizer, max_length=about.max_length)
     return Split(texts, input_ids, targets)
 
 
-def _digest(tokenizer: Any) -> str:
-    # Imported here, because it brings torch, which those who only look at stored rows can do without.
-    from tasks.ml import modeling
+@dataclass(frozen=True)
+class Golden:
+    """A text that a served model is tried on, and the tokens that its model learned it by."""
 
-    return modeling.tokenizer_digest(tokenizer)
+    text: str
+    tokens: list[str]
+
+
+def golden(directory: Path, split: str, count: int) -> list[Golden]:
+    """Evenly spaced texts of a split, from short to long, then an empty one, and one that is too long for any row.
+
+    The tokens are those of the tokenizer that the base model was trained with, as they were stored.
+
+    Raises:
+        HeldOutError: it is the test split, and the stage that asks may not open it.
+    """
+    rows, limit = read(directory, split), info(directory).max_length
+    stored = dict(zip(rows.texts, rows.input_ids, strict=True))
+    by_length = sorted(stored, key=lambda text: (len(text), text))
+    step = max(1, len(by_length) // count)
+    chosen = by_length[::step][:count]
+    core = tokenization.standalone(directory / TOKENIZER / tokenization.FILE, max_length=limit)
+    made = ["", _too_long(by_length, stored, limit)]
+    stored |= {text: core.encode(text).ids for text in made}
+    return [Golden(text, [str(core.id_to_token(index)) for index in stored[text]]) for text in (*chosen, *made)]
+
+
+def _too_long(by_length: Sequence[str], stored: Mapping[str, Sequence[int]], limit: int) -> str:
+    """Texts in one, the longest first, until together they have twice the tokens that a row may have."""
+    parts: list[str] = []
+    tokens = 0
+    while tokens <= 2 * limit:
+        parts.append(by_length[-1 - len(parts) % len(by_length)])
+        tokens += max(1, len(stored[parts[-1]]) - 2)  # without special tokens
+    return " ".join(parts)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.ml import batching, datasets, modeling, world
+from tasks.ml import batching, datasets, modeling, tokenization, world
 
 ROWS = 64
 """Of a batch."""
@@ -59,7 +59,7 @@ def answers(bundle: Path, data: Path, problem: str) -> np.ndarray:
 
     Both are stored under the digest of their content, so that all variations of a line ask their teacher once.
     """
-    tokenizer = modeling.load_tokenizer(bundle)
+    tokenizer = tokenization.load(bundle)
     rows = datasets.read(data, "selection", tokenizer).input_ids
     found = logits(modeling.load(bundle, problem), rows, pad_id=tokenizer.pad_token_id)
     found.flags.writeable = False

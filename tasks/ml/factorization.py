@@ -6,6 +6,7 @@ Lan et al. 2020, ALBERT (arXiv:1909.11942, section 3.1). V = vocabulary, E = ran
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,14 +57,15 @@ def shape(model: nn.Module, rank: int) -> None:
 
 
 @torch.no_grad()
-def factorize(model: nn.Module, rank: int, *, counts: torch.Tensor) -> nn.Module:
+def factorize(model: nn.Module, rank: int, *, rows: Sequence[Sequence[int]]) -> nn.Module:
     """Returns a new model whose token table has so many columns, chosen so that what texts see of it changes least.
 
     Of all pairs of a table and a projection this has the smallest Σ c_t · |w_t − w'_t|² (Eckart & Young 1936; weighted
     by frequency as in Chen et al. 2018, GroupReduce, arXiv:1806.06950, section 3.2).
 
     Args:
-        counts: (V,) how often each token occurs. One is added, so that tokens which never did count a little.
+        rows: token ids of the texts. Each token counts once more than it occurs, so that those which never do count a
+            little, rows of the table beyond the tokenizer's tokens among them.
 
     Raises:
         FeatherweightError: the table has no more columns than that.
@@ -76,7 +78,9 @@ def factorize(model: nn.Module, rank: int, *, counts: torch.Tensor) -> nn.Module
             f"distillation: embedding_rank {rank} must be below the hidden size {weight.shape[1]}; 0 leaves the table "
             "whole"
         )
-    gram = weight.T @ ((counts.double() + 1).unsqueeze(1) * weight)
+    ids = torch.tensor([token for row in rows for token in row], dtype=torch.int64, device=weight.device)
+    counts = torch.bincount(ids, minlength=len(weight)) + 1
+    gram = weight.T @ (counts.double().unsqueeze(1) * weight)
     directions = torch.linalg.eigh(gram).eigenvectors[:, -rank:]  # (H, E), orthonormal
     shape(smaller, rank)
     found = families.of(config.model_type).embedding(smaller)

@@ -6,13 +6,18 @@ torch is imported where modules are handled only: ``locators`` asks whether an a
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.contracts import FeatherweightError
 
 if TYPE_CHECKING:
     from torch import nn
+
+DEFAULT_PADDING = 1
+"""RoBERTa's ``pad_token_id`` where a configuration names none."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,34 @@ class Family:
     summary: str
     """Layer (hidden → hidden) between the backbone's first token and ``classifier``; both relative to the model."""
     classifier: str
-    first_position: int = 0
-    """Position id of the first token (RoBERTa counts from padding_idx + 1)."""
+    positions_follow_padding: bool = False
+    """Whether the first token has the position after that of the padding token's id, as in RoBERTa, and not 0."""
+
+    def first_position(self, config: Mapping[str, Any]) -> int:
+        """Position of the first token, under the ``config.json`` of a model, or its ``to_dict()``.
+
+        Raises:
+            FeatherweightError: it depends on ``pad_token_id``, which is none.
+        """
+        if not self.positions_follow_padding:
+            return 0
+        padding = config.get("pad_token_id", DEFAULT_PADDING)
+        if not isinstance(padding, int) or isinstance(padding, bool) or padding < 0:
+            raise FeatherweightError(
+                f"base_model: config.json has pad_token_id {json.dumps(padding)}, but {config['model_type']} counts "
+                f"positions from it; the id of the padding token in the vocabulary would be right, such as 1"
+            )
+        return padding + 1
+
+    def require_padding(self, config: Mapping[str, Any], pad_id: int) -> None:
+        """Raises ``FeatherweightError`` if rows are padded with another token than positions are counted from."""
+        first = self.first_position(config)
+        if first and first != pad_id + 1:
+            raise FeatherweightError(
+                f"base_model: config.json has pad_token_id {first - 1}, from which {config['model_type']} counts "
+                f"positions, but the tokenizer pads with {pad_id}; make the pad_token of tokenizer_config.json the "
+                f"token {first - 1}"
+            )
 
     @property
     def cut_by_output(self) -> tuple[str, ...]:
@@ -150,7 +181,7 @@ ROBERTA = replace(
     model_types=("roberta", "xlm-roberta"),
     summary="classifier.dense",
     classifier="classifier.out_proj",
-    first_position=2,
+    positions_follow_padding=True,
 )
 
 FAMILIES = (BERT, ROBERTA)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.ml import factorization, families, modeling, quantization, surgery
+from tasks.ml import factorization, families, modeling, quantization, surgery, tokenization
 
 
 def num_bytes(
@@ -45,7 +45,7 @@ def num_bytes(
             factorization.shape(model, embedding_rank)
         if keep_vocabulary < 1:
             table = family.token_embedding(model)
-            rows = surgery.num_tokens(modeling.load_tokenizer(teacher), keep=keep_vocabulary)
+            rows = surgery.num_tokens(tokenization.load(teacher), keep=keep_vocabulary)
             table.weight = nn.Parameter(table.weight[:rows])
             table.num_embeddings = rows
     return quantization.num_bytes(model, quantization.plan(model, **plan))

@@ -1,4 +1,4 @@
-"""Models on disk: the ``torch`` bundle format, and its tokenizer.
+"""Models on disk: the ``torch`` bundle format.
 
 A torch bundle is a directory with ``config.json``, ``model.safetensors``, the tokenizer's files and, once quantized,
 ``quantization.json``. ``config.json`` has a ``featherweight`` entry with each layer's shape and the token table's, and
@@ -8,51 +8,22 @@ Pickles are never read and remote code is never run.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 from transformers.initialization import no_init_weights
 
-from tasks.contracts import FeatherweightError
-from tasks.ml import factorization, families, problems, quantization, removal
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from tasks.ml import factorization, families, problems, quantization, removal, tokenization
 
 WEIGHTS = "model.safetensors"
 SHAPES = "featherweight"
 LAYER_MAP = "layer_map"
-
-
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """Loads the (fast) tokenizer of a model directory.
-
-    Raises:
-        FeatherweightError: it has no fast tokenizer, which serving without transformers needs.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, use_fast=True)
-    if not tokenizer.is_fast:
-        raise FeatherweightError(f"base_model: {directory} has no fast tokenizer (tokenizer.json)")
-    return tokenizer
-
-
-@functools.lru_cache(maxsize=8)
-def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 of a fast tokenizer's own description: equal digests encode equally.
-
-    Truncation and padding are left out, because every call that pads or cuts changes them.
-    """
-    description = json.loads(tokenizer.backend_tokenizer.to_str())
-    description.update(truncation=None, padding=None)
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def shapes(model: nn.Module) -> list[dict[str, int]]:
@@ -92,7 +63,7 @@ def reshape(model: nn.Module, described: Mapping[str, Any]) -> None:
 def save(model: nn.Module, tokenizer: Any, directory: Path, *, spec: quantization.Spec | None = None) -> None:
     """Writes a torch bundle into an existing directory."""
     save_model(model, directory)
-    tokenizer.save_pretrained(directory)
+    tokenization.save(tokenizer, directory)
     if spec is not None:
         (directory / quantization.SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
 

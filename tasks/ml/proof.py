@@ -24,6 +24,7 @@ from tasks.ml import (
     quantization,
     runtime,
     timing,
+    tokenization,
 )
 from tasks.ml.onnx_export import MODEL, num_bytes, read_spec
 
@@ -71,7 +72,7 @@ def subject(
     stage: str, title: str, directory: Path, data: Path, *, simulated: bool = False, split: str = "test"
 ) -> Subject:
     """Describes a bundle and encodes a split for it."""
-    tokenizer = modeling.load_tokenizer(directory)
+    tokenizer = tokenization.load(directory)
     rows = datasets.read(data, split, tokenizer).input_ids
     kind: Kind = "onnx" if (directory / MODEL).is_file() else "simulated" if simulated else "torch"
     return Subject(stage, title, directory, kind, rows, tokenizer.pad_token_id)
@@ -179,7 +180,7 @@ def examine(
         models[-1].directory,
         runtime.open_session(file, provider=provider, threads=threads),
         problem_name,
-        datasets.read(data, "selection", modeling.load_tokenizer(shipped.directory)).input_ids,
+        datasets.read(data, "selection", tokenization.load(shipped.directory)).input_ids,
         pad_id=shipped.pad_id,
         max_length=about.max_length,
     )

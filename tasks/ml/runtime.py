@@ -122,7 +122,7 @@ def open_session(model: Path, *, provider: str, threads: int = 0) -> ort.Inferen
 
 def feed(rows: Sequence[Sequence[int]], *, pad_id: int, length: int | None = None) -> Feed:
     """Pads token ids on the right to the longest row (or to ``length``): int64 (B, S) ids and mask."""
-    width = length or max(len(row) for row in rows)
+    width = length or max(1, *(len(row) for row in rows))
     input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     attention_mask = np.zeros((len(rows), width), dtype=np.int64)
     for index, row in enumerate(rows):

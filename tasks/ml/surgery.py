@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import families, modeling, removal
+from tasks.ml import families, modeling, removal, tokenization
 from tasks.ml.importance import LayerImportance
 
 
@@ -120,12 +121,6 @@ def keep_top(
     return keep_counts(model, importance, fraction(modeling.shapes(model), heads=keep_heads, ffn=keep_ffn))
 
 
-def token_counts(rows: Sequence[Sequence[int]], vocabulary: int) -> torch.Tensor:
-    """How often each token id occurs: int64 (V,)."""
-    ids = torch.tensor([token for row in rows for token in row], dtype=torch.int64)
-    return torch.bincount(ids, minlength=vocabulary)
-
-
 def choose_tokens(tokenizer: Any, rows: Sequence[Sequence[int]], *, keep: float) -> list[int]:
     """Token ids to keep: special tokens, single characters, then the most frequent in ``rows``, ascending.
 
@@ -137,16 +132,26 @@ def choose_tokens(tokenizer: Any, rows: Sequence[Sequence[int]], *, keep: float)
         keep: fraction of the vocabulary.
     """
     vocabulary = tokenizer.get_vocab()
-    counts = token_counts(rows, max(vocabulary.values()) + 1)
+    counts = Counter(token for row in rows for token in row)
     always = _indispensable(tokenizer)
-    ranked = sorted(vocabulary.values(), key=lambda index: (index not in always, -int(counts[index]), index))
+    ranked = sorted(vocabulary.values(), key=lambda index: (index not in always, -counts[index], index))
     return sorted(ranked[: num_tokens(tokenizer, keep=keep)])
 
 
 def _indispensable(tokenizer: Any) -> set[int]:
-    special = set(tokenizer.all_special_ids)
-    vocabulary = tokenizer.get_vocab().items()
-    return {index for token, index in vocabulary if index in special or len(token.removeprefix("##")) == 1}
+    """Ids of single characters, and of all that a tokenizer names beside its vocabulary: special and added tokens."""
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    named = {*tokenizer.all_special_ids, *(added["id"] for added in description["added_tokens"])}
+
+    def note(index: int) -> int:
+        named.add(index)
+        return index
+
+    _with_ids(description["post_processor"] or {}, note)
+    unknown, vocabulary = description["model"].get("unk_token"), tokenizer.get_vocab().items()
+    return {
+        index for token, index in vocabulary if index in named or token == unknown or len(token.removeprefix("##")) == 1
+    }
 
 
 def num_tokens(tokenizer: Any, *, keep: float) -> int:
@@ -176,11 +181,25 @@ def keep_tokens(model: nn.Module, tokenizer: Any, tokens: Sequence[int]) -> tupl
     table.weight = nn.Parameter(table.weight.detach()[index].clone())
     table.num_embeddings = len(tokens)
     renumbered = {old: new for new, old in enumerate(tokens)}
-    if table.padding_idx is not None:
-        table.padding_idx = renumbered[table.padding_idx]
     smaller.config.vocab_size = len(tokens)  # type: ignore[union-attr]
-    smaller.config.pad_token_id = renumbered[tokenizer.pad_token_id]  # type: ignore[union-attr]
-    return smaller, _renumber(tokenizer, description, renumbered)
+    _renumber_padding(smaller, old=tokenizer.pad_token_id, new=renumbered[tokenizer.pad_token_id])
+    return smaller, _renumber(tokenizer, renumbered)
+
+
+def _renumber_padding(model: nn.Module, *, old: int, new: int) -> None:
+    """Gives the padding token another id; where positions count from it, so many rows of their table go."""
+    config: Any = model.config
+    family = families.of(config.model_type)
+    config.pad_token_id = new
+    table = family.token_embedding(model)
+    if table.padding_idx is not None:
+        table.padding_idx = new
+    if family.positions_follow_padding:
+        positions: Any = family.backbone(model).get_submodule(family.position_embeddings)
+        positions.weight = nn.Parameter(positions.weight.detach()[old - new :].clone())
+        positions.num_embeddings = config.max_position_embeddings = len(positions.weight)
+        holder: Any = family.backbone(model).get_submodule(family.position_embeddings.rpartition(".")[0])
+        positions.padding_idx = holder.padding_idx = new
 
 
 def tokens_of(tokenizer: Any, smaller: Any) -> list[int]:
@@ -189,22 +208,35 @@ def tokens_of(tokenizer: Any, smaller: Any) -> list[int]:
     return [ids[token] for token, _ in sorted(smaller.get_vocab().items(), key=lambda item: item[1])]
 
 
-def _renumber(tokenizer: Any, description: dict[str, Any], renumbered: dict[int, int]) -> Any:
-    model = description["model"]
-    model["vocab"] = {token: renumbered[old] for token, old in model["vocab"].items() if old in renumbered}
-    for added in description["added_tokens"]:
-        added["id"] = renumbered[added["id"]]
-    processor = description.get("post_processor") or {}
-    for entry in processor.get("special_tokens", {}).values():
-        entry["ids"] = [renumbered[old] for old in entry["ids"]]
+def _with_ids(processor: dict[str, Any], change: Callable[[int], int]) -> dict[str, Any]:
+    """A post-processor, as ``tokenizer.json`` describes it, with other ids of the tokens that it puts around texts."""
+    found = dict(processor)
+    if "processors" in found:
+        found["processors"] = [_with_ids(one, change) for one in found["processors"]]
+    if isinstance(found.get("special_tokens"), dict):
+        found["special_tokens"] = {
+            name: entry | {"ids": [change(index) for index in entry["ids"]]}
+            for name, entry in found["special_tokens"].items()
+        }
     for side in ("sep", "cls"):
-        if isinstance(processor.get(side), list):
-            processor[side][1] = renumbered[processor[side][1]]
-    if description.get("padding"):
-        description["padding"]["pad_id"] = renumbered[description["padding"]["pad_id"]]
+        if side in found:
+            found[side] = [found[side][0], change(found[side][1])]
+    return found
+
+
+def _renumber(tokenizer: Any, renumbered: dict[int, int]) -> Any:
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
+        tokenization.save(tokenizer, Path(folder))
         for stale in ("vocab.txt", "added_tokens.json"):
             (Path(folder) / stale).unlink(missing_ok=True)
-        (Path(folder) / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
-        return modeling.load_tokenizer(Path(folder))
+        path = Path(folder) / tokenization.FILE
+        description = json.loads(path.read_text(encoding="utf-8"))
+        model = description["model"]
+        model["vocab"] = {token: renumbered[old] for token, old in model["vocab"].items() if old in renumbered}
+        for added in description["added_tokens"]:
+            added["id"] = renumbered[added["id"]]
+        if description["post_processor"]:
+            description["post_processor"] = _with_ids(description["post_processor"], renumbered.__getitem__)
+        description["padding"]["pad_id"] = renumbered[description["padding"]["pad_id"]]
+        path.write_text(json.dumps(description), encoding="utf-8")
+        return tokenization.load(Path(folder))

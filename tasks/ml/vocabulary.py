@@ -6,6 +6,8 @@ import pydoc_data.topics
 from collections.abc import Sequence
 from typing import Any
 
+from tasks.ml import tokenization
+
 NUM_TEXTS = 1000
 
 
@@ -22,7 +24,7 @@ def foreign_texts() -> list[str]:
 
 def _count(tokenizer: Any, texts: Sequence[str]) -> tuple[int, int]:
     """Tokens of all texts, and how many of them are unknown."""
-    rows = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    rows = [encoding.ids for encoding in tokenization.encodings(texts, tokenizer, special_tokens=False)]
     return sum(map(len, rows)), sum(row.count(tokenizer.unk_token_id) for row in rows)
 
 

@@ -5,7 +5,7 @@
     model.onnx         the graph (and model.onnx.data where the weights are large)
     tokenizer.json     with truncation and padding set as the model was trained
     manifest.json      inputs, outputs, labels, versions, the verdict, and the digest of every other file
-    golden.json        texts with the probabilities that they must give
+    golden.json        texts with the tokens and probabilities that they must give
     predictor.py       answers, and tests itself
     README.md          the model card
 
@@ -19,7 +19,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnxruntime
@@ -27,6 +27,9 @@ import tokenizers
 
 from tasks.contracts import FeatherweightError, Verdict
 from tasks.serving import card, predictor
+
+if TYPE_CHECKING:
+    from tasks.ml.datasets import Golden
 
 FORMAT = 1
 GOLDEN_ROWS = 16
@@ -43,8 +46,8 @@ def build(
     problem: str,
     base_model: str,
     data: str,
-    max_length: int,
-    texts: Sequence[str],
+    tokenizer: tokenizers.Tokenizer,
+    golden: Sequence[Golden],
     validation: dict[str, Any],
     verdict: Verdict | None,
 ) -> None:
@@ -55,23 +58,29 @@ def build(
         name: of the registered model.
         base_model: what the teacher was fine-tuned from, for the card.
         data: what it was fine-tuned on, for the card.
-        max_length: tokens after which a text is cut.
-        texts: real texts, not from the test split, of which golden rows are taken.
+        tokenizer: cuts and pads as the model learned texts.
+        golden: texts, none of them from the test split, with their tokens as the model learned them.
         validation: ``validation.json`` of the stage ``validate``, or as much of the same of another split.
         verdict: ``None`` for a model that was not judged yet.
+
+    Raises:
+        FeatherweightError: the model would be served other tokens of a golden text than it learned.
     """
     for file in MODEL_FILES:
         if (source / file).is_file():
             shutil.copyfile(source / file, directory / file)
     shutil.copyfile(predictor.__file__, directory / "predictor.py")
+    tokenizer.save(str(directory / "tokenizer.json"), pretty=False)
+    padding: Any = tokenizer.padding
+    truncation: Any = tokenizer.truncation
     model = onnx.load(str(directory / "model.onnx"), load_external_data=False)
     manifest = {
         "format": FORMAT,
         "name": name,
         "problem": problem,
         "labels": _labels(source),
-        "max_length": max_length,
-        "padding": _tokenizer(source, directory, max_length),
+        "max_length": truncation["max_length"],
+        "padding": {"id": padding["pad_id"], "token": padding["pad_token"], "side": padding["direction"]},
         **_interface(model),
         "batch_invariant": not any(node.op_type in SCALED_AT_RUN_TIME for node in model.graph.node),
         "provider": validation["device"]["provider"],
@@ -83,7 +92,7 @@ def build(
         "verdict": _verdict(verdict),
     }
     _write(directory / "manifest.json", manifest)
-    _write(directory / "golden.json", _golden(directory, texts))
+    _write(directory / "golden.json", _golden(directory, golden))
     readme = card.render(manifest, base_model=base_model, data=data, validation=validation)
     (directory / "README.md").write_text(readme, encoding="utf-8")
     files = {path.name: _digest(path) for path in sorted(directory.iterdir()) if path.name != "manifest.json"}
@@ -102,22 +111,6 @@ def _digest(path: Path) -> str:
 def _labels(source: Path) -> list[str]:
     names = json.loads((source / "config.json").read_text(encoding="utf-8"))["id2label"]
     return [names[key] for key in sorted(names, key=int)]
-
-
-def _tokenizer(source: Path, directory: Path, max_length: int) -> dict[str, Any]:
-    """Writes ``tokenizer.json`` so that it cuts and pads by itself; returns the padding."""
-    tokenizer = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
-    config = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
-    token, side = config.get("pad_token"), config.get("padding_side", "right")
-    index = tokenizer.token_to_id(token) if token else None
-    if index is None:
-        raise FeatherweightError(
-            f"tokenizer_config.json: pad_token {token!r} is not in the vocabulary; batches need a padding token"
-        )
-    tokenizer.enable_truncation(max_length)
-    tokenizer.enable_padding(direction=side, pad_id=index, pad_token=token)
-    tokenizer.save(str(directory / "tokenizer.json"), pretty=False)
-    return {"id": index, "token": token, "side": side}
 
 
 def _interface(model: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
@@ -144,14 +137,32 @@ def _verdict(verdict: Verdict | None) -> dict[str, Any]:
     return {"status": verdict.status.value, "reason": verdict.reason, "checks": checks}
 
 
-def _golden(directory: Path, texts: Sequence[str]) -> list[dict[str, Any]]:
-    """Evenly spaced texts from short to long, each answered alone and on one thread."""
-    by_length = sorted(set(texts), key=lambda text: (len(text), text))
-    step = max(1, len(by_length) // GOLDEN_ROWS)
+def _golden(directory: Path, golden: Sequence[Golden]) -> list[dict[str, Any]]:
+    """Each text with the tokens and probabilities that it must give, answered alone and on one thread."""
     model = predictor.Predictor(directory, threads=1)
     rows = []
-    for text in by_length[::step][:GOLDEN_ROWS]:
-        (answer,) = model.predict([text])
+    for one in golden:
+        (ids,) = model.encode([one.text])
+        _require_learned(model.tokenizer, one, ids)
+        (answer,) = model.predict([one.text])
         probabilities = {label: round(value, 5) for label, value in answer["probabilities"].items()}
-        rows.append({"text": text, "label": answer["label"], "probabilities": probabilities})
+        rows.append({"text": one.text, "input_ids": ids, "label": answer["label"], "probabilities": probabilities})
     return rows
+
+
+def _require_learned(tokenizer: tokenizers.Tokenizer, golden: Golden, ids: Sequence[int]) -> None:
+    """Looks whether a text is served as it was learned; one that held tokens which were cut away cannot be."""
+    served = [str(tokenizer.id_to_token(index)) for index in ids]
+    known = all(tokenizer.token_to_id(token) is not None for token in golden.tokens)
+    if known and served != golden.tokens:
+        raise FeatherweightError(
+            f"register: the tokenizer that would be served reads {golden.text[:60]!r} as {_ends(served)}, but the "
+            f"model learned it as {_ends(golden.tokens)}; the base model's tokenizer.json and tokenizer_config.json "
+            "disagree"
+        )
+
+
+def _ends(tokens: Sequence[str]) -> str:
+    """Number of tokens, the first and the last few of them."""
+    shown = list(tokens) if len(tokens) <= 8 else [*tokens[:4], "…", *tokens[-4:]]
+    return f"{len(tokens)} tokens ({' '.join(shown)})"

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import training
 
-from tasks.ml import datasets, elastic, lessons, locators, modeling, problems, trainer
+from tasks.ml import datasets, elastic, lessons, locators, problems, tokenization, trainer
 
 SKIPPED = 5
 """Steps at the start of a run."""
@@ -73,7 +73,7 @@ def main() -> None:
     model = problems.get(spec["problem"]).load_base(base, datasets.info(data).labels, dropout=spec["dropout"])
     lesson = lessons.Lesson(
         problem=spec["problem"],
-        pad_id=modeling.load_tokenizer(base).pad_token_id,
+        pad_id=tokenization.load(base).pad_token_id,
         input_ids=[rows.input_ids[row] for row in chosen],
         targets=rows.targets[chosen],
         selection=selection.head(64),

@@ -221,11 +221,11 @@ def work(spec: Mapping[str, Any]) -> None:
         from transformers import Trainer  # noqa: F401  # part of the memory after loading
     import torch
 
-    from tasks.ml import datasets, held_out, learning, locators, modeling, problems, trainer
+    from tasks.ml import datasets, held_out, learning, locators, problems, tokenization, trainer
 
     data, problem = Path(spec["data"]), problems.get(spec["problem"])
     base, labels = locators.locate(spec["base_model"]), datasets.info(data).labels
-    tokenizer = modeling.load_tokenizer(base)
+    tokenizer = tokenization.load(base)
     with held_out.asking("judge"):
         splits = {name: datasets.read(data, name) for name in ("train", "selection", "test")}
     rows = splits["train"].head(spec["rows"])
@@ -387,7 +387,7 @@ def prepare(folder: Path, name: str = "demo") -> dict[str, Any]:
     """Makes the dataset of a recipe as the stage ``prepare`` does, and says what workers need to know."""
     from flows import recipe_files
     from tasks import disk
-    from tasks.ml import datasets, locators, modeling, problems, sources, splitting
+    from tasks.ml import datasets, locators, problems, sources, splitting, tokenization
     from tasks.train import TrainingConfig
 
     recipe, config = recipe_files.load(name), TrainingConfig(**SETTINGS)
@@ -401,7 +401,7 @@ def prepare(folder: Path, name: str = "demo") -> dict[str, Any]:
         calibration=recipe.data.calibration_fraction,
     )
     problem, base = str(recipe.problem), locators.locate(recipe.base_model)
-    tokenizer, no_target = modeling.load_tokenizer(base), problems.get(problem).NO_TARGET
+    tokenizer, no_target = tokenization.load(base), problems.get(problem).NO_TARGET
     (folder / "data").mkdir()
     datasets.write(folder / "data", division, tokenizer, max_length=recipe.data.max_length, no_target=no_target)
     return {

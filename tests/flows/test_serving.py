@@ -87,7 +87,7 @@ def test_the_champion_answers_over_http_and_leaves_nothing(home: Path, tmp_path:
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.5)
         assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-3)
-        assert "answered 16 golden rows" in log.read_text()
+        assert "answered 18 golden rows" in log.read_text()
         family = psutil.Process(process.pid).children(recursive=True)
         assert family
     finally:

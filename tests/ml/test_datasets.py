@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from tasks.ml import datasets, held_out, modeling
+from tasks.ml import datasets, held_out, tokenization
 from tasks.ml.splitting import Division, Row, key
 
 ROWS = {
@@ -84,7 +84,7 @@ def test_files_on_disk_have_the_agreed_types(directory: Path) -> None:
         "target": "int64",
     }
     assert json.loads((directory / "dataset.json").read_text())["labels"] == ["bad", "good"]
-    assert modeling.tokenizer_digest(modeling.load_tokenizer(directory / "tokenizer"))
+    assert tokenization.digest(tokenization.load(directory / "tokenizer"))
 
 
 def test_an_equal_tokenizer_reads_what_is_stored_and_another_encodes_again(
@@ -119,7 +119,7 @@ def test_writing_twice_gives_the_same_bytes(
 
 
 def test_info(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    assert datasets.info(directory) == datasets.DatasetInfo(["bad", "good"], 8, modeling.tokenizer_digest(tokenizer))
+    assert datasets.info(directory) == datasets.DatasetInfo(["bad", "good"], 8, tokenization.digest(tokenizer))
 
 
 def test_the_profile_counts_every_row(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -28,10 +28,6 @@ def table(model: nn.Module) -> nn.Embedding:
     return families.of("bert").token_embedding(model)
 
 
-def ones(model: nn.Module) -> torch.Tensor:
-    return torch.ones(table(model).num_embeddings)
-
-
 def encode(tokenizer: Any, texts: list[str]) -> Any:
     return tokenizer(texts, return_tensors="pt", padding=True)
 
@@ -40,38 +36,42 @@ def test_a_table_of_low_rank_loses_nothing(model: nn.Module, tokenizer: Any, tex
     count, hidden = table(model).weight.shape
     with torch.no_grad():
         table(model).weight.copy_(torch.randn(count, 8) @ torch.randn(8, hidden) / 10)
-    smaller = factorization.factorize(model, 8, counts=ones(model))
+    smaller = factorization.factorize(model, 8, rows=[])
     assert (factorization.rank(model), factorization.rank(smaller)) == (0, 8)
     batch = encode(tokenizer, texts)
     torch.testing.assert_close(smaller(**batch).logits, model(**batch).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_frequent_tokens_lose_least(model: nn.Module) -> None:
-    counts = ones(model)
     frequent = torch.arange(5, 12)
-    counts[frequent] = 1000
     weight = table(model).weight
 
-    def lost(counts: torch.Tensor) -> torch.Tensor:
-        return (factorization.vectors(factorization.factorize(model, 8, counts=counts)) - weight).norm(dim=1)
+    def lost(rows: list[list[int]]) -> torch.Tensor:
+        return (factorization.vectors(factorization.factorize(model, 8, rows=rows)) - weight).norm(dim=1)
 
-    alike, weighted = lost(ones(model)), lost(counts)
+    alike, weighted = lost([]), lost([frequent.tolist()] * 500)
     assert weighted[frequent].max() < 0.1 * alike[frequent].min()
     assert weighted.square().sum() > alike.square().sum()
     best = torch.linalg.svdvals(weight.detach())[8:].square().sum()
     torch.testing.assert_close(alike.square().sum(), best, rtol=1e-4, atol=1e-6)
 
 
+def test_a_table_of_more_rows_than_there_are_tokens_is_cut_alike(model: nn.Module, tokenizer: Any) -> None:
+    model.resize_token_embeddings(len(tokenizer) + 40)  # type: ignore[operator]
+    smaller = factorization.factorize(model, 16, rows=tokenizer(["a great film"])["input_ids"])
+    assert factorization.vectors(smaller).shape == (len(tokenizer) + 40, 32)
+
+
 def test_a_rank_that_saves_nothing_is_refused(model: nn.Module) -> None:
     with pytest.raises(FeatherweightError, match="embedding_rank 32 must be below the hidden size 32; 0 leaves"):
-        factorization.factorize(model, 32, counts=ones(model))
+        factorization.factorize(model, 32, rows=[])
 
 
 @pytest.mark.parametrize(("scheme", "bits"), [("int8-dynamic", 4), ("int8-static", 8), ("int4", 8), (None, 32)])
 def test_it_survives_disk_a_smaller_vocabulary_and_export(
     tmp_path: Path, model: nn.Module, tokenizer: Any, texts: list[str], scheme: str | None, bits: int
 ) -> None:
-    smaller = factorization.factorize(model, 16, counts=ones(model))
+    smaller = factorization.factorize(model, 16, rows=[])
     rows = tokenizer(texts)["input_ids"]
     smaller, cut = surgery.keep_tokens(smaller, tokenizer, surgery.choose_tokens(tokenizer, rows, keep=0.9))
     modeling.save(smaller, cut, tmp_path)
@@ -91,7 +91,7 @@ def test_it_survives_disk_a_smaller_vocabulary_and_export(
 
 @pytest.mark.parametrize("embeddings", ["sparse", "dense", "frozen"])
 def test_the_table_is_trained_or_not_as_asked_and_the_projection_is(model: nn.Module, embeddings: str) -> None:
-    smaller = factorization.factorize(model, 16, counts=ones(model))
+    smaller = factorization.factorize(model, 16, rows=[])
     trained, _, _ = train(smaller, lesson(model), 1, for_model={**FOR_MODEL, "embeddings": embeddings})
     before, after = (dict(one.named_parameters()) for one in (smaller, trained))
     name = families.of("bert").token_table(smaller)

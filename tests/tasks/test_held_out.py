@@ -44,7 +44,6 @@ def stages() -> list[str]:
 
 def look(splits: Splits, split: str) -> StageOutput:
     datasets.read(store.path(splits.digest), split)
-    datasets.texts(store.path(splits.digest), split)
     return StageOutput(splits=splits)
 
 

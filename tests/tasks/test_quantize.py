@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tasks import store, tracking
 from tasks.contracts import Bundle, Splits, StageResult
 from tasks.export import ExportConfig, export
-from tasks.ml import datasets, modeling, onnx_export, parity, runtime
+from tasks.ml import datasets, onnx_export, parity, runtime, tokenization
 from tasks.quantize import QuantizationConfig, quantize
 from tests.tasks import tiny_models
 
@@ -32,7 +32,7 @@ def compared(bundle: Bundle, splits: Splits, run_id: str) -> dict[str, Any]:
     exported = export(bundle, ExportConfig(), run_id=run_id)
     assert exported.bundle is not None
     directory = store.path(exported.bundle.digest)
-    tokenizer = modeling.load_tokenizer(directory)
+    tokenizer = tokenization.load(directory)
     return parity.compare(
         store.path(bundle.digest),
         runtime.open_session(directory / onnx_export.MODEL, provider=runtime.CPU, threads=1),

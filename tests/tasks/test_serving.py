@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from tasks.contracts import FeatherweightError
 from tasks.judge import BudgetConfig, weigh
+from tasks.ml import datasets, tokenization
 from tasks.serving import bundle as bundles
 from tasks.serving.predictor import Predictor, self_test
-from tests.tasks.shippable import LABELS, MAX_LENGTH, TEXTS, write_evidence, write_onnx_bundle
+from tests.tasks.shippable import LABELS, MAX_LENGTH, TEXTS, tokenizer, write_dataset, write_evidence, write_onnx_bundle
 
 
 def build(folder: Path, **changes: Any) -> Path:
-    source, evidence, target = folder / "source", folder / "evidence", folder / "serving"
-    for directory in (source, evidence, target):
+    """A serving bundle of a model that learned with one tokenizer, and is shipped with the same or another."""
+    source, data, evidence, target = (folder / name for name in ("source", "data", "evidence", "serving"))
+    for directory in (source, data, evidence, target):
         directory.mkdir(parents=True)
-    write_onnx_bundle(source)
+    learned = changes.pop("learned", {})
+    write_onnx_bundle(source, **changes.pop("shipped", learned))
+    write_dataset(data, changes.pop("texts", TEXTS), **learned)
     write_evidence(evidence)
     values: dict[str, Any] = {
         "source": source,
@@ -32,8 +38,8 @@ def build(folder: Path, **changes: Any) -> Path:
         "problem": "text-classification",
         "base_model": "package:tiny/model",
         "data": "demo:movie-snippets",
-        "max_length": MAX_LENGTH,
-        "texts": TEXTS,
+        "tokenizer": tokenization.standalone(source / tokenization.FILE, max_length=MAX_LENGTH),
+        "golden": datasets.golden(data, "selection", bundles.GOLDEN_ROWS),
         "validation": json.loads((evidence / "validation.json").read_text()),
         "verdict": weigh(evidence, BudgetConfig(min_shrink=6, min_speedup=9)),
     }
@@ -77,10 +83,24 @@ def test_the_manifest_says_what_goes_in_and_what_comes_out(serving: Path) -> Non
 def test_golden_rows_run_from_short_to_long(serving: Path) -> None:
     golden = json.loads((serving / "golden.json").read_text())
     lengths = [len(row["text"]) for row in golden]
-    assert len(golden) == bundles.GOLDEN_ROWS
-    assert lengths == sorted(lengths)
-    assert lengths[0] < lengths[-1]
+    assert len(golden) == bundles.GOLDEN_ROWS + 2
+    assert lengths[:-2] == sorted(lengths[:-2])
+    assert lengths[0] < lengths[-3]
     assert {row["label"] for row in golden} == set(LABELS)
+
+
+@pytest.mark.parametrize("settings", [{}, {"truncation_side": "left"}, {"padding_side": "left"}], ids=str)
+def test_golden_rows_are_texts_as_they_were_learned_an_empty_and_a_long_one_among_them(
+    tmp_path: Path, settings: dict[str, str]
+) -> None:
+    serving = build(tmp_path, learned=settings)
+    golden = json.loads((serving / "golden.json").read_text())
+    reference = tokenizer(**settings)
+    for row in golden:
+        assert row["input_ids"] == reference(row["text"], truncation=True, max_length=MAX_LENGTH)["input_ids"]
+    empty, long = golden[-2:]
+    assert (empty["text"], len(long["input_ids"])) == ("", MAX_LENGTH)
+    assert len(reference(long["text"])["input_ids"]) > MAX_LENGTH
 
 
 def test_the_snippet_on_the_card_runs_with_onnxruntime_and_tokenizers_alone(serving: Path) -> None:
@@ -113,19 +133,36 @@ def test_order_batch_and_padding_do_not_change_the_answer(serving: Path) -> None
     assert predictor.probabilities([]).shape == (0, 2)
 
 
-def test_left_padding_is_obeyed(tmp_path: Path, serving: Path) -> None:
-    left = shutil.copytree(serving, tmp_path / "left")
-    manifest = json.loads((left / "manifest.json").read_text())
-    manifest["padding"]["side"] = "left"
-    (left / "manifest.json").write_text(json.dumps(manifest))
-    texts = ["a great film", "dull"]
-    np.testing.assert_allclose(Predictor(left).probabilities(texts), Predictor(serving).probabilities(texts), atol=1e-6)
-
-
-def test_long_texts_are_cut_as_in_training(serving: Path) -> None:
+def test_rows_are_padded_on_the_right_whatever_the_tokenizer_asks(tmp_path: Path) -> None:
+    """The graph counts positions, and the head reads, from the first token."""
+    serving = build(tmp_path, learned={"padding_side": "left"})
+    assert json.loads((serving / "manifest.json").read_text())["padding"]["side"] == "right"
+    fed: list[dict[str, np.ndarray]] = []
     predictor = Predictor(serving)
-    kept = "great " * (MAX_LENGTH - 2)
-    assert predictor.predict([kept + "waste " * 50]) == predictor.predict([kept])
+    run = predictor.session.run
+    predictor.session = SimpleNamespace(run=lambda names, feed: fed.append(feed) or run(names, feed))  # type: ignore[assignment, func-returns-value]
+    predictor.probabilities(["dull", "a great film"])
+    alone = Tokenizer.from_file(str(serving / "tokenizer.json")).encode_batch(["dull", "a great film"])
+    assert fed[0]["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1] * 5] == [one.attention_mask for one in alone]
+    assert fed[0]["input_ids"].tolist() == [one.ids for one in alone]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_long_texts_are_cut_as_in_training(tmp_path: Path, side: str) -> None:
+    predictor = Predictor(build(tmp_path, learned={"truncation_side": side}))
+    kept, cut = "great " * (MAX_LENGTH - 2), "waste " * 50
+    assert predictor.predict([kept + cut if side == "right" else cut + kept]) == predictor.predict([kept])
+
+
+def test_a_tokenizer_that_would_cut_otherwise_than_in_training_is_not_shipped(tmp_path: Path) -> None:
+    with pytest.raises(FeatherweightError, match=r"12 tokens \(\[CLS\] .*\), but the model learned it as 12 tokens"):
+        build(tmp_path, learned={"truncation_side": "left"}, shipped={"truncation_side": "right"})
+
+
+def test_a_batch_without_a_single_token_is_answered(serving: Path) -> None:
+    predictor = Predictor(serving)
+    predictor.encode = lambda texts: [[] for _ in texts]  # type: ignore[method-assign, misc]  # no special tokens
+    assert predictor.probabilities(["", ""]).shape == (2, 2)
 
 
 def test_probabilities_belong_to_their_labels(serving: Path) -> None:
@@ -151,7 +188,7 @@ def test_it_answers_on_the_command_line_without_torch(serving: Path) -> None:
     assert [json.loads(line)["label"] for line in done.stdout.splitlines()] == ["positive", "negative"]
     done = _isolated("predictor.py", "--self-test", cwd=serving)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["golden_rows"] == bundles.GOLDEN_ROWS
+    assert json.loads(done.stdout)["golden_rows"] == bundles.GOLDEN_ROWS + 2
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "golden.json", "README.md", "predictor.py"])
@@ -166,6 +203,18 @@ def test_the_self_test_finds_a_changed_file_and_a_missing_one(serving: Path, nam
         self_test(serving)
 
 
+def test_the_self_test_finds_a_text_that_is_read_otherwise(serving: Path) -> None:
+    golden = json.loads((serving / "golden.json").read_text())
+    golden[3]["input_ids"][1] += 1
+    content = json.dumps(golden).encode()
+    (serving / "golden.json").write_bytes(content)
+    manifest = json.loads((serving / "manifest.json").read_text())
+    manifest["files"]["golden.json"] = hashlib.sha256(content).hexdigest()
+    (serving / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RuntimeError, match="golden row 3: expected the tokens"):
+        self_test(serving)
+
+
 def test_the_self_test_finds_swapped_labels(serving: Path) -> None:
     manifest = json.loads((serving / "manifest.json").read_text())
     manifest["labels"].reverse()
@@ -174,12 +223,3 @@ def test_the_self_test_finds_swapped_labels(serving: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("golden row 0: expected")
     assert "Traceback" not in done.stderr
-
-
-def test_a_tokenizer_without_padding_is_refused(tmp_path: Path) -> None:
-    source = tmp_path / "other"
-    source.mkdir()
-    write_onnx_bundle(source)
-    (source / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(FeatherweightError, match="pad_token None is not in the vocabulary"):
-        build(tmp_path, source=source)

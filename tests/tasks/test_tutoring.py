@@ -12,7 +12,17 @@ from pydantic import ValidationError
 from tasks import disk, fitting, store, tracking, tutoring
 from tasks.contracts import Bundle, Splits, StageResult
 from tasks.distill import DistillationConfig, distill
-from tasks.ml import augmentation, datasets, evaluation, layer_choice, modeling, proof, sparsity, teaching
+from tasks.ml import (
+    augmentation,
+    datasets,
+    evaluation,
+    layer_choice,
+    modeling,
+    parity,
+    sparsity,
+    teaching,
+    tokenization,
+)
 from tasks.prune import PruningConfig, prune
 from tasks.quantize import QuantizationConfig, quantize
 from tests.tasks import tiny_models
@@ -58,9 +68,9 @@ def student(teacher: Bundle, splits: Splits, run_id: str, **changes: Any) -> Sta
 def labels(bundle: Bundle, splits: Splits) -> np.ndarray:
     """What a bundle says of the selection split as it is served, of texts as its own tokenizer encodes them."""
     path = store.path(bundle.digest)
-    tokenizer = modeling.load_tokenizer(path)
+    tokenizer = tokenization.load(path)
     rows = datasets.read(store.path(splits.digest), "selection", tokenizer).input_ids
-    served = proof.simulated(path, bundle.problem)
+    served = parity.simulated(path, bundle.problem)
     return evaluation.logits(served, rows, pad_id=tokenizer.pad_token_id).argmax(axis=1)
 
 
