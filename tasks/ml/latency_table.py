@@ -26,6 +26,7 @@ from torch import nn
 from transformers.initialization import no_init_weights
 
 from tasks.ml import (
+    factorization,
     families,
     first_token,
     fused_attention,
@@ -113,7 +114,7 @@ class _Variant:
     ffn: int
 
 
-def _variants(heads: int, ffn: int) -> list[_Variant]:
+def _variants(*, heads: int, ffn: int) -> list[_Variant]:
     found = []
     for last, counts, widths in (
         (False, list(range(1, heads + 1)) if heads <= 16 else evenly(heads, 16), evenly(ffn, WIDTHS)),
@@ -138,13 +139,16 @@ class _Branches(nn.Module):
 
 
 def _stripped(like: nn.Module, problem: str, variants: Sequence[_Variant]) -> nn.Module:
-    """A model of the same sizes as ``like``, with one layer per variant and random weights."""
+    """A model of the same sizes as ``like``, its token table's rank included, with one layer per variant and random
+    weights."""
     config: Any = copy.deepcopy(like.config)
     config.num_hidden_layers, config.vocab_size, config.intermediate_size = len(variants), TOKENS, 1
     config.pad_token_id = 0
     family = families.of(config.model_type)
     with no_init_weights():
         model = problems.get(problem).build(config).eval()
+    if rank := factorization.rank(like):
+        factorization.shape(model, rank)
     for layer, variant in zip(family.layer_list(model), variants, strict=True):
         modeling.resize(family, layer, heads=variant.heads, ffn=variant.ffn)
     generator = torch.Generator().manual_seed(0)
@@ -205,7 +209,7 @@ def measure(
         threads: 0 takes all cores this process may use.
     """
     first_only = problems.get(problem).FIRST_TOKEN_ONLY
-    variants = [one for one in _variants(heads, ffn) if first_only or not one.last]
+    variants = [one for one in _variants(heads=heads, ffn=ffn) if first_only or not one.last]
     model = _stripped(like, problem, variants)
     hidden = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
     with tempfile.TemporaryDirectory(prefix="featherweight-latency-") as folder:
@@ -246,12 +250,13 @@ def identity(like: nn.Module, problem: str, **arguments: Any) -> str:
     """
     config: Any = like.config
     modules = (
-        families, first_token, fused_attention, onnx_export, onnx_fusion, onnx_lowering, quantization, runtime,
-        stopwatch,
+        factorization, families, first_token, fused_attention, onnx_export, onnx_fusion, onnx_lowering, quantization,
+        runtime, stopwatch,
     )  # fmt: skip
     sources = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in modules]
     sources.append(Path(__file__).read_text(encoding="utf-8"))
     shape = {name: getattr(config, name) for name in ("model_type", "hidden_size", "num_attention_heads", "hidden_act")}
+    shape["embedding_rank"] = factorization.rank(like)
     about = {
         "machine": machine.identity(),
         "onnxruntime": onnxruntime.__version__,

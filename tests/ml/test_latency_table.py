@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
 import pytest
 import torch
 from torch import nn
 
-from tasks.ml import latency_table
+from tasks.ml import factorization, latency_table, stopwatch
 from tasks.ml.latency_table import LatencyTable, LayerTimes
 
 ARGUMENTS = {"batch": 1, "length": 9, "integer": True, "heads": 4, "ffn": 64}
 TIMES = LayerTimes(0.1, {0: 0.0, 2: 0.2, 4: 0.6}, {0: 0.0, 32: 0.5})
+
+
+def factorized(model: nn.Module) -> nn.Module:
+    return factorization.factorize(model, 8, counts=torch.ones(model.config.vocab_size))  # type: ignore[union-attr, arg-type]
+
+
+def test_what_is_timed_has_the_token_table_that_is_served(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[list[int]] = []
+
+    def look(files: Sequence[Path], *_: object, **__: object) -> list[float]:
+        timed.extend(list(one.dims) for one in onnx.load(files[0]).graph.initializer)
+        return [1.0] * len(files)
+
+    bare = [latency_table._Variant(last, heads=0, ffn=0) for last in (False, True)]
+    monkeypatch.setattr(latency_table, "_variants", lambda **_: bare)
+    monkeypatch.setattr(stopwatch, "milliseconds", look)
+    latency_table.measure(factorized(model), "text-classification", **ARGUMENTS)  # type: ignore[arg-type]
+    assert [latency_table.TOKENS, 8] in timed
+    assert [8, 32] in timed
+    assert [latency_table.TOKENS, 32] not in timed
 
 
 @pytest.mark.alone
@@ -44,6 +68,7 @@ def test_prediction_adds_up_and_interpolates() -> None:
 def test_identity_changes_with_what_times_depend_on_only(model: nn.Module) -> None:
     before = latency_table.identity(model, "text-classification", **ARGUMENTS)
     assert latency_table.identity(model, "text-classification", **ARGUMENTS | {"length": 10}) != before
+    assert latency_table.identity(factorized(model), "text-classification", **ARGUMENTS) != before
     with torch.no_grad():
         next(model.parameters()).add_(1.0)
     assert latency_table.identity(model, "text-classification", **ARGUMENTS) == before
