@@ -104,7 +104,7 @@ def fit(
             agreement_with_teacher=quality.get("agreement"),
             num_parameters=modeling.num_parameters(model),
             size_mb=size_mb,
-            sparsity=sparsity.fraction(model) if lesson.hold_zeros else None,
+            sparsity=sparsity.fraction(model) if lesson.zeros else None,
             train_time_s=history.notes["training_s"],
             samples_per_s=sum(speeds) / len(speeds) if speeds else None,
         ),

@@ -246,7 +246,17 @@ def prune(
     Args:
         rounding: ``token_bits`` and ``block_size`` of the embeddings, where recovery is to heal that, too.
     """
-    from tasks.ml import datasets, importance, learning, modeling, problems, quantization, surgery, tokenization
+    from tasks.ml import (
+        datasets,
+        importance,
+        learning,
+        modeling,
+        problems,
+        quantization,
+        sparsity,
+        surgery,
+        tokenization,
+    )
 
     problem, data = problems.get(source.problem), store.path(splits.digest)
     student = modeling.load(store.path(source.digest), source.problem)
@@ -291,5 +301,5 @@ def prune(
         student, evidence["sparsity.json"] = with_zeros(
             student, calibration, config, pad_id=tokenizer.pad_token_id, first_token_only=problem.FIRST_TOKEN_ONLY
         )
-        lesson["hold_zeros"] = True
+        lesson["zeros"] = sparsity.zeros(student)
     return tutoring.teach("prune", student, master, tokenizer, evidence=evidence, **lesson)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
 from tasks import fitting, publish, store, tutoring
-from tasks.contracts import Bundle, Embeddings, Parallelism, Precision, Scorecard, Splits, StageConfig, StageOutput
+from tasks.contracts import (
+    Bundle,
+    Embeddings,
+    FeatherweightError,
+    Parallelism,
+    Precision,
+    Scorecard,
+    Splits,
+    StageConfig,
+    StageOutput,
+)
 from tasks.stage import stage
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from tasks.ml.quantization import Spec
@@ -157,6 +169,7 @@ def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teac
         problems,
         quantization,
         sensitivity,
+        sparsity,
         tokenization,
     )
 
@@ -167,6 +180,7 @@ def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teac
         datasets.read(store.path(splits.digest), name, tokenizer) for name in ("calibration", "selection")
     )
     before = evaluation.logits(model, selection.input_ids, pad_id=pad_id)
+    zeros = sparsity.zeros(model)  # before rounding makes more of them
     spec, scan = post_training.decide(
         model,
         quantization.plan(model, **config.for_plan()),
@@ -180,7 +194,9 @@ def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teac
     )
     files = {sensitivity.FILE: scan.to_json()} if scan else {}
     if config.training.epochs:
-        files["history.json"] = _train(model, tokenizer, spec, teacher, splits=splits, config=config, seed=seed)
+        files["history.json"] = _train(
+            model, tokenizer, spec, teacher, splits=splits, zeros=zeros, config=config, seed=seed
+        )
     bundle, _ = publish.torch_bundle(model, tokenizer, source.problem, spec=spec)
     size_mb = quantization.num_bytes(model, spec) / 1e6
     num_parameters = modeling.num_parameters(model)
@@ -213,12 +229,22 @@ def _train(
     teacher: Bundle,
     *,
     splits: Splits,
+    zeros: Mapping[str, torch.Tensor],
     config: QuantizationConfig,
     seed: int,
 ) -> str:
-    """Has the teacher correct the model, in place, while it computes as if quantized; returns the history as JSON."""
+    """Has the teacher correct the model, in place, while it computes as if quantized; returns the history as JSON.
+
+    Raises:
+        FeatherweightError: the model has zeros to keep, and processes would each hold a part of a layer.
+    """
     from tasks.ml import fake_quantization, modeling, surgery, tokenization
 
+    if zeros and config.training.num_processes > 1 and config.training.parallelism is not Parallelism.REPLICATED:
+        raise FeatherweightError(
+            "quantization: training: the model is sparse, and zeros are held in whole layers; choose parallelism "
+            "replicated"
+        )
     master = modeling.load(store.path(teacher.digest), teacher.problem)
     vocabulary = tokenization.load(store.path(teacher.digest))
     tokens = surgery.tokens_of(vocabulary, tokenizer)
@@ -234,6 +260,7 @@ def _train(
         seed=seed,
         bundle=teacher,
         vocabulary=tokens if cut else None,
+        zeros=zeros,
         spec=spec,
     )
     options: Any = {"config": config.training, "seed": seed, "steps": config.training.steps}

@@ -15,6 +15,7 @@ from tasks.contracts import Bundle, OptimizerConfig, Splits, StageOutput
 from tasks.stage import checkpoint_directory, code_digest, numerics_versions
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from tasks.ml.answers import Memory
@@ -137,7 +138,7 @@ def prepare_lesson(
     seed: int,
     bundle: Bundle,
     vocabulary: Sequence[int] | None = None,
-    hold_zeros: bool = False,
+    zeros: Mapping[str, torch.Tensor] | None = None,
     spec: Spec | None = None,
 ) -> tuple[Lesson, Split]:
     """The lesson of a student, which goes to the device with its teacher, and the labelled rows in it.
@@ -147,7 +148,7 @@ def prepare_lesson(
         bundle: the teacher as it was published, whose labels the student is held against.
         vocabulary: token id of the bundle for each id that texts are written in, where the teacher's vocabulary was
             cut.
-        hold_zeros: whether weights of the student that are zero stay zero.
+        zeros: weights of the student that stay zero, as ``sparsity.zeros`` finds them.
         spec: what the student computes as if it were quantized.
     """
     import numpy as np
@@ -181,7 +182,7 @@ def prepare_lesson(
         selection=selection,
         tutor=lessons.Tutor(teacher, layer_choice.layer_map(student, teacher), weights, config.temperature, known),
         reference=evaluation.answers(store.path(bundle.digest), data, bundle.problem),
-        hold_zeros=hold_zeros,
+        zeros=zeros or {},
         spec=spec,
     )
     return lesson, train

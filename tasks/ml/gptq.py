@@ -59,6 +59,8 @@ def round_weight(
 ) -> torch.Tensor:
     """Rounds a weight (O, I) onto its scheme's grid with least error on the calibration tokens.
 
+    Weights that are zero stay zero: pruning chose them, and they do not make up for others.
+
     An output for which plain rounding is better, as layers with few tokens can have, is rounded plainly: no output's
     ``layer_error`` is larger than with rounding to nearest.
 
@@ -69,16 +71,16 @@ def round_weight(
     factor = _factor(hessian).to(weight.dtype)
     low, high = (-(INT4_MAX + 1), INT4_MAX) if scheme == INT4 else (-INT8_MAX, INT8_MAX)
     width = block_size if scheme == INT4 else weight.shape[1]
-    work, rounded = weight.clone(), torch.empty_like(weight)
+    work, rounded, there = weight.clone(), torch.empty_like(weight), weight != 0
     for start in range(0, weight.shape[1], width):
         end = min(start + width, weight.shape[1])
         # Of 4-bit blocks the scale is that of the weight as corrected so far.
-        block = work[:, start:end].clone()
+        block = work[:, start:end] * there[:, start:end]
         scale, largest = _scale_of(block, scheme)
         for column in range(start, end):
             kept = largest.squeeze(-1) == column - start
             code = (work[:, column, None] / scale).round().clamp(low, high)
-            value = torch.where(kept, block[:, column - start], (code * scale).squeeze(-1))
+            value = torch.where(kept, block[:, column - start], (code * scale).squeeze(-1)) * there[:, column]
             rounded[:, column] = value
             error = (work[:, column] - value) / factor[column, column]
             work[:, column + 1 :] -= torch.outer(error, factor[column, column + 1 :])

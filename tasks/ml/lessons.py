@@ -37,6 +37,9 @@ from tasks.ml.datasets import Split
 from tasks.ml.quantization import SPEC_FILE, Spec
 from tasks.ml.updates import StepLoss
 
+ZEROS = "zeros."
+"""Prefix of the masks among a written lesson's tensors."""
+
 
 @dataclass(frozen=True)
 class Tutor:
@@ -65,8 +68,8 @@ class Lesson:
     tutor: Tutor | None = None
     reference: np.ndarray | None = None
     """Logits on the selection texts (N, C) of the teacher as it was, before anything was cut from its vocabulary."""
-    hold_zeros: bool = False
-    """Whether weights of linear layers that are zero stay zero."""
+    zeros: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Weights of linear layers that stay zero: bool (O, I) by qualified name."""
     spec: Spec | None = None
     """What is computed as if it were quantized already; see ``fake_quantization``."""
 
@@ -147,8 +150,7 @@ class Lesson:
                 shares = for_model.get("parallelism", "replicated")
                 stack.enter_context(projection.attached(model, self.tutor.teacher, parallelism=shares))
             stack.enter_context(trainable.prepared(model, **shared, **for_model))
-            if self.hold_zeros:
-                stack.enter_context(sparsity.held(model))
+            stack.enter_context(sparsity.held(model, self.zeros))
             if self.tutor is not None:
                 stack.callback(self.tutor.memory.publish)
             # A tutor's last hidden states are compared at every token.
@@ -175,11 +177,11 @@ class Lesson:
         for name, rows in (("input_ids", self.input_ids), ("selection_ids", self.selection.input_ids)):
             tensors[name] = torch.tensor([token for row in rows for token in row], dtype=torch.int32)
             tensors[f"{name}_lengths"] = torch.tensor([len(row) for row in rows])
+        tensors |= {f"{ZEROS}{name}": mask for name, mask in self.zeros.items()}
         if self.reference is not None:
             tensors["reference"] = torch.tensor(self.reference)
         about: dict[str, Any] = {
             "problem": self.problem, "pad_id": self.pad_id, "label_smoothing": self.label_smoothing,
-            "hold_zeros": self.hold_zeros,
         }  # fmt: skip
         if self.spec is not None:
             (directory / SPEC_FILE).write_text(self.spec.to_json(), encoding="utf-8")
@@ -220,5 +222,6 @@ class Lesson:
             selection=Split([""] * len(selection_ids), selection_ids, tensors["selection_targets"].numpy()),
             tutor=tutor,
             reference=tensors["reference"].numpy() if "reference" in tensors else None,
+            zeros={name.removeprefix(ZEROS): mask for name, mask in tensors.items() if name.startswith(ZEROS)},
             spec=Spec.from_json(spec.read_text(encoding="utf-8")) if spec.is_file() else None,
         )

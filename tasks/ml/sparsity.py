@@ -209,10 +209,22 @@ def sparsify(
     return sparse, damages
 
 
+def zeros(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Which weights of those layers are zero: bool (O, I) by qualified name, of layers that have any."""
+    found = {name: linear.weight.detach() == 0 for name, linear in linears(model).items()}
+    return {name: mask for name, mask in found.items() if mask.any()}
+
+
 @contextmanager
-def held(model: nn.Module) -> Iterator[None]:
-    """Keeps weights zero that are zero now, while it is open: gradients are masked, and so is what momentum, or an
-    optimizer that mixes the entries of a matrix, would make of them."""
+def held(model: nn.Module, zeros: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Keeps these weights zero while it is open: gradients are masked, and so is what momentum, or an optimizer that
+    mixes the entries of a matrix, would make of them.
+
+    Args:
+        zeros: bool (O, I) by qualified name of a linear layer.
+    """
+    chosen = {name: layer for name, layer in linears(model).items() if name in zeros}
+    masks = {name: ~zeros[name].to(linear.weight.device) for name, linear in chosen.items()}
 
     def hold(linear: nn.Linear, kept: torch.Tensor) -> list[torch.utils.hooks.RemovableHandle]:
         def masked(gradient: torch.Tensor) -> torch.Tensor:
@@ -224,12 +236,11 @@ def held(model: nn.Module) -> Iterator[None]:
 
         return [linear.weight.register_hook(masked), linear.register_forward_pre_hook(mask)]
 
-    masks = {name: linear.weight.detach() != 0 for name, linear in linears(model).items()}
-    handles = [handle for name, linear in linears(model).items() for handle in hold(linear, masks[name])]
+    handles = [handle for name, linear in chosen.items() for handle in hold(linear, masks[name])]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for name, linear in linears(model).items():
+        for name, linear in chosen.items():
             linear.weight.data.mul_(masks[name])

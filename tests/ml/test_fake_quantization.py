@@ -120,10 +120,13 @@ def test_training_brings_a_quantized_model_nearer_to_its_teacher(model: nn.Modul
     assert distance(model) < 0.6 * before
 
 
-def test_a_lesson_that_is_written_down_keeps_its_spec(tmp_path: Path, model: nn.Module) -> None:
-    spec = planned(model, "int8-static")
-    a_lesson(model, copy.deepcopy(model), spec).write(tmp_path)
-    assert lessons.Lesson.read(tmp_path, torch.device("cpu")).spec == spec
+def test_a_lesson_that_is_written_down_keeps_its_spec_and_zeros(tmp_path: Path, model: nn.Module) -> None:
+    spec, zeros = planned(model, "int8-static"), {"bert.pooler.dense": torch.eye(32).bool()}
+    replace(a_lesson(model, copy.deepcopy(model), spec), zeros=zeros).write(tmp_path)
+    found = lessons.Lesson.read(tmp_path, torch.device("cpu"))
+    assert found.spec == spec
+    assert found.zeros.keys() == zeros.keys()
+    assert torch.equal(found.zeros["bert.pooler.dense"], zeros["bert.pooler.dense"])
     (tmp_path / "plain").mkdir()
     a_lesson(model, copy.deepcopy(model), None).write(tmp_path / "plain")
     assert lessons.Lesson.read(tmp_path / "plain", torch.device("cpu")).spec is None

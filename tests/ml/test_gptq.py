@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.ml import calibration, families, gptq, quantization
+from tasks.ml import calibration, families, gptq, quantization, sparsity
 from tasks.ml.quantization import LinearScheme, weight_on_grid
 from tests.ml.test_calibration import rows_of
 
@@ -54,6 +54,18 @@ def test_channels_that_are_never_used_do_no_harm() -> None:
     silent[5], silent[:, 5] = 0, 0
     assert gptq.round_weight(weight(), silent).isfinite().all()
     assert torch.equal(gptq.round_weight(weight(), torch.zeros(64, 64)), weight_on_grid(weight(), LinearScheme(), 32))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_zeros_stay_zero_and_the_others_still_make_up_for_each_other(scheme: str) -> None:
+    sparse = sparsity.magnitude(weight(), None, sparsity.Pattern.parse("2:4", 0.0))
+    sparse[:, :16] = 0  # a whole block of four bits
+    rounded = gptq.round_weight(sparse, hessian(), scheme=scheme, block_size=16)
+    assert (rounded[sparse == 0] == 0).all()
+    nearest = weight_on_grid(sparse, LinearScheme(scheme), 16)
+    ours, theirs = (gptq.layer_error(sparse, one, hessian()).sum() for one in (rounded, nearest))
+    assert ours < 0.9 * theirs
+    torch.testing.assert_close(weight_on_grid(rounded, LinearScheme(scheme), 16), rounded, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -130,7 +130,7 @@ def test_zeros_stay_while_the_others_learn(optimizer: str, model: nn.Module, tok
     sparse, _ = sparsity.sparsify(model, batches(tokenizer, texts), method="magnitude", pattern=TWO_OF_FOUR)
     rows = tokenizer(texts)["input_ids"]
     split = Split(texts, rows, np.array([0, 1, 0, 1]))
-    lesson = lessons.Lesson("text-classification", 0, rows, split.targets, split, hold_zeros=True)
+    lesson = lessons.Lesson("text-classification", 0, rows, split.targets, split, zeros=sparsity.zeros(sparse))
 
     class Silent:
         def start(self, **_: Any) -> None: ...
