@@ -23,7 +23,8 @@ class DataConfig(StageConfig):
     source: str = Field(
         "demo:movie-snippets",
         title="Source",
-        description="demo:NAME, hf:NAME[/CONFIG] or file:PATH (CSV, JSONL, Parquet; one file, or one per split).",
+        description="demo:NAME, hf:NAME[/CONFIG] or file:PATH (CSV, TSV, JSON, JSON Lines or Parquet; one file, or a "
+        "folder with one per split).",
         min_length=1,
     )
     text: str = Field("text", title="Text column", description="Name of the column that holds the text.", min_length=1)
@@ -72,17 +73,17 @@ def _source_digest(config: DataConfig, *, base_model: str, **_: object) -> str:
 @stage(salt=_source_digest)
 def prepare(config: DataConfig, *, problem: str, base_model: str) -> StageOutput:
     """Reads and checks the rows, divides them by content, and encodes them with the base model's tokenizer."""
-    from tasks.ml import datasets, families, locators, problems, sources, splitting, tokenization
+    from tasks.ml import datasets, families, label_kinds, locators, problems, sources, splitting, tokenization
 
     base = locators.locate(base_model)
     locators.require_positions(base, config.max_length)
     tokenizer, described = tokenization.load(base, max_length=config.max_length), locators.read_config(base)
     families.of(described["model_type"]).require_padding(described, tokenizer.pad_token_id)
     cache = disk.home() / "cache"
-    labeled = sources.read(config.source, text=config.text, label=config.label, cache=cache)
+    rows = sources.read(config.source, text=config.text, label=config.label, cache=cache)
     more = sources.read(config.unlabeled, text=config.text, label=None, cache=cache) if config.unlabeled else {}
     division = splitting.divide(
-        labeled,
+        label_kinds.as_classes(rows),
         more.values(),
         test=config.test_fraction,
         selection=config.selection_fraction,

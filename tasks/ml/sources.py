@@ -18,12 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import tables
+from tasks.ml import paths, table_files, tables
 
 logger = logging.getLogger("featherweight")
 
 FORMS = "demo:NAME, hf:NAME[/CONFIG] or file:PATH"
-SPLITS = {"train": "train", "validation": "selection", "valid": "selection", "dev": "selection", "test": "test"}
+SPLITS = {
+    "train": "train",
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "selection"),
+    "test": "test",
+}
 """What a split is called by others → what it is called here."""
 
 SDIST = "vaderSentiment-3.3.2.tar.gz"
@@ -61,7 +65,7 @@ def read(source: str, *, text: str, label: str | None, cache: Path) -> dict[str,
     if kind == "demo":
         return {"train": _read_demo(name, text=text, label=label, cache=cache)}
     if kind == "file":
-        return {split: tables.read(path, text=text, label=label) for split, path in _files(name).items()}
+        return {split: table_files.read(path, text=text, label=label) for split, path in _files(name).items()}
     return from_hub(_load_hub(name), origin=source, text=text, label=label)
 
 
@@ -80,7 +84,7 @@ def digest(source: str) -> str:
     content = hashlib.sha256()
     for split, path in _files(name).items():
         with path.open("rb") as file:
-            content.update(f"{split}{path.suffix}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            content.update(f"{split}{path.suffix.lower()}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return content.hexdigest()
 
 
@@ -96,25 +100,27 @@ def _parse(source: str) -> tuple[str, str]:
 
 def _files(name: str) -> dict[str, Path]:
     """Returns the files of a ``file:`` source by split: one file is ``train``, a folder has a file per split."""
-    path = Path(name).expanduser()
+    path = paths.written(name, field="data source")
     if path.is_file():
         return {"train": path}
     if not path.is_dir():
-        raise FeatherweightError(f"data source 'file:{name}': there is no such file or folder")
+        raise FeatherweightError(
+            f"data source 'file:{name}': there is no such file or folder (looked for {path.absolute()})"
+        )
     found: dict[str, Path] = {}
-    for file in sorted(file for file in path.iterdir() if file.suffix in tables.READERS):
-        if file.stem not in SPLITS:
+    for file in sorted(file for file in path.iterdir() if file.suffix.lower() in table_files.READERS):
+        if file.stem.lower() not in SPLITS:
             raise FeatherweightError(
                 f"{file}: {file.stem!r} names no split; files in a data folder are called {', '.join(SPLITS)}"
             )
-        split = SPLITS[file.stem]
+        split = SPLITS[file.stem.lower()]
         if split in found:
             raise FeatherweightError(f"{file}: the {split} split is also in {found[split].name}; keep one of them")
         found[split] = file
     if "train" not in found:
         raise FeatherweightError(
             f"data source 'file:{name}': the folder has no train file; "
-            f"it needs train{{{','.join(tables.READERS)}}}, and may have validation and test"
+            f"it needs train{{{','.join(table_files.READERS)}}}, and may have validation and test"
         )
     return found
 
@@ -260,8 +266,12 @@ def from_hub(splits: Mapping[str, Any], *, origin: str, text: str, label: str | 
             reason = "no row has a label" if withheld else f"not one of {', '.join(SPLITS)}"
             logger.warning("%s: split left out: %s", place, reason)
             continue
+        split = SPLITS.get(name, name) if label else name
+        if split in found:
+            logger.warning("%s: split left out: there is another %s split before it", place, split)
+            continue
         columns = tables.Columns(place, "row", range(1, len(dataset) + 1), values)
-        found[SPLITS.get(name, name)] = tables.check(columns, text=text, label=label)
+        found[split] = tables.check(columns, text=text, label=label)
     if label and "train" not in found:
         raise FeatherweightError(
             f"data source {origin!r}: there is no train split with labels; its splits are {', '.join(splits)}"

@@ -35,11 +35,14 @@ def test_one_file_is_train(tmp_path: Path) -> None:
 
 def test_a_folder_has_a_file_per_split(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text(ROWS)
-    (tmp_path / "dev.jsonl").write_text('{"text": "so so", "label": 1}\n')
-    (tmp_path / "test.csv").write_text(ROWS)
+    (tmp_path / "Test.CSV").write_text(ROWS)
     (tmp_path / "README.md").write_text("not data")
-    found = read(f"file:{tmp_path}")
-    assert {name: len(table.texts) for name, table in found.items()} == {"train": 2, "selection": 1, "test": 2}
+    for name in ("validation", "valid", "val", "dev", "eval"):
+        selection = tmp_path / f"{name}.jsonl"
+        selection.write_text('{"text": "so so", "label": 1}\n')
+        found = read(f"file:{tmp_path}")
+        assert {split: len(table.texts) for split, table in found.items()} == {"train": 2, "selection": 1, "test": 2}
+        selection.unlink()
 
 
 @pytest.mark.parametrize(
@@ -66,7 +69,11 @@ def test_folders_that_are_not_data_are_refused(tmp_path: Path, files: list[str],
         ("reviews.csv", r"'reviews\.csv' is not understood; write demo:NAME, hf:NAME\[/CONFIG\] or file:PATH"),
         ("s3:bucket", "is not understood"),
         ("file:", "is not understood"),
-        ("file:nowhere.csv", r"'file:nowhere\.csv': there is no such file or folder"),
+        ("file:nowhere.csv", r"'file:nowhere\.csv': there is no such file or folder \(looked for /.*/nowhere\.csv\)"),
+        ("file:~nosuch/x", "data source: '~nosuch/x' begins with the home of a user that is not known"),
+        (f"file:{'x' * 300}.csv", "data source: 'xxx.*' cannot be looked at: File name too long"),
+        ("package:..", r"'package:\.\.' is not understood; write demo:NAME"),
+        ("~nosuch/x", "'~nosuch/x' is not understood; write demo:NAME"),
         ("demo:movies", "'demo:movies' is not known; choose one of movie-snippets, other-snippets"),
         ("hf:a/b/c/d", "is not understood; write hf:OWNER/NAME"),
     ],
@@ -213,6 +220,10 @@ def test_class_indices_become_names_and_withheld_labels_leave_a_split_out(
     assert {name: table.labels for name, table in found.items()} == {"train": ["pos", "neg"]}
     assert "hf:x, test: split left out: no row has a label" in caplog.text
     assert "hf:x, broken: split left out: not one of train, validation" in caplog.text
+    twice = {"train": hub_splits["train"], "dev": hub_splits["train"], "validation": hub_splits["train"]}
+    with caplog.at_level(logging.WARNING, logger="featherweight"):
+        assert len(sources.from_hub(twice, origin="hf:x", text="sentence", label="label")) == 2
+    assert "hf:x, validation: split left out: there is another selection split before it" in caplog.text
 
 
 def test_every_hub_split_is_text_for_distillation(hub_splits: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import tables
+from tasks.ml import table_files, tables
 
 
 def read(path: Path) -> tables.Table:
-    return tables.read(path, text="text", label="label")
+    return table_files.read(path, text="text", label="label")
 
 
 def test_csv_keeps_quotes_commas_and_line_breaks_and_counts_lines_of_the_file(tmp_path: Path) -> None:
@@ -37,7 +38,7 @@ def test_integer_and_boolean_labels_become_their_names(tmp_path: Path, suffix: s
 def test_text_only_needs_no_label_column(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text\nhello\n")
-    assert tables.read(path, text="text", label=None).labels == []
+    assert table_files.read(path, text="text", label=None).labels == []
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> None:
@@ -59,6 +60,13 @@ def write(path: Path, rows: list[dict[str, object]]) -> None:
             "line 1: there is no column 'text'; the columns are 'txt', 'label'; did you mean",
         ),
         ("rows.csv", b"text,label,text\na,b,c\n", "line 1: column 'text' is there twice"),
+        ("rows.csv", b"1,it was a very long day\n0,b\n", "; if line 1 is a row already, write a line with"),
+        (
+            "rows.csv",
+            b"id;txt;label\n1;a;b\n",
+            "the columns are 'id', 'txt', 'label'; did you mean 'txt'? Set data.text",
+        ),
+        ("rows.tsv", b"text\tlabel\na\tb\tc\n", "line 2: 3 fields where the header has 2; put a text that holds '\\t'"),
         ("rows.csv", b"text,label\na,b\nc,d,e\n", "line 3: 3 fields where the header has 2"),
         ("rows.csv", b"text,label\na,b\nc\n", "line 3: 1 fields where the header has 2"),
         ("rows.csv", b'text,label\na,b\n"c,d\n', "line 3: unexpected end of data; a quoted text ends with"),
@@ -66,9 +74,10 @@ def write(path: Path, rows: list[dict[str, object]]) -> None:
         (
             "rows.csv",
             b"text,label\na,b\n\xe9t\xe9,b\n",
-            "line 3: byte 0xe9 at offset 15 is not UTF-8; save the file as UTF-8",
+            "line 3: byte 0xe9 at offset 15 is not UTF-8; save the file as UTF-8; if it is Latin-1 or Windows",
         ),
-        ("rows.csv", b"\xff\xfet\x00", "line 1: byte 0xff at offset 0 is not UTF-8"),
+        ("rows.csv", b"\xff\xfet\x00e", "begins with the byte order mark of UTF-16, and holds other bytes at offset"),
+        ("rows.csv", "text,label\na,b\n".encode("utf-16-le"), "line 1: holds zero bytes, like UTF-16 without a byte"),
         ("rows.csv", b"text,label\n  ,b\n", "line 2, column 'text': the text is empty"),
         ("rows.csv", b"text,label\na,b\nc, \n", "line 3, column 'label': the label is missing"),
         ("rows.jsonl", b'{"text": "a", "label": 1}\n{"text": \n', "line 2: not JSON"),
@@ -77,7 +86,21 @@ def write(path: Path, rows: list[dict[str, object]]) -> None:
         ("rows.jsonl", b'{"text": 7, "label": 1}\n', "line 1, column 'text': '7' (int) is not text"),
         ("rows.jsonl", b'{"text": null, "label": 1}\n', "line 1, column 'text': null is not text"),
         ("rows.jsonl", b'{"text": "a", "label": null}\n', "line 1, column 'label': the label is missing"),
-        ("rows.jsonl", b'{"text": "a", "label": 0.5}\n', "line 1, column 'label': '0.5' (float) is not a label"),
+        ("rows.jsonl", b'{"text": "a", "label": NaN}\n', "line 1, column 'label': the label is missing"),
+        ("rows.jsonl", b'{"text": "a", "label": 1e999}\n', "line 1, column 'label': 'inf' (float) is not a label"),
+        ("rows.jsonl", b'{"text": "a", "label": {}}\n', "line 1, column 'label': '{}' (dict) is not a label"),
+        (
+            "rows.jsonl",
+            b'{"text": "a", "label": ["b", "c"]}\n',
+            "\"['b', 'c']\" (list) looks like several labels; name a",
+        ),
+        ("rows.jsonl", b'{"text": "a", "label": %s}\n' % (b"7" * 4300), "is not a label: it has 4300 characters"),
+        ("rows.jsonl", b'{"text": "a", "label": %s}\n' % (b"7" * 4301), "is not a label: it has 4301 characters"),
+        ("rows.json", b'[{"text": "a", "label": %s}]' % (b"7" * 5000), "row 1, column 'label': '7777"),
+        ("rows.json", b'[{"text": "a", "label": 1}, 7]', "row 2: '7' (int) is not an object; write one per row"),
+        ("rows.json", b'[{"text": "a",\n "label": }]', "line 2: not JSON (Expecting value)"),
+        ("rows.json", b'{"rows": [\n{"text": "a", "label": 1}]}', "line 1: not JSON"),
+        ("rows.json", b"[" * 100_000, "rows.json: not JSON (nested too deeply)"),
         (
             "rows.jsonl",
             b'{"text": "a\\ud800", "label": 1}\n',
@@ -85,7 +108,7 @@ def write(path: Path, rows: list[dict[str, object]]) -> None:
         ),
         ("rows.parquet", b"", "rows.parquet: the file is empty"),
         ("rows.parquet", b"PAR1 nonsense PAR1", "rows.parquet: not a whole Parquet file"),
-        ("rows.txt", b"a\n", "rows.txt: .txt suffix; data files end in .csv, .jsonl, .parquet"),
+        ("rows.txt", b"a\n", "rows.txt: .txt suffix; data files end in .csv, .tsv, .json, .jsonl, .ndjson, .parquet"),
     ],
 )
 def test_bad_files_are_refused_by_place(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -96,6 +119,53 @@ def test_bad_files_are_refused_by_place(tmp_path: Path, name: str, content: byte
     assert message in str(caught.value)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+COMMA = "id,text,label\n1,so|so;,a\n2,naïve,b\n"
+OBJECTS: list[dict[str, object]] = [{"text": "so|so;", "label": "a"}, {"text": "naïve", "label": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.csv", COMMA.encode("utf-16")),
+        ("rows.csv", codecs.BOM_UTF16_BE + COMMA.encode("utf-16-be")),
+        ("rows.csv", COMMA.encode("utf-32")),
+        ("rows.CSV", b"text,label \nso|so;,a\n" + "naïve,b\n".encode()),
+        ("rows.csv", 'text;label\n"so|so;";a\nnaïve;b\n'.encode()),
+        ("rows.csv", "text\tlabel\nso|so;\ta\nnaïve\tb\n".encode()),
+        ("rows.csv", 'n|text|label\n1|"so|so;"|a\n2|naïve|b\n'.encode()),
+        ("rows.tsv", "text\tlabel\nso|so;\ta\nnaïve\tb\n".encode()),
+        ("rows.Tsv", COMMA.encode()),
+        ("rows.json", json.dumps(OBJECTS).encode()),
+        ("rows.jsonl", json.dumps(OBJECTS, indent=1).encode("utf-16")),
+        ("rows.json", "\n".join(map(json.dumps, OBJECTS)).encode()),
+        ("rows.ndjson", b"\n\n" + "\n".join(map(json.dumps, OBJECTS)).encode()),
+        (
+            "rows.jsonl",
+            "\n".join(json.dumps({**row, "id": "9"}) for row in OBJECTS).replace('"9"', "8" * 5000).encode(),
+        ),
+    ],
+)
+def test_what_is_meant_is_read_where_there_is_no_doubt(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    table = read(path)
+    assert (table.texts, table.labels) == (["so|so;", "naïve"], ["a", "b"])
+
+
+def test_a_long_text_is_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"text,label\n{'very ' * 40_000}long,a\nshort,b\n")
+    assert len(read(path).texts[0]) == 200_004
+
+
+def test_a_parquet_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["text", "label", "text"]), path)
+    with pytest.raises(FeatherweightError, match=r"rows\.parquet: column 'text' is there twice; rename one"):
+        read(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,26 @@
+"""Paths as people write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tasks.contracts import FeatherweightError
+
+
+def written(path: str, *, field: str) -> Path:
+    """The path that a person wrote, with ``~`` as the home it stands for; whether something is there is not asked.
+
+    Args:
+        field: what errors say was wrong.
+
+    Raises:
+        FeatherweightError: nothing can have this name.
+    """
+    try:
+        found = Path(path).expanduser()
+        found.exists()
+    except RuntimeError:
+        raise FeatherweightError(f"{field}: {path!r} begins with the home of a user that is not known") from None
+    except OSError as error:
+        raise FeatherweightError(f"{field}: {path[:80]!r} cannot be looked at: {error.strerror}") from None
+    return found
