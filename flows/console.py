@@ -13,6 +13,7 @@ from typing import Any
 
 from tasks import disk
 from tasks.contracts import FeatherweightError, Outcome, Release
+from tasks.ml import paths
 
 logger = logging.getLogger("featherweight")
 
@@ -117,7 +118,7 @@ def writable(text: str) -> Path:
     Raises:
         FeatherweightError: nothing can be written there.
     """
-    path = Path(text).expanduser().absolute()
+    path = paths.written(text, field="--output").absolute()
     if path.is_dir():
         raise FeatherweightError(f"--output {text}: this is a directory; name a file in it")
     if not path.parent.is_dir():

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tasks.contracts import FeatherweightError
+from tasks.ml import paths
 
 if TYPE_CHECKING:
     from flows.recipe import Recipe
@@ -27,6 +28,9 @@ LINE = 100
 _LINE = reprlib.Repr()
 _LINE.maxstring = _LINE.maxother = _LINE.maxlong = LINE
 _LINE.maxlevel = 3
+SOURCES = (("data", "source"), ("data", "unlabeled"))
+MODELS = (("base_model",), ("distillation", "augmentation_model"), ("pruning", "augmentation_model"))
+"""Fields that may hold paths."""
 
 
 def ready_names() -> list[str]:
@@ -48,17 +52,16 @@ def find(name: str) -> Path:
     """
     if name in ready_names():
         return READY / f"{name}.yaml"
-    try:
-        path = Path(name).expanduser()
-        is_file, is_directory = path.is_file(), path.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:  # no such user's home, a name that no file can have
-        raise FeatherweightError(f"recipe {quoted(name)}: {error.args[-1]}") from None
-    if is_file:
+    path = paths.written(name, field="recipe")
+    if path.is_file():
         return path
-    if is_directory:
+    if path.is_dir():
         raise FeatherweightError(f"recipe {quoted(name)} is a directory; name a YAML file in it")
     if "/" in name or ".." in name or path.suffix:
-        raise FeatherweightError(f"recipe {quoted(name)}: no such file; ready recipes are {', '.join(ready_names())}")
+        raise FeatherweightError(
+            f"recipe {quoted(name)}: no such file (looked for {path.absolute()}); "
+            f"ready recipes are {', '.join(ready_names())}"
+        )
     raise FeatherweightError(
         f"recipe {quoted(name)}: no ready recipe and no file has this name{_did_you_mean(name, ready_names())}; "
         f"ready recipes are {', '.join(ready_names())}"
@@ -79,8 +82,14 @@ def load(name: str, changes: Sequence[str] = ()) -> Recipe:
 
 
 def read(name: str, changes: Sequence[str] = ()) -> dict[str, Any]:
-    """Reads a recipe's fields and applies the changes; does not look at what they mean."""
-    values = _read_mapping(find(name))
+    """Reads a recipe's fields and applies the changes; does not look at what they mean.
+
+    Relative paths count from the folder of the recipe's file, and those in changes from where the command is run.
+    """
+    path = find(name)
+    values = _read_mapping(path)
+    if path.parent != READY:
+        _count_from(path.parent, values)
     for change in changes:
         _apply(values, change)
     return values
@@ -179,6 +188,25 @@ def _parse(text: str, source: str) -> Any:
         raise FeatherweightError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise FeatherweightError(f"{source}: values are nested too deeply to be a recipe") from None
+
+
+def _count_from(folder: Path, values: dict[str, Any]) -> None:
+    """Puts a folder before the relative paths among a recipe's fields."""
+    for *groups, name in (*SOURCES, *MODELS):
+        fields: Any = values
+        for group in groups:
+            fields = fields.get(group) if isinstance(fields, dict) else None
+        value = fields.get(name) if isinstance(fields, dict) else None
+        if not isinstance(value, str) or folder == Path():
+            continue
+        prefix = "file:" if (*groups, name) in SOURCES else ""
+        path = value.removeprefix(prefix)
+        if not value.startswith(prefix) or not path or path.startswith(("~", "/")):
+            continue
+        if prefix:
+            fields[name] = f"{prefix}{folder / path}"
+        elif path.startswith(("./", "../")) or paths.written(str(folder / path), field=name).is_dir():
+            fields[name] = str(folder / path) if folder.is_absolute() else f"./{folder / path}"  # no name on the hub
 
 
 def assignments(changes: Sequence[str], option: str) -> dict[str, Any]:

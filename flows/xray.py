@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from flows import console
 from tasks import disk
 from tasks.contracts import FeatherweightError
-from tasks.ml import architecture, cost_model, locators
+from tasks.ml import architecture, cost_model, locators, paths
 from tasks.reporting import numbers, page
 from tasks.reporting import xray as sections
 
@@ -45,8 +45,8 @@ def counts(text: str, option: str) -> list[int]:
 
 def name_of(model: str) -> str:
     """A model's name for people and for files: a directory's own, and what a package or the hub calls it."""
-    if not model.startswith("package:") and Path(model).expanduser().is_dir():
-        return Path(model).expanduser().resolve().name
+    if not model.startswith("package:") and (path := paths.written(model, field="xray")).is_dir():
+        return path.resolve().name
     return re.sub(r"[^\w.-]+", "-", model.removeprefix("package:").removesuffix("/model")).strip("-.")
 
 

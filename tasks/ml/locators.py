@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import families
+from tasks.ml import families, paths
 
 DESCRIPTIONS = (".json", ".txt", ".model")
 """Suffixes of configuration, vocabulary and tokenizer files."""
@@ -48,10 +48,10 @@ def find(model: str, *, field: str = "base_model", weights: bool = True) -> Path
     """
     if model.startswith("package:"):
         directory = _packaged(model, field)
-    elif Path(model).expanduser().is_dir():
-        directory = Path(model).expanduser()
+    elif (path := paths.written(model, field=field)).is_dir():
+        directory = path
     elif model.startswith((".", "/", "~")):
-        raise FeatherweightError(f"{field}: directory {model!r} does not exist")
+        raise FeatherweightError(f"{field}: directory {model!r} does not exist (looked for {path.absolute()})")
     else:
         directory = _snapshot(model, field, weights=weights)
     if not (directory / "config.json").is_file():
@@ -82,7 +82,7 @@ def _packaged(model: str, field: str) -> Path:
         raise FeatherweightError(f"{field}: {model!r} names no package; write package:PACKAGE/PATH")
     try:
         return Path(str(importlib.resources.files(package))) / inner
-    except ModuleNotFoundError:
+    except (ImportError, TypeError):  # a TypeError: "..", or a module that is no package
         raise FeatherweightError(
             f"{field}: package {package!r} is not installed; pip install it, or name a directory or hub model"
         ) from None

@@ -20,7 +20,7 @@ def written(path: str, *, field: str) -> Path:
         found = Path(path).expanduser()
         found.exists()
     except RuntimeError:
-        raise FeatherweightError(f"{field}: {path!r} begins with the home of a user that is not known") from None
+        raise FeatherweightError(f"{field}: {path[:80]!r} begins with the home of a user that is not known") from None
     except OSError as error:
         raise FeatherweightError(f"{field}: {path[:80]!r} cannot be looked at: {error.strerror}") from None
     return found

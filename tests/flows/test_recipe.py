@@ -27,8 +27,30 @@ def test_ready_recipes_are_valid(name: str) -> None:
 def test_the_shortest_recipe(tmp_path: Path) -> None:
     path = write(tmp_path, "name: mine\ndata: {source: file:rows.csv}\nbase_model: some/model\n")
     recipe = recipe_files.load(path)
-    assert (recipe.name, recipe.data.source, recipe.base_model) == ("mine", "file:rows.csv", "some/model")
-    assert recipe.training == Recipe().training
+    assert (recipe.name, recipe.base_model, recipe.training) == ("mine", "some/model", Recipe().training)
+
+
+def test_relative_paths_count_from_the_recipes_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep" / "base").mkdir(parents=True)
+    text = "data: {source: file:rows.csv, unlabeled: file:../more.csv}\nbase_model: base\n"
+    path = write(tmp_path / "deep", text)
+
+    def paths(name: str, *changes: str) -> tuple[str, str, str]:
+        recipe = recipe_files.load(name, changes)
+        return recipe.data.source, recipe.data.unlabeled, recipe.base_model
+
+    folder = tmp_path / "deep"
+    assert paths(path) == (f"file:{folder}/rows.csv", f"file:{folder}/../more.csv", f"{folder}/base")
+    monkeypatch.chdir(tmp_path)
+    assert paths("deep/mine.yaml") == ("file:deep/rows.csv", "file:deep/../more.csv", "./deep/base")
+    assert paths("deep/mine.yaml", "data.source=file:here.csv", "base_model=base") == (
+        "file:here.csv", "file:deep/../more.csv", "base"
+    ), "what is said with the command counts from where it is run"  # fmt: skip
+    monkeypatch.chdir(folder)
+    assert paths("mine.yaml") == ("file:rows.csv", "file:../more.csv", "base")
+    unchanged = "data: {source: 'file:~/rows.csv', unlabeled: 'hf:some/rows'}\nbase_model: package:base/model\n"
+    assert paths(write(tmp_path, unchanged)) == ("file:~/rows.csv", "hf:some/rows", "package:base/model")
+    assert paths(write(tmp_path, "base_model: ./nowhere\n"))[2] == f"{tmp_path}/nowhere"
 
 
 def test_changes_are_applied_in_order_and_parsed_as_yaml(tmp_path: Path) -> None:
@@ -96,7 +118,9 @@ def test_each_wrong_field_gets_its_line(tmp_path: Path) -> None:
         ("nothing-like-it", "ready recipes are"),
         ("../demo", "recipe '../demo': no such file"),
         ("some/where", "recipe 'some/where': no such file"),
-        ("absent.yaml", "recipe 'absent.yaml': no such file"),
+        ("absent.yaml", "recipe 'absent.yaml': no such file (looked for /"),
+        ("~nosuch/x.yaml", "recipe: '~nosuch/x.yaml' begins with the home of a user that is not known"),
+        ("x" * 300, "cannot be looked at: File name too long"),
         ("/tmp", "is a directory"),
     ],
 )
