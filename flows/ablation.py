@@ -124,9 +124,10 @@ def _teacher(recipe: Recipe, seed: int, *, run_id: str) -> Bundle:
     """The recipe's teacher, which every variation learns from."""
     prepared = prepare(recipe.data, problem=recipe.problem, base_model=recipe.base_model, run_id=run_id)
     tracking.Run(run_id).dataset(recipe.data.source, prepared.splits.digest, rows=prepared.scorecard.num_rows)
-    bundle = train(recipe.base_model, prepared.splits, recipe.training, seed=seed, run_id=run_id).bundle
-    assert bundle is not None
-    return bundle
+    teacher = train(recipe.base_model, prepared.splits, recipe.training, seed=seed, run_id=run_id)
+    branch.require_floor(recipe, teacher, run_id=run_id)
+    assert teacher.bundle is not None
+    return teacher.bundle
 
 
 def _make(variation: Recipe, seed: int, teacher: Bundle, name: str, *, run_id: str) -> _Made:

@@ -9,9 +9,10 @@ from typing import Any
 from flows.recipe import Recipe
 from tasks import quiet
 from tasks.appraise import AppraisalConfig, appraise
-from tasks.contracts import Bundle, Contract, Splits, StageResult
+from tasks.contracts import Bundle, Contract, FeatherweightError, Splits, StageResult
 from tasks.distill import distill
 from tasks.export import export
+from tasks.judge import floor
 from tasks.prune import prune
 from tasks.quantize import quantize
 
@@ -70,6 +71,16 @@ def appraisal(recipe: Recipe) -> AppraisalConfig:
 
 class _GivenUpError(Exception):
     """A look at what was measured so far says that going on is not worth it."""
+
+
+def require_floor(recipe: Recipe, teacher: StageResult, *, run_id: str) -> None:
+    """Lets a comparison begin only with a teacher that has learned something.
+
+    Raises:
+        FeatherweightError: it is not shown to be better than the majority answer, and the recipe's budget asks for it.
+    """
+    if verdict := floor(teacher.evidence, recipe.budget, run_id=run_id):
+        raise FeatherweightError(verdict.reason)
 
 
 def grow(recipe: Recipe, splits: Splits, teacher: Bundle, *, run_id: str, look: Look = lambda result: "") -> Branch:

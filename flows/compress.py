@@ -11,11 +11,11 @@ from prefect.states import Failed, State
 from flows import links, orphans, recipe_files
 from flows.recipe import Recipe
 from tasks import disk, store, tracking
-from tasks.contracts import Outcome
+from tasks.contracts import Bundle, Outcome, Splits, StageResult
 from tasks.deploy import deploy
 from tasks.distill import distill
 from tasks.export import export
-from tasks.judge import judge
+from tasks.judge import floor, judge
 from tasks.prepare import prepare
 from tasks.prune import prune
 from tasks.quantize import quantize
@@ -50,34 +50,13 @@ def compress(recipe: Recipe = Recipe()) -> Outcome | State[Outcome]:
         splits = prepared.splits
         tracking.Run(run_id).dataset(recipe.data.source, splits.digest, rows=prepared.scorecard.num_rows)
         teacher = train(recipe.base_model, splits, recipe.training, seed=recipe.seed, run_id=run_id)
-        student = distill(teacher.bundle, splits, recipe.distillation, seed=recipe.seed, run_id=run_id)
-        pruned = prune(
-            student.bundle,
-            splits,
-            recipe.pruning,
-            teacher=teacher.bundle,
-            seed=recipe.seed,
-            rounding=recipe.rounding_to_heal(),
-            run_id=run_id,
-        )
-        quantized = quantize(
-            pruned.bundle, splits, recipe.quantization, teacher=teacher.bundle, seed=recipe.seed, run_id=run_id
-        )
-        exported = export(quantized.bundle, recipe.export, run_id=run_id)
-        lineage = {
-            "train": teacher.bundle,
-            "distill": student.bundle,
-            "prune": pruned.bundle,
-            "quantize": quantized.bundle,
-        }
-        served = validate(exported.bundle, splits, recipe.validation, lineage=lineage, run_id=run_id)
-        verdict = judge(served.evidence, recipe.budget, run_id=run_id)
+        stages: tuple[StageResult, ...] = (prepared, teacher)
+        verdict = floor(teacher.evidence, recipe.budget, run_id=run_id)
+        if verdict is None:
+            stages += _compressed(recipe, splits, teacher.bundle, run_id=run_id)
+            verdict = judge(stages[-1].evidence, recipe.budget, run_id=run_id)
         outcome = Outcome(
-            recipe=recipe.name,
-            run_id=run_id,
-            flow_run_id=flow_run.id or "",
-            verdict=verdict,
-            stages=(prepared, teacher, student, pruned, quantized, exported, served),
+            recipe=recipe.name, run_id=run_id, flow_run_id=flow_run.id or "", verdict=verdict, stages=stages
         )
         if verdict.passed:
             release = register(recipe.name, outcome, run_id=run_id)
@@ -86,3 +65,22 @@ def compress(recipe: Recipe = Recipe()) -> Outcome | State[Outcome]:
     if not verdict.passed:
         return Failed(name="Rejected", message=verdict.reason, data=outcome)
     return outcome
+
+
+def _compressed(recipe: Recipe, splits: Splits, teacher: Bundle, *, run_id: str) -> tuple[StageResult, ...]:
+    """Makes a smaller model of the teacher, and measures both on the real runtime."""
+    student = distill(teacher, splits, recipe.distillation, seed=recipe.seed, run_id=run_id)
+    pruned = prune(
+        student.bundle,
+        splits,
+        recipe.pruning,
+        teacher=teacher,
+        seed=recipe.seed,
+        rounding=recipe.rounding_to_heal(),
+        run_id=run_id,
+    )
+    quantized = quantize(pruned.bundle, splits, recipe.quantization, teacher=teacher, seed=recipe.seed, run_id=run_id)
+    exported = export(quantized.bundle, recipe.export, run_id=run_id)
+    lineage = {"train": teacher, "distill": student.bundle, "prune": pruned.bundle, "quantize": quantized.bundle}
+    served = validate(exported.bundle, splits, recipe.validation, lineage=lineage, run_id=run_id)
+    return student, pruned, quantized, exported, served

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import disk
-from tasks.contracts import FeatherweightError, Outcome, Release
+from tasks.contracts import ClassRecall, FeatherweightError, Outcome, Release
 from tasks.ml import paths
 
 logger = logging.getLogger("featherweight")
@@ -77,6 +77,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
             "passed": verdict.passed,
             "reason": verdict.reason,
             "checks": [check.model_dump(mode="json") for check in verdict.checks],
+            "recalls": [recall.model_dump(mode="json") for recall in verdict.recalls],
         },
         "stages": [
             {
@@ -166,12 +167,36 @@ def print_outcome(outcome: Outcome) -> None:
         for check in outcome.verdict.checks
     ]
     print_table(("check", "measured", "interval", "limit", "n", "status"), checks, numbers_from=1)
+    _print_recalls(outcome.verdict.recalls)
     _print(f"[{STYLES[outcome.verdict.status]}]{_escape(outcome.verdict.reason)}[/]")
     for name in ("report", "bundle"):
         if facts[name]:
             _print(f"{name}: {_escape(facts[name])}")
     if outcome.release:
         _print(f"registered: {_escape(outcome.release.name)} version {outcome.release.version}")
+
+
+CLASSES_SHOWN = 10
+
+
+def _print_recalls(recalls: Sequence[ClassRecall]) -> None:
+    """Prints how many rows of each class teacher and shipped model find; of many classes those that fell most."""
+    if not recalls:
+        return
+    shown = sorted(recalls, key=lambda one: one.change)[:CLASSES_SHOWN] if len(recalls) > CLASSES_SHOWN else recalls
+    rows = [
+        (
+            " ".join(one.label.split())[:40],
+            str(one.n),
+            f"{one.teacher / one.n:.4f}",
+            f"{one.shipped / one.n:.4f}",
+            f"{one.change_low:.4f} … {one.change_high:.4f}",
+        )
+        for one in shown
+    ]
+    print_table(("class", "n", "recall, teacher", "recall, shipped", "interval of the change"), rows, numbers_from=1)
+    if len(shown) < len(recalls):
+        _print(f"… and {len(recalls) - len(shown)} classes that fell less")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int | None = None) -> None:

@@ -112,6 +112,7 @@ def search(recipe: Recipe = Recipe(), config: SearchConfig = SearchConfig()) -> 
         splits = prepared.splits
         tracking.Run(run_id).dataset(recipe.data.source, splits.digest, rows=prepared.scorecard.num_rows)
         teacher = train(recipe.base_model, splits, recipe.training, seed=recipe.seed, run_id=run_id)
+        branch.require_floor(recipe, teacher, run_id=run_id)
         baseline = appraise(teacher.bundle, splits, branch.appraisal(recipe), teacher=teacher.bundle, run_id=run_id)
         course = Course(
             recipe=recipe, run_id=run_id, splits=splits, teacher=teacher.bundle, minimize=config.minimize,

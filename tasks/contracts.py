@@ -371,10 +371,30 @@ class Check(Contract):
     """For a check of quality."""
 
 
+class ClassRecall(Contract):
+    """How many test rows of one class teacher and shipped model find."""
+
+    label: str
+    n: int
+    """Rows of the class."""
+    teacher: int
+    shipped: int
+    change_low: float
+    """Lower end of the paired interval of the change."""
+    change_high: float
+
+    @property
+    def change(self) -> float:
+        """Recall of the shipped model less that of the teacher."""
+        return (self.shipped - self.teacher) / self.n
+
+
 class Verdict(Contract):
     """All checks of a run. Passed only if every check passed."""
 
     checks: tuple[Check, ...] = Field(min_length=1)
+    recalls: tuple[ClassRecall, ...] = ()
+    """Of every class that has test rows, where teacher and shipped model answer with classes."""
 
     @property
     def status(self) -> CheckStatus:

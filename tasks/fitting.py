@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -82,18 +83,29 @@ def fit(
         evidence: files to publish beside the history, by name.
         options: passed on to ``learn``.
     """
-    from tasks.ml import learning, modeling, problems, sparsity
+    from tasks.ml import classwise, evaluation, learning, modeling, problems, sparsity
 
     history = learn(title, model, lesson, **options)
-    quality = lesson.quality(model)
+    problem, targets = problems.get(lesson.problem), lesson.selection.targets
+    logits = evaluation.logits(model, lesson.selection.input_ids, pad_id=lesson.pad_id)
+    quality = learning.measure(problem, logits, targets, reference=lesson.reference)
+    config: Any = model.config
+    labels = [config.id2label[index] for index in range(logits.shape[1])]
+    counts = classwise.tally(problem.predictions(logits), targets, len(labels))
+    answered = classwise.describe(labels, train.targets) | {"answers": counts.to_json()}
     seen = train.head(len(lesson.selection))
-    problem = problems.get(lesson.problem)
     train_accuracy = learning.quality(model, problem, seen, pad_id=lesson.pad_id)["accuracy"]
     bundle, size_mb = publish.torch_bundle(model.cpu(), tokenizer, lesson.problem)
     speeds = [point["samples_per_s"] for point in history.points]
     return StageOutput(
         bundle=bundle,
-        evidence=publish.evidence({"history.json": history.to_json(), **(evidence or {})}),
+        evidence=publish.evidence(
+            {
+                "history.json": history.to_json(),
+                "classes.json": json.dumps(answered, indent=1, ensure_ascii=False),
+                **(evidence or {}),
+            }
+        ),
         scorecard=Scorecard(
             split="selection",
             num_examples=len(lesson.selection),

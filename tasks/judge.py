@@ -1,4 +1,4 @@
-"""judge: compares what was measured with the budget, under uncertainty. Pure.
+"""judge: holds what was measured against the budget, under uncertainty: first the teacher, then the shipped model.
 
 The rule, and why it is the rule: ``infra/decisions/0002-verdict-rule.md``.
 """
@@ -6,6 +6,8 @@ The rule, and why it is the rule: ``infra/decisions/0002-verdict-rule.md``.
 from __future__ import annotations
 
 import json
+import logging
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,13 +15,20 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
-from tasks import store, tracking
+from tasks import classes, store, tracking
 from tasks.contracts import Check, CheckStatus, Digest, Parting, StageConfig, Verdict
 
 if TYPE_CHECKING:
     from tasks.ml.statistics import Interval
 
+logger = logging.getLogger("featherweight")
+
 Direction = Literal["at_most", "at_least"]
+
+
+class Floor(StrEnum):
+    MAJORITY = "majority"
+    NONE = "none"
 
 
 class BudgetConfig(StageConfig):
@@ -41,7 +50,14 @@ class BudgetConfig(StageConfig):
         title="Speed-up wanted",
         description="How many times faster at p50, one real sentence, than the eager fp32 teacher.",
     )
-    confidence: float = Field(0.95, gt=0.5, lt=1, title="Confidence", description="Level of the bootstrap intervals.")
+    floor: Floor = Field(
+        Floor.MAJORITY,
+        title="Floor",
+        description="majority: the teacher must be shown on the selection split to beat the answer that is always the "
+        "most frequent label, or the run ends there; so must the shipped model on test, which may lose no class. none: "
+        "nothing of it is asked, for trials with very few rows.",
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1, title="Confidence", description="Level of the intervals.")
 
 
 def decide(interval: Interval, limit: float, direction: Direction, *, band: tuple[float, float]) -> CheckStatus:
@@ -155,24 +171,68 @@ def weigh(evidence: Path, budget: BudgetConfig) -> Verdict:
     """Compares the shipped model with its teacher, from the files that ``validate`` left. Pure."""
     import pyarrow as pa
 
-    models = json.loads((evidence / "validation.json").read_text(encoding="utf-8"))["models"]
-    teacher = next(model for model in models if model["stage"] == "train")
-    shipped = next(model for model in models if model["stage"] == "validate")
+    from tasks.ml import classwise
+
+    document = json.loads((evidence / "validation.json").read_text(encoding="utf-8"))
+    teacher = next(model for model in document["models"] if model["stage"] == "train")
+    shipped = next(model for model in document["models"] if model["stage"] == "validate")
     rows = pa.ipc.open_file(evidence / "rows.arrow").read_all()
     correct = {stage: rows[f"correct_{stage}"].to_numpy() for stage in ("train", "validate")}
-    return Verdict(
-        checks=(
-            _quality_drop(correct["train"], correct["validate"], budget),
-            _shrink(teacher, shipped, budget),
-            _speedup(teacher, shipped, budget),
+    answers = {stage: rows[f"prediction_{stage}"].to_numpy() for stage in ("train", "validate")}
+    targets, about, confidence = rows["target"].to_numpy(), document["classes"], budget.confidence
+    fates = classwise.fates(answers["train"], answers["validate"], targets, len(about["labels"]), confidence=confidence)
+    checks = [_quality_drop(correct["train"], correct["validate"], budget)]
+    if budget.floor is Floor.MAJORITY:
+        counts = classwise.tally(answers["validate"], targets, len(about["labels"]))
+        checks += [
+            classes.lost(fates, about["labels"], max_drop=budget.max_quality_drop, confidence=confidence),
+            classes.floor(counts, about, who="the shipped model", split="test", confidence=confidence),
+        ]
+    checks += [_shrink(teacher, shipped, budget), _speedup(teacher, shipped, budget)]
+    return Verdict(checks=tuple(checks), recalls=classes.recalls(fates, about["labels"]))
+
+
+@task(name="floor", persist_result=False, cache_policy=NO_CACHE)
+def floor(teacher: Digest, budget: BudgetConfig, *, run_id: str) -> Verdict | None:
+    """Weighs the teacher, from what ``train`` left, before anything is made of it.
+
+    Returns:
+        The verdict that the run ends with; ``None`` if it goes on.
+    """
+    from tasks.ml.classwise import Tally
+
+    if budget.floor is Floor.NONE:
+        return None
+    about = json.loads((store.path(teacher) / "classes.json").read_text(encoding="utf-8"))
+
+    def held(counts: Tally) -> Check:
+        return classes.floor(counts, about, who="the teacher", split="selection", confidence=budget.confidence)
+
+    counts = Tally.from_json(about["answers"])
+    check = held(counts)
+    if check.status is CheckStatus.PASSED:
+        logger.info("floor: %s", check.explanation)
+        return None
+    if held(counts.without_errors()).status is not CheckStatus.PASSED:
+        logger.warning(
+            "floor: %s; not even a teacher without errors could show it here, test decides", check.explanation
         )
-    )
+        return None
+    hint = "look at labels, base model and learning rate, or let such a run go on with budget.floor: none"
+    verdict = Verdict(checks=(check.model_copy(update={"explanation": f"{check.explanation}; {hint}"}),))
+    _record(verdict, run_id)
+    return verdict
 
 
 @task(name="judge", persist_result=False, cache_policy=NO_CACHE)
 def judge(evidence: Digest, budget: BudgetConfig, *, run_id: str) -> Verdict:
     """Weighs the evidence against the budget and records every check on the parent run."""
     verdict = weigh(store.path(evidence), budget)
+    _record(verdict, run_id)
+    return verdict
+
+
+def _record(verdict: Verdict, run_id: str) -> None:
     run = tracking.Run(run_id)
     for check in verdict.checks:
         run.metrics({check.name: check.measured, f"{check.name}_low": check.low, f"{check.name}_high": check.high})
@@ -180,4 +240,3 @@ def judge(evidence: Digest, budget: BudgetConfig, *, run_id: str) -> Verdict:
             tests = check.parting.model_dump(exclude={"margin", "confidence"}, exclude_none=True)
             run.metrics({f"{check.name}_{name}": float(value) for name, value in tests.items()})
     run.tags({"featherweight.verdict": verdict.status.value, "featherweight.verdict_reason": verdict.reason})
-    return verdict

@@ -13,6 +13,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import bdtr, ndtr, ndtri
 
+from tasks.ml.statistics import Interval
+
 MOST_ROWS = 10**9
 """More rows than anyone labels: beyond them a question counts as one that rows do not decide."""
 
@@ -60,6 +62,19 @@ def _score(margin: float, *, lost: int, gained: int, n: int) -> float:
     variance = n * (2 * root + margin * (1 - margin))
     distance = lost - gained - n * margin
     return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance) if distance else 0.0
+
+
+def gain(lost: int, gained: int, n: int, *, confidence: float = 0.95) -> Interval:
+    """Accuracy gained, (gained − lost) / n, with its interval.
+
+    Bonett & Price 2012, *Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on Paired
+    Data*: each model gets one more row that only it has right, so that n rows without a difference give about ± 3 / n.
+    """
+    measured = (gained - lost) / n
+    down, up = (lost + 1) / (n + 2), (gained + 1) / (n + 2)
+    half = float(ndtri((1 + confidence) / 2)) * math.sqrt((down + up - (up - down) ** 2) / (n + 2))
+    middle = up - down
+    return Interval(measured, max(-1.0, min(middle - half, measured)), min(1.0, max(middle + half, measured)))
 
 
 def noninferiority(lost: int, gained: int, n: int, *, margin: float) -> float:

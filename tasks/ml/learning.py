@@ -67,17 +67,30 @@ def quality(
     reference: np.ndarray | None = None,
     others: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, float]:
+    """Has a model answer a split, and measures the answers as ``measure`` does."""
+    logits = evaluation.logits(model, split.input_ids, pad_id=pad_id)
+    return measure(problem, logits, split.targets, reference=reference, others=others)
+
+
+def measure(
+    problem: Problem,
+    logits: np.ndarray,
+    targets: np.ndarray,
+    *,
+    reference: np.ndarray | None = None,
+    others: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, float]:
     """Measures ``accuracy``, its ``standard_error``, ``loss`` (nats per row), ``agreement`` with reference logits.
 
     Args:
+        logits: (N, C), and ``targets`` (N,) of the same rows.
         others: logits of other models (N, C) by name; gives ``agreement_with_NAME``.
     """
-    logits = evaluation.logits(model, split.input_ids, pad_id=pad_id)
-    correct = problem.correct(logits, split.targets)
+    correct = problem.correct(logits, targets)
     measured = {
         "accuracy": float(correct.mean()),
         "standard_error": float(correct.std() / len(correct) ** 0.5),
-        "loss": float(problem.loss(torch.from_numpy(logits), torch.as_tensor(split.targets))),
+        "loss": float(problem.loss(torch.from_numpy(logits), torch.as_tensor(targets))),
     }
     if reference is not None:
         measured["agreement"] = agreement(problem, logits, reference)

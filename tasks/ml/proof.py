@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from tasks.ml import (
+    classwise,
     datasets,
     evaluation,
     learning,
@@ -229,6 +230,7 @@ def examine(
         },
         "split": "test",
         "n": len(targets),
+        "classes": classwise.describe(about.labels, datasets.read(data, "train").targets),
         "models": described,
         "grid": grid,
         "parity": agreement,

@@ -48,6 +48,7 @@ def _values(
         "waterfall": sections.waterfall(rows, verdict.checks, evidence.comparisons),
         "quality": sections.quality(rows, evidence.comparisons),
         "tests": [sentence for check in verdict.checks for sentence in sections.tests(check)],
+        "recalls": sections.recalls(verdict.recalls),
         "seeds": sections.seeds(evidence.seeds),
         "regressions": sections.regressions(evidence.regressions),
         "curves": [

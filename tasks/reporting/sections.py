@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tasks.contracts import Check, CheckStatus, Outcome, StageResult
+from tasks.contracts import Check, CheckStatus, ClassRecall, Outcome, StageResult
 from tasks.ml import statistics
 from tasks.ml.statistics import Interval
 from tasks.reporting import charts, numbers
@@ -27,8 +28,13 @@ CHECKS = {
     "quality_drop": Reading("accuracy lost", numbers.points, lambda x: f"{numbers.plain(100 * x)} points"),
     "shrink": Reading("smaller", numbers.times, lambda x: f"{numbers.plain(x)}×"),
     "speedup": Reading("faster", numbers.times, lambda x: f"{numbers.plain(x)}×"),
+    "floor": Reading("above the majority answer", numbers.points, lambda x: f"{numbers.plain(100 * x)} points"),
+    "lost_classes": Reading("classes lost", numbers.plain, numbers.plain),
 }
 """The checks known by name. Others keep their name and plain numbers."""
+
+HEADLINE = ("quality_drop", "shrink", "speedup")
+"""The checks that say what a run came to; the others say what is wrong with it."""
 
 SYMBOLS = {CheckStatus.PASSED: "✓", CheckStatus.FAILED: "✕", CheckStatus.UNDECIDABLE: "?"}
 
@@ -60,7 +66,7 @@ def limit(check: Check) -> str:
 def headline(checks: Sequence[Check]) -> str:
     """Returns what the run came to in one sentence, from what was measured."""
     found = {check.name: check.measured for check in checks}
-    if set(found) != set(CHECKS):
+    if not set(HEADLINE) <= set(found) <= set(CHECKS):
         return "; ".join(check.explanation for check in checks) + "."
     drop = found["quality_drop"]
     if drop > 0:
@@ -72,14 +78,15 @@ def headline(checks: Sequence[Check]) -> str:
 
 
 def tiles(checks: Sequence[Check], rows: Sequence[Row]) -> list[dict[str, str]]:
-    """The headline numbers: one per check, with the values of the first and last model that it compares."""
+    """The headline numbers, with the values of the first and last model that each compares; of a run that did not come
+    so far, one per check."""
     compared = {
         "quality_drop": ("accuracy", numbers.percent),
         "shrink": ("size_mb", lambda value: numbers.unit(value, "MB")),
         "speedup": ("latency_p50_ms", lambda value: numbers.unit(value, "ms")),
     }
     found = []
-    for check in checks:
+    for check in [check for check in checks if check.name in HEADLINE] or checks:
         name, form, _ = reading(check)
         value = form(check.measured)
         if check.name == "quality_drop":
@@ -231,6 +238,36 @@ def quality(rows: Sequence[Row], comparisons: Mapping[str, Comparison]) -> list[
             "mcnemar": numbers.p_value(one.mcnemar_p).removeprefix("p ").removeprefix("= ") if one else "",
         })  # fmt: skip
     return found if comparisons else []
+
+
+def recalls(found: Sequence[ClassRecall]) -> dict[str, Any]:
+    """Every class beside the teacher, and the mean over classes; what fell most comes first if there are many."""
+    if not found:
+        return {}
+    rows = [
+        {
+            "label": one.label,
+            "n": f"{one.n:,}",
+            **_recall(one.teacher / one.n, one.shipped / one.n),
+            "interval": numbers.between(one.change_low, one.change_high, lambda x: numbers.points(x, signed=True)),
+        }
+        for one in (sorted(found, key=lambda one: one.change) if len(found) > MANY_CLASSES else found)
+    ]
+    teacher, shipped = (fmean(getattr(one, name) / one.n for one in found) for name in ("teacher", "shipped"))
+    return {"rows": rows, "mean": _recall(teacher, shipped)}
+
+
+MANY_CLASSES = 10
+
+
+def _recall(teacher: float, shipped: float) -> dict[str, Any]:
+    return {
+        "teacher": numbers.percent(teacher),
+        "shipped": numbers.percent(shipped),
+        "teacher_part": round(100 * teacher, 1),
+        "shipped_part": round(100 * shipped, 1),
+        "change": numbers.points(shipped - teacher, signed=True),
+    }
 
 
 def seeds(runs: Sequence[SeedRun]) -> dict[str, Any]:

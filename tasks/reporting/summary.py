@@ -40,6 +40,10 @@ def final_metrics(outcome: Outcome, evidence: Evidence) -> dict[str, float]:
                 found |= _measured(row, FINAL, prefix)
     if evidence.validation:
         found |= _measured(evidence.validation["parity"], ("label_flips", "max_abs_error"), "parity_")
+    if outcome.verdict.recalls:
+        for name in ("teacher", "shipped"):
+            recalls = [getattr(one, name) / one.n for one in outcome.verdict.recalls]
+            found[f"{name}_balanced_accuracy"] = float(np.mean(recalls))
     if evidence.seeds:
         teacher, shipped = (np.stack([getattr(one, name) for one in evidence.seeds]) for name in ("teacher", "shipped"))
         drop = statistics.accuracy_difference_over_seeds(teacher, shipped)

@@ -107,17 +107,17 @@ def write_evidence(
     size_mb: float = 9.0,
     rounds: tuple[float, ...] = (1.0, 1.02, 0.98, 1.01, 0.99),
 ) -> Path:
-    """Writes what ``validate`` leaves; of ``n`` rows the shipped model loses some and gains some."""
-    teacher, shipped = np.ones(n), np.ones(n)
+    """Writes what ``validate`` leaves; of ``n`` rows, two classes in turns, the shipped model loses and gains some."""
+    teacher, shipped, targets = np.ones(n), np.ones(n), np.arange(n) % 2
     shipped[:lost] = 0.0
     teacher[lost : lost + gained] = 0.0
     write_arrow(
         folder / "rows.arrow",
         {
-            "target": np.zeros(n, dtype=np.int64),
-            "prediction_train": (1 - teacher).astype(np.int64),
+            "target": targets,
+            "prediction_train": np.where(teacher == 1, targets, 1 - targets),
             "correct_train": teacher,
-            "prediction_validate": (1 - shipped).astype(np.int64),
+            "prediction_validate": np.where(shipped == 1, targets, 1 - targets),
             "correct_validate": shipped,
         },
     )
@@ -161,6 +161,7 @@ def write_evidence(
         "device": device,
         "split": "test",
         "n": n,
+        "classes": {"labels": LABELS, "majority": 0, "majority_share": 0.5},
         "models": [*models_measured[:1], simulated, models_measured[1]],
     }
     (folder / "validation.json").write_text(json.dumps(document))

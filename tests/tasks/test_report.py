@@ -32,11 +32,12 @@ def render(outcome: Outcome, evidence: Evidence | None = None, recipe: dict[str,
 def test_page_says_the_verdict_and_shows_every_section(status: CheckStatus, labels: int) -> None:
     html = render(samples.outcome(RUN_ID, status=status, labels=labels))
     assert f'<span class="badge {status}" id="verdict">' in html
-    assert re.findall(r'<div class="check (\w+)">', html) == [status, "passed", "passed"]
+    assert re.findall(r'<div class="check (\w+)">', html) == [status, *["passed"] * 4]
     assert re.findall(r'<section id="(\w+)">', html) == [
         "checks", "waterfall", "quality", "curves", "speed", "proof", "data", "stages",
     ]  # fmt: skip
-    assert html.count('<td class="clip">') == labels
+    assert html.count('<td class="clip">') == 2 * labels, "the balance of the data, and what became of each class"
+    assert html.count("balanced accuracy, the mean over classes") == 1
     assert html.count("of the test split; its label is") == 10
     for fact in ("10.4×", "15.3×", "Example CPU @ 2.6 GHz", "CPUExecutionProvider", "MatMulInteger", "7,349"):
         assert fact in html
@@ -54,7 +55,7 @@ def test_page_asks_nobody_for_anything() -> None:
 def test_charts_are_well_formed_and_every_mark_that_answers_says_a_number() -> None:
     html = render(samples.outcome(RUN_ID))
     images = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    assert len(images) == 3 + 3 + 12 + 1  # checks, waterfall, four per stage that trains, token lengths
+    assert len(images) == 5 + 3 + 12 + 1  # checks, waterfall, four per stage that trains, token lengths
     for image in images:
         root = ElementTree.fromstring(image)
         assert root.get("aria-label")
@@ -88,7 +89,7 @@ def test_page_without_evidence_shows_what_the_stages_measured() -> None:
 def test_page_of_a_run_without_models_or_known_checks() -> None:
     outcome = samples.outcome(RUN_ID)
     check = outcome.verdict.checks[1].model_copy(update={"name": "peak_memory", "explanation": "96 MB at the peak"})
-    verdict = outcome.verdict.model_copy(update={"checks": (check,)})
+    verdict = outcome.verdict.model_copy(update={"checks": (check,), "recalls": ()})
     html = render(outcome.model_copy(update={"stages": (), "verdict": verdict}), recipe={**samples.RECIPE, "name": "x"})
     assert "Peak memory" in html
     assert "96 MB at the peak." in html
@@ -255,7 +256,7 @@ def test_markdown_has_one_row_per_check_and_model_and_links_only_to_a_server() -
     outcome = samples.outcome(RUN_ID, status=CheckStatus.FAILED)
     text = summary.markdown(outcome, gather(outcome), url="")
     assert text.startswith("# Failed: movie-sentiment\n")
-    assert text.count("\n| ") == 3 + 5 + 4
+    assert text.count("\n| ") == 5 + 5 + 4
     assert "Exact McNemar test: 92 rows lost, 82 gained, p = 0.50" in text
     assert "MLflow" not in text
     assert "(https://m/#/x/artifacts/report.html)" in summary.markdown(outcome, gather(outcome), url="https://m/#/x")
