@@ -76,7 +76,12 @@ def test_the_manifest_says_what_goes_in_and_what_comes_out(serving: Path) -> Non
     assert manifest["padding"] == {"id": 0, "token": "[PAD]", "side": "right"}
     assert manifest["versions"]["opsets"] == {"ai.onnx": 20}
     assert manifest["verdict"]["status"] == "passed"
-    assert [check["name"] for check in manifest["verdict"]["checks"]] == ["quality_drop", "shrink", "speedup"]
+    assert [check["name"] for check in manifest["verdict"]["checks"]] == [
+        "quality_drop",
+        "lost_classes",
+        "shrink",
+        "speedup",
+    ]
     assert set(manifest["files"]) | {"manifest.json"} == {path.name for path in serving.iterdir()}
 
 
