@@ -164,16 +164,18 @@ def _compare(
     run_id: str,
 ) -> Ablation:
     """Puts each technique beside its absence."""
-    rows, missing = [], dict(left_out)
+    missing, models = dict(left_out), {}
     for arm in arms:
         name = arm.technique.name
         if gaps := [failed[one] for one in (arm.used, arm.spared) if one in failed]:
             missing[name] = gaps[0]
-            continue
-        used, spared = ([pair[side] for pair in pairs[name]] for side in (0, 1))
-        rows.append(
-            Row(name, arm.technique.note, arm.is_used, summarize(used), summarize(spared), compare(used, spared))
-        )
+        else:
+            models[name] = [used for used, _ in pairs[name]], [spared for _, spared in pairs[name]]
+    effects, about = compare(models), {arm.technique.name: arm for arm in arms}
+    rows = [
+        Row(name, about[name].technique.note, about[name].is_used, summarize(used), summarize(spared), effects[name])
+        for name, (used, spared) in models.items()
+    ]
     whole = [one.measured for one in made[recipe].values()]
     abouts = [one.measured.about for by_seed in made.values() for one in by_seed.values()]
     machines = {f"{about['cpu_model']}, {about['kernels']}" for about in abouts}

@@ -1,29 +1,33 @@
 """What a technique is worth: a model made with it beside one made without it, seed by seed. S = seeds, N = rows.
 
 Quality is compared row by row on the selection split. Size and time are compared as ratios, seed by seed; times are of
-rounds that both models took in turns.
+rounds that both models took in turns. Dozens of techniques are compared in several ways each, so that some would differ
+by chance: what counts as shown is decided for all of them together.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from tasks.ml import statistics
-from tasks.ml.comparison import Estimate, mean, ratio
+from tasks.ml import contrasts, multiplicity
+from tasks.ml.comparison import Estimate, mean, typical
+from tasks.ml.contrasts import Contrast
 from tasks.ml.timing import Pace
 
 SLIGHT = 0.1
 """A ratio that is nearer to 1 than this counts as no difference. The same graph in two processes was up to 9 % apart in
 time, and models of the same time that pruning by measured times chose were as far apart in size."""
-CERTAINTY = 0.99
-"""Of intervals over rounds. Three dozen techniques are timed: at 95 % some would differ by chance."""
+LEVEL = 0.05
+"""Most that the chance of any false claim may be, of all comparisons of an ablation together."""
+UNCERTAIN = ("accuracy", "agreement", "faster", "throughput")
+"""What is compared with chance in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +99,18 @@ def summarize(models: Sequence[Measured]) -> Summary:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """How sure one comparison is."""
+
+    p_value: float
+    """Two-sided, that there is no difference."""
+    adjusted_p_value: float
+    """By Holm, for the number of comparisons."""
+    confidence: float
+    """Of its interval: at Holm's level."""
+
+
+@dataclass(frozen=True)
 class Effect:
     """What a technique changes. Differences are of fractions of rows, ratios are above 1 where the technique helps."""
 
@@ -103,18 +119,24 @@ class Effect:
     agreement: Estimate
     """Of labels with the teacher's, likewise."""
     smaller: Estimate
-    """Size without it over size with it."""
+    """Size without it over size with it; of several seeds with the least and the largest."""
     faster: Estimate
-    """p50 of one sentence without it over p50 with it: the median of what each round came to."""
+    """p50 of one sentence without it over p50 with it: the median of what each round came to, with an interval over
+    rounds that holds those of all seeds."""
     throughput: Estimate
     """Rows per second with it over rows per second without it, likewise."""
+    claims: Mapping[str, Claim]
+    """Of each of ``UNCERTAIN``."""
 
     def signs(self) -> dict[str, int]:
         """1 where it is shown to help, −1 where it is shown to harm, else 0, by quantity."""
-        quality = {"accuracy": self.accuracy, "agreement": self.agreement}
-        ratios = {"size": self.smaller, "latency": self.faster, "throughput": self.throughput}
-        return {name: _sign(one, neutral=0.0, slight=0.0) for name, one in quality.items()} | {
-            name: _sign(one, neutral=1.0, slight=SLIGHT) for name, one in ratios.items()
+        shown = {name: claim.adjusted_p_value <= LEVEL for name, claim in self.claims.items()}
+        return {
+            "accuracy": shown["accuracy"] * _sign(self.accuracy, neutral=0.0, slight=0.0),
+            "agreement": shown["agreement"] * _sign(self.agreement, neutral=0.0, slight=0.0),
+            "size": _sign(self.smaller, neutral=1.0, slight=SLIGHT),
+            "latency": shown["faster"] * _sign(self.faster, neutral=1.0, slight=SLIGHT),
+            "throughput": shown["throughput"] * _sign(self.throughput, neutral=1.0, slight=SLIGHT),
         }
 
 
@@ -126,41 +148,71 @@ def _sign(estimate: Estimate, *, neutral: float, slight: float) -> int:
     return int(min(low, middle - slight) > neutral) - int(max(high, middle + slight) < neutral)
 
 
-def compare(used: Sequence[Measured], spared: Sequence[Measured]) -> Effect:
-    """Compares models made with a technique with models made without it, on the seeds of both.
+def compare(models: Mapping[str, tuple[Sequence[Measured], Sequence[Measured]]]) -> dict[str, Effect]:
+    """Compares models made with each technique with models made without it, on the seeds of both.
 
-    Intervals of times are over rounds where there is one seed, else over seeds.
+    All comparisons are judged together: Holm's procedure allows for their number. Sizes are not among them, for they
+    are what they are.
+
+    Args:
+        models: with and without each technique, by its name.
 
     Raises:
         ValueError: no seed is in both, their rows differ, or rounds do not pair up.
     """
+    pairs = {name: _paired(*both) for name, both in models.items()}
+    found = {(name, what): one for name, pair in pairs.items() for what, one in _contrasts(pair).items()}
+    p_values = [one.p_value for one in found.values()]
+    levels = dict(zip(found, multiplicity.holm_levels(p_values, LEVEL), strict=True))
+    adjusted = dict(zip(found, multiplicity.holm(p_values), strict=True))
+    return {
+        name: Effect(
+            **{what: found[name, what].interval(levels[name, what]) for what in UNCERTAIN},
+            smaller=_smaller(pair),
+            claims={
+                what: Claim(found[name, what].p_value, adjusted[name, what], 1 - levels[name, what])
+                for what in UNCERTAIN
+            },
+        )
+        for name, pair in pairs.items()
+    }
+
+
+_Pairs = list[tuple[Measured, Measured]]
+
+
+def _paired(used: Sequence[Measured], spared: Sequence[Measured]) -> _Pairs:
     by_seed = {one.seed: one for one in spared}
     pairs = [(one, by_seed[one.seed]) for one in used if one.seed in by_seed]
     if not pairs:
         raise ValueError("compare: no seed was measured with and without the technique")
+    return pairs
 
-    def difference(name: str) -> Estimate:
+
+def _contrasts(pairs: _Pairs) -> dict[str, Contrast]:
+    def rows(name: str) -> Contrast:
         first, second = (np.stack([getattr(one, name) for one in side]) for side in zip(*pairs, strict=True))
-        return Estimate(*statistics.accuracy_difference_over_seeds(first, second))
+        return contrasts.of_rows(first, second)
 
-    def times(above: Sequence[Sequence[float]], below: Sequence[Sequence[float]]) -> Estimate:
-        if [len(rounds) for rounds in above] != [len(rounds) for rounds in below]:
+    def rounds(above: Sequence[Sequence[float]], below: Sequence[Sequence[float]]) -> Contrast:
+        if [len(one) for one in above] != [len(one) for one in below]:
             raise ValueError("compare: rounds do not pair up: models were not timed in turns")
-        by_rounds = [
-            statistics.median([one / other for one, other in zip(*pair, strict=True)], confidence=CERTAINTY)
-            for pair in zip(above, below, strict=True)
-        ]
-        if len(by_rounds) == 1:
-            return Estimate(*by_rounds[0])
-        return ratio([one.measured for one in by_rounds], [1.0] * len(by_rounds))
+        return contrasts.of_rounds(
+            [[a / b for a, b in zip(*pair, strict=True)] for pair in zip(above, below, strict=True)]
+        )
 
     ours, theirs = ([one.pace for one in side] for side in zip(*pairs, strict=True))
-    return Effect(
-        accuracy=difference("correct"),
-        agreement=difference("agrees"),
-        smaller=ratio([other.size_mb for _, other in pairs], [one.size_mb for one, _ in pairs]),
-        faster=times([pace.latency_rounds_ms for pace in theirs], [pace.latency_rounds_ms for pace in ours]),
-        throughput=times(
+    return {
+        "accuracy": rows("correct"),
+        "agreement": rows("agrees"),
+        "faster": rounds([pace.latency_rounds_ms for pace in theirs], [pace.latency_rounds_ms for pace in ours]),
+        "throughput": rounds(
             [pace.throughput_rounds_per_s for pace in ours], [pace.throughput_rounds_per_s for pace in theirs]
         ),
-    )
+    }
+
+
+def _smaller(pairs: _Pairs) -> Estimate:
+    """Geometric mean of the ratios of sizes, and the least and the largest where there are several."""
+    ratios = [other.size_mb / one.size_mb for one, other in pairs]
+    return replace(typical(ratios), **({"low": min(ratios), "high": max(ratios)} if len(ratios) > 1 else {}))

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tasks.ml.ablation import SLIGHT, Effect, Summary
+from tasks.ml.ablation import LEVEL, SLIGHT, UNCERTAIN, Effect, Summary
 from tasks.ml.comparison import Estimate
 from tasks.reporting import charts, numbers, page
 
@@ -125,6 +125,13 @@ def remarks(found: Ablation) -> list[str]:
             "One seed: intervals of quality hold for other rows, those of times for other rounds, and none for another "
             "seed."
         )
+    if claims := [claim for row in found.rows for claim in row.effect.claims.values()]:
+        ends = sorted({claim.confidence for claim in claims})
+        levels = " to ".join(dict.fromkeys(numbers.percent(one, 2) for one in (ends[0], ends[-1])))
+        said.append(
+            f"{len(claims)} comparisons are judged together. Holm's procedure allows for their number, so that the "
+            f"chance of any false claim stays below {numbers.percent(LEVEL, 0)}: their intervals are at {levels}."
+        )
     said.append(f"Sizes and times within {numbers.percent(SLIGHT, 0)} of each other count as no difference.")
     if len(found.machines) > 1:
         said.append(f"Models come from different machines: {'; '.join(found.machines)}.")
@@ -164,14 +171,18 @@ def _panels(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
     return [
         *(
-            {"title": title, "note": note, "chart": charts.differences(drawn(name), label=title, form=_points)}
+            {
+                "title": title,
+                "note": note,
+                "chart": charts.differences(drawn(name), label=title, form=_points, said="interval"),
+            }
             for name, title, note in (
                 ("accuracy", "Accuracy, points", "with it minus without it; right of the line it helps"),
                 ("agreement", "Agreement with the teacher, points", "with it minus without it"),
             )
         ),
         *(
-            {"title": title, "note": note, "chart": charts.forest(drawn(name), label=title)}
+            {"title": title, "note": note, "chart": charts.forest(drawn(name), label=title, said="interval")}
             for name, title, note in (
                 ("smaller", "Times smaller", "size without it over size with it"),
                 ("faster", "Times faster", "p50 without it over p50 with it, one sentence"),
@@ -209,11 +220,12 @@ def metrics(found: Ablation) -> dict[str, float]:
     """Numbers to compare ablations by: ``technique/quantity``, and its interval's ends."""
     values: dict[str, float] = {}
     for row in found.rows:
-        for quantity, estimate in vars(row.effect).items():
-            for end, value in vars(estimate).items():
+        for quantity in ("smaller", *UNCERTAIN):
+            for end, value in vars(getattr(row.effect, quantity)).items():
                 if value is not None:
                     name = quantity if end == "measured" else f"{quantity}_{end}"
                     values[f"{row.name}/{name}"] = value
+        values |= {f"{row.name}/{quantity}_p": claim.adjusted_p_value for quantity, claim in row.effect.claims.items()}
     return values
 
 

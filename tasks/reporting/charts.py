@@ -150,7 +150,7 @@ Estimates = Sequence[tuple[str, float, float | None, float | None]]
 """Title, value, and the two ends of its interval, which are ``None`` where there is none."""
 
 
-def forest(rows: Estimates, *, label: str) -> Markup:
+def forest(rows: Estimates, *, label: str, said: str = "95 % interval") -> Markup:
     """Ratios to a baseline with their intervals, one per row, on a logarithmic axis; 1 is no difference.
 
     The axis holds at least 1/2 to 2, so that a small difference looks small; intervals are cut at 1/8 and 8.
@@ -163,10 +163,10 @@ def forest(rows: Estimates, *, label: str) -> Markup:
         for tick in scale.ticks()
         if tick == round(tick)
     }
-    return _whiskers(rows, scale, ticks, label=label, form=times, place=math.log2)
+    return _whiskers(rows, scale, ticks, label=label, form=times, place=math.log2, said=said)
 
 
-def differences(rows: Estimates, *, label: str, form: Format) -> Markup:
+def differences(rows: Estimates, *, label: str, form: Format, said: str = "95 % interval") -> Markup:
     """Differences of fractions of rows with their intervals, one per row; 0 is none.
 
     The axis holds at least one point to either side, so that a small difference looks small.
@@ -174,7 +174,7 @@ def differences(rows: Estimates, *, label: str, form: Format) -> Markup:
     values = [value for _, *all_of in rows for value in all_of if value is not None]
     scale = spread([*values, -0.01, 0.01], 4, WIDTH - 4, padding=0.06)
     ticks = {tick: f"{plain(100 * tick)}" for tick in scale.ticks()}
-    return _whiskers(rows, scale, ticks, label=label, form=form, place=lambda value: value)
+    return _whiskers(rows, scale, ticks, label=label, form=form, place=lambda value: value, said=said)
 
 
 def _whiskers(
@@ -185,8 +185,9 @@ def _whiskers(
     label: str,
     form: Format,
     place: Callable[[float], float],
+    said: str,
 ) -> Markup:
-    """A dot and an interval per row, against the line of no difference at 0 of the scale."""
+    """A dot and an interval per row, which ``said`` names, against the line of no difference at 0 of the scale."""
 
     def at(value: float) -> float:
         return scale(min(scale.high, max(scale.low, place(value))))
@@ -194,17 +195,17 @@ def _whiskers(
     marks = Markup("")
     for index, (title, value, low, high) in enumerate(rows):
         top, y = index * ROW + 20, index * ROW + 30
-        ends, said = "", "one seed: no interval"
+        ends, known = "", "one seed: no interval"
         if low is not None and high is not None:
             ends = between(low, high, form)
-            said = f"95 % interval {ends}"
+            known = f"{said} {ends}"
         strip = element("rect", x=0, y=top, width=WIDTH, height=20, class_="hit")
         strip += element("line", x1=scale(0), x2=scale(0), y1=top, y2=top + 20, class_="reference")
         if low is not None and high is not None:
             strip += element("line", x1=at(low), x2=at(high), y1=y, y2=y, class_="whisker final")
         strip += element("circle", cx=at(value), cy=y, r=5.5, class_="dot final")
         shown = "" if low == high else ends
-        tip = f"{title}: {form(value)}, {said}"
+        tip = f"{title}: {form(value)}, {known}"
         marks += _row_text(index * ROW + 15, title, form(value), shown) + element("g", strip, data_tip=tip)
     bottom = len(rows) * ROW
     for tick, text in ticks.items():

