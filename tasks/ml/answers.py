@@ -33,7 +33,7 @@ LARGEST_ON_DISK = 4_000_000_000
 SHARE_OF_DISK = 0.25
 """Most of the free space of a disk that answers may take."""
 FILE_BYTES = 128_000_000
-"""Answers that are written down at once: what a killed process loses."""
+"""Answers that are written down at once, or as soon as somebody asks for it: what a killed process loses."""
 SUFFIX = ".safetensors"
 
 
@@ -116,8 +116,6 @@ class _Shelf:
         if self.directory is not None:
             self.unpublished.append(text)
             self.num_bytes += answer.nbytes
-            if self.num_bytes >= FILE_BYTES:
-                self.publish()
 
     def publish(self) -> None:
         if self.directory is None or not self.unpublished:
@@ -203,11 +201,19 @@ class Memory:
         except KeyError:
             return None
 
-    def put(self, text: bytes, answer: Sequence[torch.Tensor]) -> None:
-        """Keeps what there is room for of an answer, one tensor per kind, each (tokens, H) or (1, C)."""
-        for shelf, part in zip(self.shelves.values(), answer, strict=True):
-            if shelf.directory is not None or self.in_memory:
-                shelf.put(text, part)
+    def put(self, said: Mapping[bytes, Sequence[torch.Tensor]]) -> None:
+        """Keeps what there is room for of answers by text, one tensor per kind, each (tokens, H) or (1, C).
+
+        Those of texts that a teacher computed together, whose last bits depend on their company, get to the disk
+        together: a run that was killed asks about all of them again or about none.
+        """
+        for text, answer in said.items():
+            for shelf, part in zip(self.shelves.values(), answer, strict=True):
+                if shelf.directory is not None or self.in_memory:
+                    shelf.put(text, part)
+        for shelf in self.shelves.values():
+            if shelf.num_bytes >= FILE_BYTES:
+                shelf.publish()
 
     def publish(self) -> None:
         """Writes down what is not on disk yet."""

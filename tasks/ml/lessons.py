@@ -74,14 +74,13 @@ class Lesson:
     """What is computed as if it were quantized already; see ``fake_quantization``."""
 
     @contextmanager
-    def step_loss(self, model: nn.Module, *, precision: str = "fp32") -> Iterator[StepLoss]:
+    def step_loss(self, model: nn.Module, *, precision: precisions.Choice) -> Iterator[StepLoss]:
         """The loss of a batch of rows, for ``trainer.fit``, while it is open.
 
         Args:
-            precision: that it is computed in, one of ``precisions.PRECISIONS``.
+            precision: that it is computed in.
         """
-        device = next(model.parameters()).device
-        multiple = precisions.length_multiple(precisions.choose(precision, device), device)
+        multiple = precisions.length_multiple(precision, next(model.parameters()).device)
         padding = batching.Padding(multiple, limit=max(map(len, self.input_ids)))
         problem = problems.get(self.problem)
         if self.tutor is None:
@@ -106,13 +105,12 @@ class Lesson:
         with closing(tutored):
             yield tutored
 
-    def demand(self, model: nn.Module, *, precision: str) -> activations.Demand:
+    def demand(self, model: nn.Module, *, precision: precisions.Choice) -> activations.Demand:
         """What learning this takes beside weights, gradients and optimizer state."""
-        chosen = precisions.choose(precision, next(model.parameters()).device)
         length = max(map(len, self.input_ids))
         found = activations.of_model(
             model,
-            chosen,
+            precision,
             lengths=[len(row) for row in self.input_ids],
             first_token_only=self.tutor is None and problems.get(self.problem).FIRST_TOKEN_ONLY,
         )
@@ -120,7 +118,7 @@ class Lesson:
             weights = self.tutor.weights
             found += activations.of_teacher(
                 self.tutor.teacher,
-                chosen,
+                precision,
                 length=length,
                 tokens=sum(map(len, self.input_ids)),
                 layers=len(self.tutor.layer_map) if weights.hidden > 0 else 0,
@@ -136,23 +134,34 @@ class Lesson:
         return learning.quality(model, problem, self.selection, pad_id=self.pad_id, reference=self.reference)
 
     def learn(
-        self, model: nn.Module, *, for_model: Mapping[str, Any], observer: trainer.Observer, **for_trainer: Any
+        self,
+        model: nn.Module,
+        *,
+        for_model: Mapping[str, Any],
+        observer: trainer.Observer,
+        precision: str,
+        checkpoint: Path | None = None,
+        **for_trainer: Any,
     ) -> trainer.History:
         """Trains a model in place.
 
         Args:
             for_model: keyword arguments of ``trainable.prepared``.
-            for_trainer: keyword arguments of ``trainer.fit``.
+            precision: one of ``precisions.PRECISIONS``.
+            checkpoint: see ``trainer.fit``.
+            for_trainer: its other keyword arguments.
         """
+        chosen = trainer.precision_of(precision, next(model.parameters()).device, checkpoint)
         with ExitStack() as stack:
-            shared = {name: for_trainer[name] for name in ("optimizer", "precision")}
             if self.tutor is not None and self.tutor.weights.hidden > 0:
                 shares = for_model.get("parallelism", "replicated")
                 stack.enter_context(projection.attached(model, self.tutor.teacher, parallelism=shares))
-            stack.enter_context(trainable.prepared(model, **shared, **for_model))
+            optimizer = for_trainer["optimizer"]
+            stack.enter_context(trainable.prepared(model, optimizer=optimizer, precision=precision, **for_model))
             stack.enter_context(sparsity.held(model, self.zeros))
             if self.tutor is not None:
                 stack.callback(self.tutor.memory.publish)
+                for_trainer["before_saving"] = self.tutor.memory.publish
             # A tutor's last hidden states are compared at every token.
             if self.tutor is None and problems.get(self.problem).FIRST_TOKEN_ONLY:
                 stack.enter_context(first_token.narrowed(model))
@@ -160,11 +169,13 @@ class Lesson:
             limited = for_trainer.get("max_memory", 0.0) > 0
             return trainer.fit(
                 model,
-                stack.enter_context(self.step_loss(model, precision=for_trainer["precision"])),
+                stack.enter_context(self.step_loss(model, precision=chosen)),
                 lengths=[len(row) for row in self.input_ids],
                 evaluate=lambda: self.quality(model),
                 observer=observer,
-                demand=self.demand(model, precision=for_trainer["precision"]) if limited else None,
+                precision=chosen,
+                checkpoint=checkpoint,
+                demand=self.demand(model, precision=chosen) if limited else None,
                 **for_trainer,
             )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -36,6 +37,15 @@ class Choice:
     def matmul_dtype(self) -> torch.dtype:
         """What most products are computed in."""
         return torch.float8_e4m3fn if self.float8 else self.autocast or torch.float32
+
+    def to_json(self) -> dict[str, Any]:
+        """The choice in types that JSON has."""
+        return asdict(self) | {"autocast": str(self.autocast).removeprefix("torch.") if self.autocast else None}
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Choice:
+        """The choice that ``to_json`` wrote."""
+        return cls(**{**said, "autocast": getattr(torch, said["autocast"]) if said["autocast"] else None})
 
 
 def _clock(device: torch.device) -> float:

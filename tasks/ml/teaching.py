@@ -121,7 +121,7 @@ class Teacher:
                 tokens = len(self.rows[index])
                 kept = [tensor[position, :tokens].bfloat16() for tensor in (*answer.hidden, *answer.relations)]
                 known[index] = [part.cpu() for part in (answer.logits[position : position + 1].float(), *kept)]
-                self.memory.put(self.keys[index], known[index])
+            self.memory.put({self.keys[index]: known[index] for index in new})
         return [known[index] for index in indices]
 
     def answer(self, indices: Sequence[int], *, length: int) -> _Answer:

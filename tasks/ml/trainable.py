@@ -108,7 +108,8 @@ def prepared(
                 and parallelism == "replicated"
             )
             undo.callback(setattr, table, "sparse", False)
-        if choose_precision(precision, table.weight.device).float8:
+        if precision == "fp8":
+            choose_precision(precision, table.weight.device)  # or refuse
             undo.enter_context(float8.linears(model))
         if activation_checkpointing:
             undo.enter_context(checkpointed(model))

@@ -21,8 +21,8 @@ from tasks.ml import compilation, dropout, machine, memory, offload, optimizers,
 from tasks.ml.activations import Demand
 from tasks.ml.batching import Sampler
 from tasks.ml.checkpoints import Checkpoints, Saved
+from tasks.ml.precision import Choice, matmul_rate, products
 from tasks.ml.precision import choose as choose_precision
-from tasks.ml.precision import matmul_rate, products
 from tasks.ml.updates import StepLoss, Taken, Update
 
 POINTS_PER_RUN = 200
@@ -59,6 +59,21 @@ def seed_everything(seed: int) -> None:
 def default_device() -> torch.device:
     """The first CUDA device, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def precision_of(name: str, device: torch.device, checkpoint: Path | None) -> Choice:
+    """What a run computes in: what it chose at its start, if a checkpoint of it is there, whatever would be measured
+    now; the same in all processes, which must all ask.
+
+    Args:
+        name: one of ``precision.PRECISIONS``.
+        checkpoint: directory of the run's checkpoints.
+
+    Raises:
+        FeatherweightError: the device cannot do it.
+    """
+    before = Checkpoints(checkpoint).remembered("precision")
+    return world.first(choose_precision(name, device) if before is None else Choice.from_json(before))
 
 
 def learning_rate_factor(step: int, total: int, *, warmup: float, schedule: str) -> float:
@@ -193,6 +208,7 @@ class _Run:
             "random": _random_states(),
             "optimizer": dict(world.everybody(list(self.update.optimizers.scalars().items()))),
             "scaler": self.update.scaler.state_dict(),
+            "precision": self.update.precision.to_json(),
             "micro_batch": self.update.micro_batch,
             "out_of_memory_at": self.update.out_of_memory_at,
         }
@@ -229,7 +245,7 @@ def fit(
     warmup: float,
     weight_decay: float,
     clip_norm: float,
-    precision: str,
+    precision: Choice,
     seed: int,
     observer: Observer,
     optimizer: str = "adamw",
@@ -246,6 +262,7 @@ def fit(
     patience: int | None = None,
     checkpoint: Path | None = None,
     saves_every: float = SAVES_EVERY,
+    before_saving: Callable[[], object] = lambda: None,
 ) -> History:
     """Trains a model in place and leaves it with the weights of the evaluation that it chose.
 
@@ -254,7 +271,7 @@ def fit(
 
     Args:
         evaluate: ``accuracy`` and, if it is measured on a sample, its ``standard_error``, on the selection split.
-        step_loss: rows → mean loss; called under autocast.
+        step_loss: called under autocast.
         lengths: tokens per row (N,).
         epochs: passes over the rows; fractions are fine.
         optimizer: one of ``optimizers.OPTIMIZERS``; ``schedule`` is left out for one that is schedule-free.
@@ -270,13 +287,13 @@ def fit(
         patience: evaluations without improvement before stopping; ``None`` never stops early.
         checkpoint: directory of the resumable state, written after each evaluation and every ``saves_every`` seconds;
             resumed from if it holds one. The clock is read where a point of the curves is recorded.
+        before_saving: writes down what a run that goes on from a checkpoint has to find beside it.
 
     Raises:
         FeatherweightError: what was asked for cannot be had here, and no step was taken.
         FloatingPointError: a loss or gradient was not finite; the newest checkpoint is of before it.
     """
     device = next(model.parameters()).device
-    chosen = choose_precision(precision, device)
     sampler = Sampler(lengths, batch_size, seed=seed, batch_tokens=batch_tokens, batching=batching)
     total = steps or max(1, math.ceil(epochs * sampler.per_epoch))
     evaluate_every = max(1, sampler.per_epoch // evaluations_per_epoch)
@@ -286,8 +303,8 @@ def fit(
     )
     if algorithm.description.schedule_free:
         schedule = "constant"
-    update = Update(model, step_loss, algorithm, chosen, clip_norm=clip_norm, micro_batch=micro_batch)
-    history = History(notes={"precision": chosen.reason, "device": str(device), "total_steps": total})
+    update = Update(model, step_loss, algorithm, precision, clip_norm=clip_norm, micro_batch=micro_batch)
+    history = History(notes={"precision": precision.reason, "device": str(device), "total_steps": total})
     if offload_optimizer:
         history.notes["optimizer_offload"] = offload.to_host(algorithm)
     best, first_step, saver = _Best(), 0, Checkpoints(checkpoint)
@@ -314,11 +331,11 @@ def fit(
     observer.start(total_steps=total, first_step=first_step)
     trained_s = history.notes.get("training_s", 0.0)
     first_batches = [sampler.at(step) for step in range(first_step, total)[: compilation.BATCHES]]
-    passes = compilation.Passes(model, step_loss, first_batches, update.micro_batch, chosen)
+    passes = compilation.Passes(model, step_loss, first_batches, update.micro_batch, precision)
     pays = compilation.where_it_pays(passes, history.notes, lengths=lengths, steps=total - first_step, mode=compile)
     planned = memory.kept_to(plan, model, history.notes)
-    with dropout.cheaper(model), products(chosen), planned, pays:
-        rate = matmul_rate(device.type, chosen.matmul_dtype)
+    with dropout.cheaper(model), products(precision), planned, pays:
+        rate = matmul_rate(device.type, precision.matmul_dtype)
         meter = _Meter(flops_per_token(model), rate, device, seconds=trained_s)
         saved_at = time.monotonic()
         for step in range(first_step, total):
@@ -357,6 +374,7 @@ def fit(
                 seconds = time.perf_counter() - paused
                 history.notes["evaluation_s"] = history.notes.get("evaluation_s", 0.0) + seconds
             if saving:
+                before_saving()
                 run.save(saver, done)
                 saved_at = time.monotonic()
             meter.pause(time.perf_counter() - paused)

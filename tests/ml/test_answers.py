@@ -28,7 +28,7 @@ def opened(directory: Path | None, setting: str = "cpu-float32") -> answers.Memo
 def fill(directory: Path | None, rows: list[list[int]] = ROWS, setting: str = "cpu-float32") -> answers.Memory:
     memory = opened(directory, setting)
     for row in rows:
-        memory.put(memory.key(row), said(row))
+        memory.put({memory.key(row): said(row)})
     memory.publish()
     return memory
 

@@ -161,9 +161,9 @@ def test_of_bf16_on_a_cpu_what_is_compiled_for_each_length_counts(model: nn.Modu
 
 
 def test_a_tutor_and_rounding_take_more(model: nn.Module) -> None:
-    plain = processes.lesson(model).demand(model, precision="fp32")
+    plain = processes.lesson(model).demand(model, precision=FP32)
     what = processes.lesson(model, tutored=True)
-    taught = what.demand(model, precision="fp32")
+    taught = what.demand(model, precision=FP32)
     assert taught.answers == sum(map(len, what.input_ids)) * 32 * 2 * (4 + 3)
     assert taught.row > 1.5 * plain.row
     linear = nn.Linear(32, 64)
@@ -175,7 +175,7 @@ def test_less_memory_means_the_same_training(model: nn.Module, monkeypatch: pyte
     monkeypatch.setattr(memory, "_held", lambda device: 0.0)
     whole, _, without = train(model, what, 1, batch_size=32)
     assert "memory" not in without.notes
-    demand = what.demand(model, precision="fp32")
+    demand = what.demand(model, precision=FP32)
     fixed = memory.LIBRARIES + memory.SLACK * (stays(model) + 3 * 32 * 60 * 32 * 4)
     found = []
     for rows, again in ((16.5, False), (4.5, True)):

@@ -83,7 +83,9 @@ class Regression:
             "seed": 0,
             "observer": observer,
         }
-        return trainer.fit(self.model, MeanOfRows(self.learn), **options | changes)
+        options |= changes
+        options["precision"] = precision.choose(options["precision"], torch.device("cpu"))
+        return trainer.fit(self.model, MeanOfRows(self.learn), **options)
 
 
 def test_it_learns_and_records() -> None:
