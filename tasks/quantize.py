@@ -71,12 +71,18 @@ class AwareTrainingConfig(tutoring.TutoringConfig):
         title="Token embeddings",
         description="frozen keeps the table as it was rounded; sparse and dense train it, and it is rounded again.",
     )
+    precision: Precision = Field(
+        Precision.AUTO,
+        title="Precision",
+        description="auto is fp32, as the simulation is: in fewer bits the rest of the model would be rounded about as "
+        "much as quantization rounds. Others are refused.",
+    )
 
     @model_validator(mode="after")
     def _layers_can_be_simulated(self) -> Self:
         asked = {
             "lora_rank": self.lora_rank > 0,
-            "precision fp8": self.precision is Precision.FP8,
+            f"precision {self.precision}": self.precision not in (Precision.AUTO, Precision.FP32),
             "parallelism tensor": self.num_processes > 1 and self.parallelism is Parallelism.TENSOR,
         }
         for name in (name for name, given in asked.items() if given and self.epochs):

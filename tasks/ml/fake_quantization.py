@@ -27,13 +27,12 @@ from tasks.ml.quantization import (
 
 
 def straight_through(x: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Rounds in the forward pass only."""
-    return x + (rounding(x) - x).detach()
+    """Rounds in the forward pass only, to the very values: x + (rounding(x) − x) would round once more."""
+    return rounding(x).detach() + (x - x.detach())
 
 
 def _linear(linear: nn.Linear, how: LinearScheme, block_size: int, x: torch.Tensor) -> torch.Tensor:
-    """Computes what ``quantization.SimulatedLinear`` does."""
-    x = x.float()  # integers above 256 do not fit into bf16
+    """Computes what ``quantization.SimulatedLinear`` does, in fp32 as it does."""
     if how.smoothing:
         x = x / x.new_tensor(how.smoothing)
     if how.scheme == INT8_STATIC:

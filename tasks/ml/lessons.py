@@ -133,6 +133,12 @@ class Lesson:
         problem = problems.get(self.problem)
         return learning.quality(model, problem, self.selection, pad_id=self.pad_id, reference=self.reference)
 
+    def _precision(self, name: str, device: torch.device, checkpoint: Path | None) -> precisions.Choice:
+        if name == "auto" and self.spec is not None and self.spec.linears:
+            # In bf16 the rest of the model would be rounded about as much as quantization rounds.
+            return precisions.Choice(None, "fp32 (what quantized numbers are simulated in)")
+        return trainer.precision_of(name, device, checkpoint)
+
     def learn(
         self,
         model: nn.Module,
@@ -147,11 +153,11 @@ class Lesson:
 
         Args:
             for_model: keyword arguments of ``trainable.prepared``.
-            precision: one of ``precisions.PRECISIONS``.
+            precision: one of ``precisions.PRECISIONS``; ``auto`` is fp32 where quantized products are simulated.
             checkpoint: see ``trainer.fit``.
             for_trainer: its other keyword arguments.
         """
-        chosen = trainer.precision_of(precision, next(model.parameters()).device, checkpoint)
+        chosen = self._precision(precision, next(model.parameters()).device, checkpoint)
         with ExitStack() as stack:
             if self.tutor is not None and self.tutor.weights.hidden > 0:
                 shares = for_model.get("parallelism", "replicated")

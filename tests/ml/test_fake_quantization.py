@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.ml import calibration, fake_quantization, lessons, quantization, teaching
+from tasks.ml import calibration, fake_quantization, lessons, precision, quantization, teaching
 from tasks.ml.datasets import Split
 from tasks.ml.quantization import LinearScheme
 from tests.ml.test_calibration import rows_of
@@ -35,8 +35,7 @@ def test_the_forward_pass_is_the_simulation(model: nn.Module, scheme: str) -> No
         assert list(model.state_dict()) == names
     simulated = copy.deepcopy(before)
     quantization.simulate(simulated, spec)
-    # Adding back what was subtracted rounds, so that a code now and then tips over.
-    assert (faked - simulated(**batch).logits).abs().max() < 0.2 * (faked - before(**batch).logits).abs().max()
+    assert torch.equal(faked, simulated(**batch).logits)
     after = model(**batch).logits
     assert (after - before(**batch).logits).abs().max() < (faked - before(**batch).logits).abs().max()
 
@@ -96,7 +95,12 @@ def a_lesson(student: nn.Module, teacher: nn.Module, spec: quantization.Spec | N
     )
 
 
-def test_training_brings_a_quantized_model_nearer_to_its_teacher(model: nn.Module) -> None:
+def test_training_brings_a_quantized_model_nearer_to_its_teacher(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fp32, as the simulation is, also where bf16 is faster: it rounds about as much as quantization itself."""
+    rates = {torch.float32: 1.0, torch.bfloat16: 9.0}
+    monkeypatch.setattr(precision, "matmul_rate", lambda _, dtype: rates[dtype])
     spec = replace(planned(model, "int4"), embeddings={})
     teacher = copy.deepcopy(model)
     lesson = a_lesson(model, teacher, spec)
@@ -113,9 +117,15 @@ def test_training_brings_a_quantized_model_nearer_to_its_teacher(model: nn.Modul
     for_model = {"embeddings": "frozen", "activation_checkpointing": False, "lora_rank": 0, "parallelism": "replicated"}
     settings: dict[str, Any] = {
         "epochs": 8, "batch_size": 8, "learning_rate": 1e-3, "schedule": "linear", "warmup": 0.1, "weight_decay": 0.0,
-        "clip_norm": 1.0, "precision": "fp32", "seed": 0, "optimizer": "adamw",
+        "clip_norm": 1.0, "precision": "auto", "seed": 0, "optimizer": "adamw",
     }  # fmt: skip
-    lesson.learn(model, for_model=for_model, observer=Recorder(), **settings)
+    seen: list[torch.dtype] = []
+    model.base_model.register_forward_hook(lambda *given: seen.append(given[-1].last_hidden_state.dtype))
+    layer = model.base_model.encoder.layer[0]
+    layer.attention.self.register_forward_hook(lambda *given: seen.append(given[-1][0].dtype))
+    history = lesson.learn(model, for_model=for_model, observer=Recorder(), **settings)
+    assert history.notes["precision"].startswith("fp32 (")
+    assert set(seen) == {torch.float32}
     fake_quantization.settle(model, spec)
     assert distance(model) < 0.6 * before
 

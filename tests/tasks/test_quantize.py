@@ -100,6 +100,7 @@ def test_the_teacher_corrects_while_quantization_is_simulated(run_id: str) -> No
         ({"scheme": "none", "rounding": "gptq"}, "rounding: needs an integer scheme"),
         ({"scheme": "fp16", "smoothing": 0.5}, "smoothing: needs an integer scheme"),
         ({"training": {"epochs": 1, "lora_rank": 4}}, "lora_rank: not while quantization is simulated"),
+        ({"training": {"epochs": 1, "precision": "bf16"}}, "precision bf16: not while quantization is simulated"),
     ],
 )
 def test_what_does_not_go_together_is_named(config: dict[str, Any], message: str) -> None:
