@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 class TrainingConfig(OptimizerConfig):
     """How the teacher is fine-tuned."""
 
-    dropout: float = Field(0.1, ge=0, lt=1, title="Dropout", description="Probability in hidden layers and attention.")
+    dropout: float = Field(
+        0.1, ge=0, lt=1, title="Dropout", description="Probability in hidden layers, attention and head."
+    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, title="Label smoothing", description="Probability mass spread over all labels."
     )

@@ -47,6 +47,14 @@ class TutoringConfig(OptimizerConfig):
         0.0, ge=0, title="Attention map weight", description="Weight of the loss between attention scores."
     )
     label_weight: float = Field(0.0, ge=0, title="Label weight", description="Weight of the supervised loss.")
+    dropout: float = Field(
+        -1.0,
+        ge=-1,
+        lt=1,
+        title="Dropout",
+        description="Probability in hidden layers, attention and head. Below 0: as the teacher was trained, or the "
+        "model in the stage before.",
+    )
     augmentation: float = Field(
         1.0, ge=0, le=20, title="Augmentation", description="Texts to make of training texts, per training text."
     )
@@ -153,7 +161,7 @@ def prepare_lesson(
     """
     import numpy as np
 
-    from tasks.ml import datasets, evaluation, layer_choice, lessons, problems, teaching, tokenization, trainer
+    from tasks.ml import datasets, dropout, evaluation, layer_choice, lessons, problems, teaching, tokenization, trainer
 
     data = store.path(splits.digest)
     trainer.seed_everything(seed)
@@ -167,6 +175,8 @@ def prepare_lesson(
     known = memory(bundle, vocabulary=vocabulary)
     student.to(device)
     teacher.to(device)
+    if config.dropout >= 0:
+        dropout.change(student, config.dropout)
     weights = teaching.Weights(
         logits=config.logit_weight,
         hidden=config.hidden_weight,

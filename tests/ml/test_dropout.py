@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from tasks.ml import dropout
+from tasks.ml import dropout, modeling
+from tasks.ml.problems import text_classification
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.001])
@@ -51,6 +54,21 @@ def test_a_model_drops_only_while_it_trains_and_is_as_before_afterwards(model: n
     assert [n for n, _ in model.named_modules()] == names
     assert model.config._attn_implementation == implementation
     assert torch.equal(model(**inputs).logits, expected)
+
+
+def test_none_of_a_models_own_dropout_is_left_beside_what_was_asked_for(model: nn.Module, tmp_path: Path) -> None:
+    model.config.classifier_dropout = 0.3
+    modeling.save_model(model, tmp_path)
+
+    def probabilities(model: nn.Module) -> set[float]:
+        return {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
+
+    base = text_classification.load_base(tmp_path, ["bad", "good"], dropout=0.0)
+    assert probabilities(base) == {0.0}
+    assert base.config.classifier_dropout == 0.0
+    dropout.change(base, 0.25)
+    modeling.save_model(base, tmp_path)
+    assert probabilities(base) == probabilities(modeling.load(tmp_path, "text-classification")) == {0.25}
 
 
 def test_on_average_a_model_answers_as_with_torch_dropout(model: nn.Module) -> None:

@@ -116,12 +116,17 @@ def test_a_step_budget_does_not_grow_with_the_texts(teacher: Bundle, splits: Spl
         assert history["notes"]["total_steps"] == 7
 
 
-def test_every_stage_says_how_often_it_agrees_with_the_teacher(teacher: Bundle, splits: Splits, run_id: str) -> None:
+def test_every_stage_says_how_often_it_agrees_with_the_teacher_and_drops_what_it_was_told_to(
+    teacher: Bundle, splits: Splits, run_id: str
+) -> None:
     first = student(teacher, splits, run_id)
-    pruned = prune(first.bundle, splits, PruningConfig(**QUICK), teacher=teacher, seed=0, run_id=run_id)
-    quantized = quantize(pruned.bundle, splits, QuantizationConfig(), teacher=teacher, seed=0, run_id=run_id)
-    for result in (first, pruned, quantized):
+    pruned = prune(first.bundle, splits, PruningConfig(**QUICK, dropout=0.2), teacher=teacher, seed=0, run_id=run_id)
+    aware = QuantizationConfig(training=QUICK | {"steps": 2, "dropout": 0.0})
+    quantized = quantize(pruned.bundle, splits, aware, teacher=teacher, seed=0, run_id=run_id)
+    for result, dropped in ((first, 0.1), (pruned, 0.2), (quantized, 0.0)):
         assert result.bundle is not None
+        config = tiny_models.read_json(store.path(result.bundle.digest), "config.json")
+        assert config["hidden_dropout_prob"] == config["attention_probs_dropout_prob"] == dropped
         alike = (labels(result.bundle, splits) == labels(teacher, splits)).mean()
         assert result.scorecard.agreement_with_teacher == pytest.approx(alike)
 

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from tasks.ml.dropout import fields
+
 ONNX_INPUTS = ("input_ids", "attention_mask")
 ONNX_OUTPUTS = ("logits",)
 FIRST_TOKEN_ONLY = True
@@ -26,7 +28,8 @@ def load_base(directory: str | Path, labels: Sequence[str], *, dropout: float = 
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+    for name in fields(config):
+        setattr(config, name, dropout)
     config.problem_type = "single_label_classification"
     return AutoModelForSequenceClassification.from_pretrained(
         directory,
