@@ -20,17 +20,29 @@ DEFAULT_PADDING = 1
 """RoBERTa's ``pad_token_id`` where a configuration names none."""
 
 
+SIZES = (
+    "vocab_size", "max_position_embeddings", "type_vocab_size", "hidden_size", "num_hidden_layers",
+    "num_attention_heads", "intermediate_size",
+)  # fmt: skip
+"""What the configuration of each family says of its shapes."""
+
+
 @dataclass(frozen=True)
 class Family:
     """Where an encoder family keeps its parts. All linear layers are ``nn.Linear`` with weight (out, in)."""
 
     model_types: tuple[str, ...]
+    prefix: str
+    """Name of the backbone in a model that has a head on it (``base_model_prefix``)."""
     embeddings: str
     """Token embeddings: ``nn.Embedding`` (vocabulary, hidden), or ``factorization.Factorized``."""
     position_embeddings: str
     """Position embedding table, ``nn.Embedding`` (positions, hidden)."""
+    token_types: str
+    """Token type table, ``nn.Embedding`` (types, hidden)."""
     embedding_norm: str
     layers: str
+    layer_norms: tuple[str, ...]
     attention: str
     """Module that is given to the attention interface; holds ``head_counts`` attributes."""
     query: str
@@ -77,6 +89,29 @@ class Family:
                 f"positions, but the tokenizer pads with {pad_id}; make the pad_token of tokenizer_config.json the "
                 f"token {first - 1}"
             )
+
+    def tensors(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Shapes of the backbone's parameters by name, without what the head reads it through (``summary``).
+
+        Args:
+            config: of a model as it was pretrained, whose layers all have the same shape; with all of ``SIZES``.
+        """
+        hidden, ffn = config["hidden_size"], config["intermediate_size"]
+        found: dict[str, tuple[int, ...]] = {
+            f"{self.embeddings}.weight": (config["vocab_size"], hidden),
+            f"{self.position_embeddings}.weight": (config["max_position_embeddings"], hidden),
+            f"{self.token_types}.weight": (config["type_vocab_size"], hidden),
+        }
+        square = dict.fromkeys((self.query, self.key, self.value, self.attention_output), (hidden, hidden))
+        linears = {**square, self.ffn_up: (ffn, hidden), self.ffn_down: (hidden, ffn)}
+        layers = [f"{self.layers}.{index}" for index in range(config["num_hidden_layers"])]
+        norms = (self.embedding_norm, *(f"{layer}.{name}" for layer in layers for name in self.layer_norms))
+        for norm in norms:
+            found |= {f"{norm}.weight": (hidden,), f"{norm}.bias": (hidden,)}
+        for layer in layers:
+            for name, shape in linears.items():
+                found |= {f"{layer}.{name}.weight": shape, f"{layer}.{name}.bias": shape[:1]}
+        return found
 
     @property
     def cut_by_output(self) -> tuple[str, ...]:
@@ -158,10 +193,13 @@ class Family:
 
 BERT = Family(
     model_types=("bert",),
+    prefix="bert",
     embeddings="embeddings.word_embeddings",
     position_embeddings="embeddings.position_embeddings",
+    token_types="embeddings.token_type_embeddings",
     embedding_norm="embeddings.LayerNorm",
     layers="encoder.layer",
+    layer_norms=("attention.output.LayerNorm", "output.LayerNorm"),
     attention="attention.self",
     query="attention.self.query",
     key="attention.self.key",
@@ -179,6 +217,7 @@ BERT = Family(
 ROBERTA = replace(
     BERT,
     model_types=("roberta", "xlm-roberta"),
+    prefix="roberta",
     summary="classifier.dense",
     classifier="classifier.out_proj",
     positions_follow_padding=True,
