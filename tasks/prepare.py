@@ -73,12 +73,24 @@ def _source_digest(config: DataConfig, *, base_model: str, **_: object) -> str:
 @stage(salt=_source_digest)
 def prepare(config: DataConfig, *, problem: str, base_model: str) -> StageOutput:
     """Reads and checks the rows, divides them by content, and encodes them with the base model's tokenizer."""
-    from tasks.ml import datasets, families, label_kinds, locators, problems, sources, splitting, tokenization
+    from tasks.ml import (
+        datasets,
+        families,
+        inspection,
+        label_kinds,
+        locators,
+        problems,
+        sources,
+        splitting,
+        tokenization,
+    )
 
     base = locators.locate(base_model)
+    settings = inspection.settings(base)
     locators.require_positions(base, config.max_length)
-    tokenizer, described = tokenization.load(base, max_length=config.max_length), locators.read_config(base)
-    families.of(described["model_type"]).require_padding(described, tokenizer.pad_token_id)
+    tokenizer = tokenization.load(base, max_length=config.max_length)
+    inspection.require_rows(tokenizer, settings, base)
+    families.of(settings["model_type"]).require_padding(settings, tokenizer.pad_token_id)
     cache = disk.home() / "cache"
     rows = sources.read(config.source, text=config.text, label=config.label, cache=cache)
     more = sources.read(config.unlabeled, text=config.text, label=None, cache=cache) if config.unlabeled else {}

