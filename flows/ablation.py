@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from prefect import flow, tags
 from pydantic import Field, field_validator
 
-from flows import branch, comparing, console, orphans, recipe_files, techniques
+from flows import branch, comparing, console, orphans, preflight, recipe_files, techniques
 from flows.recipe import Recipe
 from flows.techniques import Arm, Technique
 from tasks import quiet, store, tracking
@@ -102,9 +102,18 @@ def _planned(recipe: Recipe, config: AblationConfig) -> tuple[list[Arm], dict[st
     """What to compare, and what is left out.
 
     Raises:
-        FeatherweightError: all is left out.
+        FeatherweightError: the recipe cannot come about with its base model, or all is left out.
     """
-    arms, left_out = techniques.plan(recipe, config.chosen())
+    base = preflight.inspected(recipe)
+    preflight.require(preflight.objections(recipe, base))
+    planned, left_out = techniques.plan(recipe, config.chosen())
+    arms = []
+    for arm in planned:
+        objections = [reason for one in (arm.used, arm.spared) for reason in preflight.objections(one, base)]
+        if objections:
+            left_out[arm.technique.name] = objections[0]
+        else:
+            arms.append(arm)
     if not arms:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise FeatherweightError(f"ablation: techniques: there is nothing to compare: {reasons}")

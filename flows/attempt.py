@@ -11,8 +11,9 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from pydantic import ValidationError
 
-from flows import branch, prospects
+from flows import branch, prospects, recipe_files
 from flows.prospects import Rival
 from flows.recipe import Recipe
 from tasks import tracking
@@ -91,10 +92,16 @@ def attempt(number: int, changes: dict[str, Any], course: Course, rivals: Sequen
             **found,
         )  # fmt: skip
 
-    recipe = branch.variation(course.recipe, changes)
+    unfit = ""
+    try:
+        recipe = branch.variation(course.recipe, changes)
+    except ValidationError as error:  # values that are right alone do not go together
+        recipe, unfit = course.recipe, "; ".join(recipe_files.explain(error, "recipe"))
     tags = {"featherweight.trial": str(number)}
     with tracking.trial_run(run_id, recipe.model_dump(mode="json"), tags) as run:
         try:
+            if unfit:
+                raise FeatherweightError(unfit)
             foretold = prospects.forecast(recipe, course.teacher)
             look = prospects.Prospects(course.limits, foretold, rivals, course.minimize)
             reason = look.before()

@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.states import Failed, State
 
-from flows import links, orphans, recipe_files
+from flows import links, orphans, preflight, recipe_files
 from flows.recipe import Recipe
 from tasks import disk, store, tracking
 from tasks.contracts import Bundle, Outcome, Splits, StageResult
@@ -38,6 +38,7 @@ def compress(recipe: Recipe = Recipe()) -> Outcome | State[Outcome]:
     """Train, shrink, prove and ship one language model."""
     orphans.end_with_worker()
     recipe = recipe_files.checked(recipe)
+    preflight.require(preflight.objections(recipe, preflight.inspected(recipe)))
     disk.require_free_space()
     store.sweep()
     orphans.close()

@@ -87,6 +87,12 @@ class Recipe(Contract):
                 "quantization: training fills the zeros of pruning.sparsity; "
                 "set training.epochs to 0, or sparsity to none"
             )
+        aware = self.quantization.training
+        for name in aware.compared_attention() if aware.epochs and self.pruning.target_speedup else ():
+            raise ValueError(
+                f"quantization: training.{name} compares the last layer's heads, which pruning.target_speedup may take "
+                f"away; set training.{name} to 0, or target_speedup to 0"
+            )
         if data.text == data.label:
             raise ValueError(f"data: text and label are both column {data.text!r}; name two columns")
         return self

@@ -16,13 +16,13 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Failed, State
 from pydantic import Field
 
-from flows import branch, comparing, console, finals, ledger, orphans, recipe_files, space
+from flows import branch, comparing, console, finals, ledger, orphans, preflight, recipe_files, space
 from flows.attempt import Course, Runner, attempt, pool
 from flows.attempt import name as trial_name
 from flows.ledger import Asked, Ledger, SamplerName
 from flows.prospects import Rival
 from flows.recipe import Recipe
-from tasks import disk, progress, store, tracking
+from tasks import disk, progress, tracking
 from tasks.appraise import appraise
 from tasks.contracts import Contract, StageResult
 from tasks.deploy import deploy
@@ -103,8 +103,9 @@ def search(recipe: Recipe = Recipe(), config: SearchConfig = SearchConfig()) -> 
     """Try variations of a recipe, keep the best at every moment, and let the test split judge the last few."""
     orphans.end_with_worker()
     recipe, config = recipe_files.checked(recipe), checked(config)
-    for path, values in config.space.items():
-        space.checked(recipe, path, values)
+    base = preflight.inspected(recipe)
+    preflight.require(preflight.objections(recipe, base))
+    grid = space.of(recipe, base, config.space)
     home = _home(recipe, config)
     with comparing.parent_run(KIND, recipe, _identity(config), continues=_run_before(home)) as run_id:
         disk.write_atomically(home / "run", run_id)
@@ -118,7 +119,6 @@ def search(recipe: Recipe = Recipe(), config: SearchConfig = SearchConfig()) -> 
             recipe=recipe, run_id=run_id, splits=splits, teacher=teacher.bundle, minimize=config.minimize,
             limits=_limits(recipe, config, baseline), workers=_workers(config),
         )  # fmt: skip
-        grid = space.of(recipe, space.teacher(store.path(teacher.bundle.digest)), config.space)
         with ledger.opened(_journal(home, course), grid, sampler=config.sampler, seed=config.seed) as book:
             trials = _explore(book, course, config, baseline)
             best = sections.standing(trials, course.limits, config.minimize)[: config.finalists]

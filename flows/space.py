@@ -6,19 +6,18 @@ Steps are coarse on purpose: variations that agree in a stage's config and in al
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from flows import recipe_files
+from flows import preflight, recipe_files
 from flows.branch import variation
 from flows.recipe import Recipe
 from tasks.contracts import FeatherweightError
+from tasks.ml.inspection import Inspection
 from tasks.quantize import EmbeddingScheme, Scheme
 
 Values = tuple[Any, ...]
@@ -27,30 +26,6 @@ Point = dict[str, Any]
 
 GROUPS = ("distillation", "pruning", "quantization", "export")
 """Parts of a recipe that may vary: what comes before them is the teacher, what comes after them judges."""
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """What of a teacher decides which values there are."""
-
-    layers: int
-    heads: int
-    """Of the layer that has fewest."""
-    wordpiece: bool
-    """Whether its vocabulary can be cut."""
-
-
-def teacher(directory: Path) -> Teacher:
-    """Reads a torch bundle's shapes; its weights are left alone."""
-    config, tokenizer = (
-        json.loads((directory / name).read_text(encoding="utf-8")) for name in ("config.json", "tokenizer.json")
-    )
-    layers = config["featherweight"]["layers"]
-    return Teacher(
-        layers=len(layers),
-        heads=min(layer["heads"] for layer in layers),
-        wordpiece=tokenizer["model"]["type"] == "WordPiece",
-    )
 
 
 def depths(layers: int) -> Values:
@@ -70,17 +45,17 @@ class Dimension:
 
     field: str
     """Path in the recipe."""
-    values: Callable[[Teacher], Values]
+    values: Callable[[Inspection], Values]
     """From least to most where there is an order."""
 
 
 SPACE = (
-    Dimension("distillation.layers", lambda of: depths(of.layers)),
-    Dimension("pruning.keep_ffn", lambda of: (0.25, 0.5, 0.75, 1.0)),
-    Dimension("pruning.keep_heads", lambda of: fractions(of.heads)),
-    Dimension("pruning.keep_vocabulary", lambda of: (0.25, 0.5, 1.0) if of.wordpiece else (1.0,)),
-    Dimension("quantization.scheme", lambda of: (Scheme.NONE.value, Scheme.INT8_DYNAMIC.value)),
-    Dimension("quantization.embeddings", lambda of: tuple(scheme.value for scheme in EmbeddingScheme)),
+    Dimension("distillation.layers", lambda base: depths(base.config["num_hidden_layers"])),
+    Dimension("pruning.keep_ffn", lambda base: (0.25, 0.5, 0.75, 1.0)),
+    Dimension("pruning.keep_heads", lambda base: fractions(base.config["num_attention_heads"])),
+    Dimension("pruning.keep_vocabulary", lambda base: (0.25, 0.5, 1.0)),
+    Dimension("quantization.scheme", lambda base: (Scheme.NONE.value, Scheme.INT8_DYNAMIC.value)),
+    Dimension("quantization.embeddings", lambda base: tuple(scheme.value for scheme in EmbeddingScheme)),
 )
 """A new dimension is a line here."""
 
@@ -123,8 +98,10 @@ def _nearest(value: Any, values: Values) -> Any:
     return min(values, key=lambda one: abs(one - value)) if is_ordered(values) else values[0]
 
 
-def of(recipe: Recipe, shapes: Teacher, wanted: Mapping[str, Sequence[Any]]) -> Space:
+def of(recipe: Recipe, base: Inspection, wanted: Mapping[str, Sequence[Any]]) -> Space:
     """Makes the grid: each dimension of ``SPACE`` with the recipe's own value among its steps, or what was asked for.
+
+    Steps that cannot be taken with the base model are left out.
 
     Args:
         wanted: values by field, instead of those of ``SPACE`` or of further fields; one value keeps a field fixed.
@@ -135,17 +112,28 @@ def of(recipe: Recipe, shapes: Teacher, wanted: Mapping[str, Sequence[Any]]) -> 
     fields = recipe.model_dump(mode="json")
     found: dict[str, Values] = {}
     for dimension in SPACE:
-        values, own = dimension.values(shapes), _get(fields, dimension.field)
+        values, own = dimension.values(base), _get(fields, dimension.field)
         if own not in values and is_ordered(values) and own < max(values):
             values = tuple(sorted((*values, own)))
-        found[dimension.field] = values
+        possible = [value for value in values if value == own or _is_possible(recipe, base, dimension.field, value)]
+        found[dimension.field] = tuple(possible) or (own,)
     for path, asked in wanted.items():
-        found[path] = checked(recipe, path, asked)
+        found[path] = checked(recipe, base, path, asked)
     return Space(found)
 
 
-def checked(recipe: Recipe, path: str, values: Sequence[Any]) -> Values:
+def _is_possible(recipe: Recipe, base: Inspection, path: str, value: Any) -> bool:
+    try:
+        return not any(preflight.objections(variation(recipe, {path: value}), base))
+    except ValidationError:
+        return False
+
+
+def checked(recipe: Recipe, base: Inspection, path: str, values: Sequence[Any]) -> Values:
     """Looks whether the recipe may have each of these values there, and returns them without repetition.
+
+    Args:
+        base: what they are to be used with.
 
     Raises:
         FeatherweightError: it may not.
@@ -158,7 +146,7 @@ def checked(recipe: Recipe, path: str, values: Sequence[Any]) -> Values:
         raise FeatherweightError(f"search: space: {path}: name at least one value, for example {path}=[0.5, 0.25]")
     for value in values:
         try:
-            variation(recipe, {path: value})
+            preflight.require(preflight.objections(variation(recipe, {path: value}), base))
         except ValidationError as error:
             raise FeatherweightError("\n".join(recipe_files.explain(error, "search: space"))) from None
     unique = tuple(dict.fromkeys(values))

@@ -11,7 +11,7 @@ from typing import Any
 from prefect import flow, tags
 from pydantic import Field
 
-from flows import choices, comparing, console, orphans, recipe_files
+from flows import choices, comparing, console, orphans, preflight, recipe_files
 from flows.recipe import Recipe
 from tasks import store, tracking
 from tasks.contracts import Contract, FeatherweightError, StageResult
@@ -58,6 +58,7 @@ def study(recipe: Recipe = Recipe(), config: StudyConfig = StudyConfig()) -> Stu
     """Train the same model in many ways, one at a time, and compare them."""
     orphans.end_with_worker()
     recipe, config = recipe_files.checked(recipe), checked(config)
+    preflight.require(preflight.of_training(recipe, preflight.inspected(recipe)))
     preset = choices.PRESETS[config.preset]
     seeds = tuple(recipe.seed + number for number in range(config.seeds or preset.seeds))
     plan = choices.plan(recipe.training, preset, choices.machine())

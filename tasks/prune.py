@@ -136,6 +136,15 @@ class PruningConfig(tutoring.TutoringConfig):
         return self
 
     @model_validator(mode="after")
+    def _heads_can_be_compared(self) -> Self:
+        for name in self.compared_attention() if self.target_speedup else ():
+            raise ValueError(
+                f"{name}: target_speedup may take the last layer's heads away, and nothing can be compared then; "
+                f"set {name} to 0, or target_speedup to 0 for fractions"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _zeros_can_stay(self) -> Self:
         if self.sparsity is Sparsity.NONE:
             return self

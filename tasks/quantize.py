@@ -48,6 +48,11 @@ class EmbeddingScheme(StrEnum):
     INT4 = "int4"
 
 
+def block_sizes() -> list[int]:
+    """Columns that ONNX Runtime's operators with 4-bit weights can store with one scale."""
+    return [16, 32, 64, 128, 256]
+
+
 class Calibration(StrEnum):
     MIN_MAX = "min-max"
     PERCENTILE = "percentile"
@@ -146,6 +151,14 @@ class QuantizationConfig(StageConfig):
         }
         for name in (name for name, given in asked.items() if given and self.scheme not in INTEGER):
             raise ValueError(f"{name}: needs an integer scheme ({', '.join(INTEGER)}), and scheme is {self.scheme}")
+        return self
+
+    @model_validator(mode="after")
+    def _blocks_of_the_runtime(self) -> Self:
+        four_bits = self.scheme is Scheme.INT4 or self.embeddings is EmbeddingScheme.INT4
+        if four_bits and self.block_size not in block_sizes():
+            sizes = ", ".join(map(str, block_sizes()))
+            raise ValueError(f"block_size: the runtime has no blocks of {self.block_size}; choose one of {sizes}")
         return self
 
     def for_plan(self) -> dict[str, Any]:

@@ -78,6 +78,11 @@ class TutoringConfig(OptimizerConfig):
         description="Optimizer steps in all, instead of epochs: as much work for few texts as for many. 0: epochs.",
     )
 
+    def compared_attention(self) -> list[str]:
+        """Fields by which the last layer's attention is learned."""
+        weights = {"attention_weight": self.attention_weight, "map_weight": self.map_weight}
+        return [name for name, weight in weights.items() if weight]
+
 
 def augmentation_digest(config: TutoringConfig, **_: Any) -> str:
     """Identity of the model that proposes words, for the cache key; empty if there is none."""

@@ -26,6 +26,7 @@ from torch import nn
 from transformers.initialization import no_init_weights
 
 from tasks.ml import (
+    cuts,
     factorization,
     families,
     first_token,
@@ -41,10 +42,6 @@ from tasks.ml import (
     stopwatch,
 )  # fmt: skip
 
-WIDTHS = 8
-"""Widths of the FFN that are timed, evenly spread."""
-SPARSE_WIDTHS = 3
-"""The same, and heads, in the layer that computes one token only: its times are short and grow evenly."""
 TOKENS = 1000
 """Rows of the token table in timed graphs."""
 OPSET = 20
@@ -100,11 +97,6 @@ class LatencyTable:
         return cls(values["rest"], times(values["inner"]), times(values["last"]))
 
 
-def evenly(largest: int, steps: int) -> list[int]:
-    """Numbers of units from ``largest / steps`` to ``largest``, as even as whole numbers can be."""
-    return sorted({max(1, round(largest * step / steps)) for step in range(1, steps + 1)})
-
-
 @dataclass(frozen=True)
 class _Variant:
     """A layer that is timed: all but one of its blocks are gone."""
@@ -117,8 +109,8 @@ class _Variant:
 def _variants(*, heads: int, ffn: int) -> list[_Variant]:
     found = []
     for last, counts, widths in (
-        (False, list(range(1, heads + 1)) if heads <= 16 else evenly(heads, 16), evenly(ffn, WIDTHS)),
-        (True, evenly(heads, SPARSE_WIDTHS), evenly(ffn, SPARSE_WIDTHS)),
+        (False, list(range(1, heads + 1)) if heads <= 16 else cuts.evenly(heads, 16), cuts.evenly(ffn, cuts.WIDTHS)),
+        (True, cuts.evenly(heads, cuts.SPARSE_WIDTHS), cuts.evenly(ffn, cuts.SPARSE_WIDTHS)),
     ):
         found.append(_Variant(last, 0, 0))
         found += [_Variant(last, count, 0) for count in counts]
@@ -250,8 +242,8 @@ def identity(like: nn.Module, problem: str, **arguments: Any) -> str:
     """
     config: Any = like.config
     modules = (
-        factorization, families, first_token, fused_attention, onnx_export, onnx_fusion, onnx_lowering, quantization,
-        runtime, stopwatch,
+        cuts, factorization, families, first_token, fused_attention, onnx_export, onnx_fusion, onnx_lowering,
+        quantization, runtime, stopwatch,
     )  # fmt: skip
     sources = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in modules]
     sources.append(Path(__file__).read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import families, modeling, removal, tokenization
+from tasks.ml import cuts, families, modeling, removal, tokenization
 from tasks.ml.importance import LayerImportance
 
 
@@ -109,9 +109,7 @@ def keep_counts(
 
 def fraction(shapes: Sequence[Mapping[str, int]], **keep: float) -> list[dict[str, int]]:
     """The same fraction of every layer's ``heads`` and ``ffn``; at least one where there are any."""
-    return [
-        {name: max(min(1, shape[name]), round(part * shape[name])) for name, part in keep.items()} for shape in shapes
-    ]
+    return [{name: cuts.units(shape[name], keep=part) for name, part in keep.items()} for shape in shapes]
 
 
 def keep_top(

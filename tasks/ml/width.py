@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.ml import families, listening, removal, surgery
+from tasks.ml import cuts, families, listening, removal, surgery
 
 
 def importance(
@@ -40,8 +40,7 @@ def importance(
 
 def top(scores: torch.Tensor, *, keep: float, head_size: int) -> torch.Tensor:
     """Indices, ascending, of the most important dimensions: a whole number of ``head_size``, at least one."""
-    count = max(1, round(keep * len(scores) / head_size)) * head_size
-    return scores.topk(min(count, len(scores))).indices.sort().values
+    return scores.topk(cuts.dimensions(len(scores), keep=keep, head_size=head_size)).indices.sort().values
 
 
 def keep_hidden(model: nn.Module, index: torch.Tensor) -> nn.Module:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.ml import factorization, latency_table, stopwatch
+from tasks.ml import cuts, factorization, latency_table, stopwatch
 from tasks.ml.latency_table import LatencyTable, LayerTimes
 
 ARGUMENTS = {"batch": 1, "length": 9, "integer": True, "heads": 4, "ffn": 64}
@@ -75,5 +75,5 @@ def test_identity_changes_with_what_times_depend_on_only(model: nn.Module) -> No
 
 
 def test_evenly() -> None:
-    assert latency_table.evenly(1536, 3) == [512, 1024, 1536]
-    assert latency_table.evenly(2, 8) == [1, 2]
+    assert cuts.evenly(1536, 3) == [512, 1024, 1536]
+    assert cuts.evenly(2, 8) == [1, 2]

@@ -1,0 +1,163 @@
+"""What of a recipe cannot come about with its base model, said before the first row is read.
+
+A recipe checks its own fields; here they meet the shapes and the tokenizer that they are to be used with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from flows.recipe import Recipe
+from tasks.contracts import FeatherweightError, OptimizerConfig, Parallelism
+from tasks.ml import cuts, inspection, locators
+from tasks.ml.inspection import Inspection
+from tasks.prune import Sparsity
+from tasks.quantize import EmbeddingScheme, block_sizes
+from tasks.tutoring import TutoringConfig
+
+
+class Shape(NamedTuple):
+    """What every layer of a model has, as far as it is known before it is made."""
+
+    hidden: int
+    heads: int
+    ffn: int
+
+
+def inspected(recipe: Recipe) -> Inspection:
+    """Looks at a recipe's base model.
+
+    Raises:
+        FeatherweightError: it is not there, not whole or not supported.
+    """
+    found = inspection.inspect(locators.locate(recipe.base_model))
+    inspection.require_finite(found)
+    return found
+
+
+def require(reasons: Iterable[str]) -> None:
+    """Raises ``FeatherweightError`` with a line for each reason, if there is any."""
+    if lines := list(reasons):
+        raise FeatherweightError("\n".join(lines))
+
+
+def of_training(recipe: Recipe, base: Inspection) -> Iterator[str]:
+    """Says what of the teacher's training cannot be done."""
+    yield from _divided("training", recipe.training, _whole(base))
+
+
+def objections(recipe: Recipe, base: Inspection) -> Iterator[str]:
+    """Says what of a recipe cannot be done, and which values could."""
+    yield from of_training(recipe, base)
+    yield from _student(recipe, base)
+    whole = _whole(base)
+    hidden = cuts.dimensions(whole.hidden, keep=recipe.distillation.keep_hidden, head_size=base.head_size)
+    student = whole._replace(hidden=hidden)
+    rounds = [
+        _pruned(recipe, student, number / recipe.pruning.rounds) for number in range(1, recipe.pruning.rounds + 1)
+    ]
+    yield from _table(recipe, hidden)
+    yield from _sparse(recipe, student, rounds[-1], base.head_size)
+    for name, config, shapes in (
+        ("distillation", recipe.distillation, [student]),
+        ("pruning", recipe.pruning, rounds),
+        ("quantization.training", recipe.quantization.training, rounds[-1:]),
+    ):
+        if config.epochs:
+            yield from _divided(name, config, *shapes)
+            yield from _taught(name, config, is_narrower=hidden < whole.hidden)
+
+
+def _whole(base: Inspection) -> Shape:
+    config = base.config
+    return Shape(config["hidden_size"], config["num_attention_heads"], config["intermediate_size"])
+
+
+def _pruned(recipe: Recipe, student: Shape, way: float) -> Shape:
+    """A layer after a share of the way; with ``target_speedup`` it is not known, and may be the student's."""
+    config = recipe.pruning
+    if config.target_speedup:
+        return student
+    return student._replace(
+        heads=cuts.units(student.heads, keep=1 - (1 - config.keep_heads) * way),
+        ffn=cuts.units(student.ffn, keep=1 - (1 - config.keep_ffn) * way),
+    )
+
+
+def _student(recipe: Recipe, base: Inspection) -> Iterator[str]:
+    """Whether the base model has what a student is to be cut out of."""
+    layers, wanted = base.config["num_hidden_layers"], recipe.distillation.layers
+    if wanted > layers:
+        yield f"distillation.layers: {wanted} are more than the base model's {layers}; use {layers} or fewer"
+    if recipe.pruning.keep_vocabulary < 1 and not inspection.is_wordpiece(base.directory):
+        kind = inspection.tokenizer_kind(base.directory)
+        yield f"pruning.keep_vocabulary: only WordPiece vocabularies can be cut, and the base model's is {kind}; use 1"
+
+
+def _table(recipe: Recipe, hidden: int) -> Iterator[str]:
+    """Whether the token table has as many columns as are asked of it, and blocks of them can be stored."""
+    rank, block_size = recipe.distillation.embedding_rank, recipe.quantization.block_size
+    if rank >= hidden:
+        yield (
+            f"distillation.embedding_rank: {rank} is not below the student's hidden size of {hidden}; use "
+            f"{hidden // 2} or so, or 0 for a whole table"
+        )
+        return
+    columns = rank or hidden
+    if recipe.quantization.embeddings is EmbeddingScheme.INT4 and columns % block_size:
+        fitting = [str(size) for size in block_sizes() if columns % size == 0]
+        instead = f"use {' or '.join(fitting)}" if fitting else "set quantization.embeddings to int8"
+        yield f"quantization.block_size: {block_size} does not divide the token table's {columns} columns; {instead}"
+
+
+def _sparse(recipe: Recipe, student: Shape, pruned: Shape, head_size: int) -> Iterator[str]:
+    """Whether groups of neighbouring weights divide what comes into every layer."""
+    config = recipe.pruning
+    group = config.sparsity_pattern.partition(":")[2]
+    if config.sparsity is Sparsity.NONE or not group:
+        return
+    inputs = {student.hidden, pruned.heads * head_size, pruned.ffn}
+    if config.target_speedup:  # any number of heads, and any of the widths that are timed
+        inputs |= {head_size, *cuts.evenly(pruned.ffn, cuts.WIDTHS), *cuts.evenly(pruned.ffn, cuts.SPARSE_WIDTHS)}
+    if recipe.distillation.embedding_rank:
+        inputs.add(recipe.distillation.embedding_rank)
+    if odd := sorted(width for width in inputs if width % int(group)):
+        yield (
+            f"pruning.sparsity_pattern: {group} does not divide {odd[0]}, which is as many inputs as a layer then has; "
+            f"use n:m with an m that divides {math.gcd(*inputs)}, or unstructured"
+        )
+
+
+def _divided(name: str, config: OptimizerConfig, *shapes: Shape) -> Iterator[str]:
+    """Whether processes that share layers get the same number of heads and FFN channels each."""
+    if config.num_processes == 1 or config.parallelism is not Parallelism.TENSOR:
+        return
+    for shape in shapes:
+        for what, count in (("heads", shape.heads), ("FFN channels", shape.ffn)):
+            if count % config.num_processes:
+                common = math.gcd(*(number for one in shapes for number in (one.heads, one.ffn)))
+                yield (
+                    f"{name}.num_processes: {config.num_processes} processes cannot have the same number of a layer's "
+                    f"{count} {what}; use a number that divides {common}, or parallelism sharded"
+                )
+                return
+
+
+def _taught(name: str, config: TutoringConfig, *, is_narrower: bool) -> Iterator[str]:
+    """Whether a model can be taught as it is asked for."""
+    shared = config.num_processes > 1 and config.parallelism is not Parallelism.REPLICATED
+    if shared and is_narrower and config.hidden_weight:
+        yield (
+            f"{name}.parallelism: {config.parallelism} does not train a student narrower than its teacher "
+            "(distillation.keep_hidden); use replicated, or hidden_weight 0"
+        )
+    if config.augmentation_model:
+        field = f"{name}.augmentation_model"
+        try:
+            directory = locators.find(config.augmentation_model, field=field)
+            inspection.require_no_pointers(directory, field=field)
+            inspection.stored_tensors(directory, field=field)
+        except FeatherweightError as error:
+            yield str(error)

@@ -1,0 +1,187 @@
+"""What cannot come about is said before the first row is read, with the value that would do, and by every flow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import Flow
+
+from flows import preflight, recipe_files
+from flows.ablation import AblationConfig, ablation
+from flows.compress import compress
+from flows.recipe import Recipe
+from flows.search import SearchConfig, search
+from flows.study import study
+from tasks.contracts import FeatherweightError
+from tasks.ml.inspection import Inspection
+from tests.flows import tiny_recipes
+
+BERT = {
+    "model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}  # fmt: skip
+BY_TIMES = {"target_speedup": 1.5}
+WANDA = {"sparsity": "wanda", "sparsity_pattern": "2:4"}
+TENSOR = {"num_processes": 8, "parallelism": "tensor"}
+
+
+def model(directory: Path, *, kind: str = "WordPiece", **changes: Any) -> Inspection:
+    """The shapes of MiniLM, or others."""
+    (directory / "tokenizer.json").write_text(json.dumps({"model": {"type": kind}}))
+    return Inspection(directory, {**BERT, **changes}, {})
+
+
+def objections(base: Inspection, **fields: Any) -> list[str]:
+    return list(preflight.objections(Recipe.model_validate(fields), base))
+
+
+@pytest.mark.parametrize("name", recipe_files.ready_names())
+def test_nothing_is_said_against_ready_recipes(name: str) -> None:
+    recipe = recipe_files.load(name)
+    assert list(preflight.objections(recipe, preflight.inspected(recipe))) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"distillation": {"layers": 7}}, "distillation.layers: 7 are more than the base model's 6; use 6 or fewer"),
+        (
+            {"distillation": {"embedding_rank": 384}},
+            "distillation.embedding_rank: 384 is not below the student's hidden size of 384; use 192 or so",
+        ),
+        (
+            {"distillation": {"embedding_rank": 200, "keep_hidden": 0.5}},
+            "distillation.embedding_rank: 200 is not below the student's hidden size of 192; use 96 or so",
+        ),
+        (
+            {"quantization": {"embeddings": "int4", "block_size": 256}},
+            "quantization.block_size: 256 does not divide the token table's 384 columns; use 16 or 32 or 64 or 128",
+        ),
+        (
+            {"quantization": {"embeddings": "int4"}, "distillation": {"embedding_rank": 100}},
+            "quantization.block_size: 32 does not divide the token table's 100 columns; set quantization.embeddings to",
+        ),
+        (
+            {"pruning": {"sparsity": "magnitude", "sparsity_pattern": "2:5"}},
+            "pruning.sparsity_pattern: 5 does not divide 288, which is as many inputs as a layer then has; use n:m "
+            "with an m that divides 96, or unstructured",
+        ),
+        (
+            {"pruning": {**WANDA, "keep_ffn": 0.501}},
+            "pruning.sparsity_pattern: 4 does not divide 770, which is as many inputs as a layer then has; use n:m "
+            "with an m that divides 2, or unstructured",
+        ),
+        (
+            {"pruning": WANDA, "distillation": {"embedding_rank": 126}},
+            "pruning.sparsity_pattern: 4 does not divide 126",
+        ),
+        (
+            {"pruning": {**WANDA, **BY_TIMES, "sparsity_pattern": "2:64"}},
+            "pruning.sparsity_pattern: 64 does not divide 32",
+        ),
+        (
+            {"training": {**TENSOR, "embeddings": "dense"}},
+            "training.num_processes: 8 processes cannot have the same number of a layer's 12 heads; use a number that "
+            "divides 12, or parallelism sharded",
+        ),
+        (
+            {"pruning": {**TENSOR, "num_processes": 2}},
+            "pruning.num_processes: 2 processes cannot have the same number of a layer's 9 heads; use a number that "
+            "divides 3, or parallelism sharded",
+        ),
+        (
+            {"distillation": {"num_processes": 2, "parallelism": "sharded", "keep_hidden": 0.5}},
+            "distillation.parallelism: sharded does not train a student narrower than its teacher "
+            "(distillation.keep_hidden); use replicated, or hidden_weight 0",
+        ),
+        (
+            {"distillation": {"augmentation_model": "./nowhere"}},
+            "distillation.augmentation_model: directory './nowhere' does not exist",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said_with_what_could(tmp_path: Path, fields: dict[str, Any], said: str) -> None:
+    (found,) = objections(model(tmp_path), **fields)
+    assert found.startswith(said)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"distillation": {"layers": 6, "embedding_rank": 128}, "quantization": {"embeddings": "int4"}},
+        {"quantization": {"embeddings": "int8", "block_size": 100}},
+        {"pruning": {**WANDA, **BY_TIMES}},
+        {"pruning": {"sparsity_pattern": "2:5"}},
+        {"pruning": {**TENSOR, "num_processes": 3}},
+        {"training": {**TENSOR, "num_processes": 1}},
+        {"distillation": {"num_processes": 2, "parallelism": "sharded", "keep_hidden": 0.5, "hidden_weight": 0}},
+        {"quantization": {"training": {**TENSOR, "num_processes": 1, "augmentation_model": "./nowhere"}}},
+    ],
+)
+def test_nothing_is_said_against_what_can_be(tmp_path: Path, fields: dict[str, Any]) -> None:
+    assert objections(model(tmp_path), **fields) == []
+
+
+def test_only_wordpiece_is_cut(tmp_path: Path) -> None:
+    fields = {"pruning": {"keep_vocabulary": 0.5}}
+    assert objections(model(tmp_path), **fields) == []
+    (found,) = objections(model(tmp_path, kind="Unigram"), **fields)
+    assert (
+        found
+        == "pruning.keep_vocabulary: only WordPiece vocabularies can be cut, and the base model's is Unigram; use 1"
+    )
+
+
+def test_all_is_said_at_once(tmp_path: Path) -> None:
+    fields = {"distillation": {"layers": 7, "embedding_rank": 500}, "pruning": {"keep_vocabulary": 0.5}}
+    found = objections(model(tmp_path, kind="BPE"), **fields)
+    assert [line.partition(":")[0] for line in found] == [
+        "distillation.layers", "pruning.keep_vocabulary", "distillation.embedding_rank"
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return tiny_recipes.write(tmp_path)
+
+
+FLOWS: dict[str, tuple[Flow[..., Any], tuple[Any, ...], str]] = {
+    "compress": (compress, (), "distillation.layers"),
+    "search": (search, (SearchConfig(trials=1),), "distillation.layers"),
+    "ablation": (ablation, (AblationConfig(techniques=("GPTQ",)),), "distillation.layers"),
+    "study": (study, (), "training.num_processes"),
+}
+
+
+@pytest.mark.parametrize(("flow", "config", "said"), FLOWS.values(), ids=FLOWS)
+def test_every_flow_says_it_before_any_work(
+    recipe: Recipe, home: Path, flow: Flow[..., Any], config: tuple[Any, ...], said: str
+) -> None:
+    values = recipe.model_dump(mode="json")
+    values["distillation"]["layers"] = 3
+    values["training"] |= {"num_processes": 3, "parallelism": "tensor", "embeddings": "dense"}
+    with pytest.raises(FeatherweightError, match=said):
+        flow(Recipe.model_validate(values), *config)
+    assert not list((home / "store" / "objects").glob("*"))
+
+
+def test_a_base_model_that_is_damaged_ends_a_run_before_any_work(recipe: Recipe, home: Path) -> None:
+    weights = Path(recipe.base_model) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(FeatherweightError, match=r"model\.safetensors has \d+ bytes and should have \d+; fetch it"):
+        compress(recipe)
+    assert not list((home / "store" / "objects").glob("*"))
+
+
+def test_a_technique_that_the_model_cannot_use_is_left_out(recipe: Recipe) -> None:
+    from flows import ablation as module
+
+    base = preflight.inspected(recipe)
+    assert base.config["hidden_size"] == 32
+    config = AblationConfig(techniques=("factorized embeddings", "GPTQ"))
+    arms, left_out = module._planned(recipe, config)
+    assert [arm.technique.name for arm in arms] == ["GPTQ"]
+    assert left_out["factorized embeddings"].startswith("distillation.embedding_rank: 128 is not below")
