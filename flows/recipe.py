@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.contracts import Contract
 from tasks.deploy import DeploymentConfig
@@ -70,6 +70,13 @@ class Recipe(Contract):
     def rounding_to_heal(self) -> dict[str, int] | None:
         """What the stage ``prune`` is told of quantization."""
         return self.quantization.for_tables() if self.pruning.heal_rounding else None
+
+    @field_validator("name")
+    @classmethod
+    def _is_not_taken(cls, name: str) -> str:
+        if name == "Default":
+            raise ValueError("'Default' is MLflow's own experiment, for runs that name none; choose another name")
+        return name
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Recipe:

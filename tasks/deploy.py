@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tasks import registry, tracking
 from tasks.contracts import Release, StageConfig
@@ -19,6 +21,15 @@ class DeploymentConfig(StageConfig):
         description="Registry alias that is moved to the model once it passed.",
         pattern=r"^[a-z][a-z0-9_-]{0,62}$",
     )
+
+    @field_validator("alias")
+    @classmethod
+    def _may_be_moved(cls, alias: str) -> str:
+        if alias == "latest" or re.fullmatch(r"v[0-9]+", alias):
+            raise ValueError(f"{alias!r} is a name that MLflow keeps for itself; choose another, such as champion")
+        if alias == registry.PREVIOUS:
+            raise ValueError(f"{alias!r} is the champion before the present one; choose another, such as champion")
+        return alias
 
 
 @task(name="deploy", persist_result=False, cache_policy=NO_CACHE)

@@ -87,6 +87,22 @@ def test_changes_are_applied_in_order_and_parsed_as_yaml(tmp_path: Path) -> None
             "pruning: {sparsity: wanda}\nquantization: {training: {epochs: 1}}\n",
             "quantization: training fills the zeros of pruning.sparsity",
         ),
+        (
+            "quantization: {embeddings: int4, block_size: 24}\n",
+            "quantization: block_size: the runtime has no blocks of 24; choose one of 16, 32, 64, 128, 256",
+        ),
+        (
+            "pruning: {target_speedup: 2, map_weight: 1}\n",
+            "pruning: map_weight: target_speedup may take the last layer's heads away",
+        ),
+        (
+            "pruning: {target_speedup: 2}\nquantization: {training: {epochs: 1, attention_weight: 1}}\n",
+            "quantization: training.attention_weight compares the last layer's heads, which pruning.target_speedup",
+        ),
+        ("name: Default\n", "recipe mine.yaml: name: 'Default' is MLflow's own experiment"),
+        ("deployment: {alias: latest}\n", "deployment: alias: 'latest' is a name that MLflow keeps for itself"),
+        ("deployment: {alias: v2}\n", "deployment: alias: 'v2' is a name that MLflow keeps for itself"),
+        ("deployment: {alias: previous}\n", "deployment: alias: 'previous' is the champion before the present one"),
         ("data: {text: x, label: x}\n", "recipe mine.yaml: data: text and label are both column 'x'"),
         (
             "validation: {device: cpu, require_gpu: true}\n",
