@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from flows.supervisor import end_tree, interruptible, search_path
@@ -28,11 +29,14 @@ def chosen(model: str) -> Release:
 def serve(model: str, *, host: str, port: int) -> int:
     """Runs MLflow's scoring server on a model until interrupted, and returns its exit status.
 
-    The version is settled at the start: to swap the model, move the alias and start the server again.
+    The code that answers is that of this installation, whatever was registered. The version is settled at the start: to
+    swap the model, move the alias and start the server again.
     """
-    release = chosen(model)
-    with interruptible(), registry.downloaded(release) as directory:
-        registry.self_test(directory, release)
+    with interruptible(), ExitStack() as stack:
+        release = chosen(model)
+        bundle = stack.enter_context(registry.downloaded(release))
+        directory = stack.enter_context(registry.servable(bundle))
+        registry.self_test(bundle, release)
         print(
             f"featherweight: {release.name} version {release.version} answers at http://{host}:{port}/invocations",
             file=sys.stderr,
@@ -59,6 +63,6 @@ def write(model: str, kind: str, directory: str) -> Path:
     if kind not in KINDS:
         raise FeatherweightError(f"--to {kind}: no such server; known are {', '.join(KINDS)}")
     release = chosen(model)
-    with registry.downloaded(release) as downloaded:
-        registry.self_test(downloaded, release)
-        return triton.write(registry.bundle(downloaded, release), Path(directory), release.name, release.version)
+    with registry.downloaded(release) as bundle:
+        registry.self_test(bundle, release)
+        return triton.write(bundle, Path(directory), release.name, release.version)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import os
@@ -16,8 +15,6 @@ from tasks import disk, registry, store, tracking
 from tasks.contracts import Digest, Outcome, Release, Splits, StageResult, Verdict
 
 logger = logging.getLogger("featherweight")
-
-RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 
 
 @task(name="register", persist_result=False, cache_policy=NO_CACHE)
@@ -158,6 +155,8 @@ def _log_model(bundle: Path, tags: dict[str, str], run_id: str) -> str:
     import pandas as pd  # type: ignore[import-untyped]
     from mlflow.models import Model
 
+    from tasks.serving import model
+
     run = tracking.client().get_run(run_id)
     logged = tracking.client().create_logged_model(
         run.info.experiment_id, name="serving", source_run_id=run_id, tags=tags, params=run.data.params
@@ -169,35 +168,10 @@ def _log_model(bundle: Path, tags: dict[str, str], run_id: str) -> str:
         flavor=mlflow.pyfunc,
         run_id=run_id,
         model_id=logged.model_id,
-        python_model=str(Path(__file__).parent / "serving" / "pyfunc.py"),
-        artifacts={"bundle": str(bundle)},
-        signature=_signature(),
+        python_model=str(model.CODE),
+        artifacts={model.BUNDLE: str(bundle)},
+        signature=model.signature(),
         input_example=pd.DataFrame({"text": [example]}),
-        pip_requirements=_requirements(),
+        pip_requirements=model.requirements(),
     )
     return str(logged.model_id)
-
-
-def _signature() -> Any:
-    """Column ``text`` → ``label``, ``score`` and ``probabilities`` (label → probability)."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-    from mlflow.types.schema import Map
-
-    return ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "text")]),
-        outputs=Schema(
-            [
-                ColSpec(DataType.string, "label"),
-                ColSpec(DataType.double, "score"),
-                ColSpec(Map(DataType.double), "probabilities"),
-            ]
-        ),
-    )
-
-
-def _requirements() -> list[str]:
-    """Exact versions of what serving needs; of the two onnxruntime packages, the one that is installed."""
-    installed = {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}
-    runtime = next(name for name in RUNTIMES if name in installed)
-    return [f"{name}=={importlib.metadata.version(name)}" for name in (runtime, "tokenizers", "numpy", "mlflow")]

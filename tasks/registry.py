@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -113,7 +112,9 @@ def require_passed(version: ModelVersion, alias: str, *, reason: str = "") -> No
 
 @contextmanager
 def downloaded(release: Release) -> Iterator[Path]:
-    """Yields the registered model (an MLflow model directory), fetched from the registry and known to be the one meant.
+    """Yields the serving bundle of a version, fetched from the registry and known to be the one meant.
+
+    What lies around it in the registry, code that MLflow would execute included, vouches for nothing and is left out.
 
     Raises:
         RuntimeError: what the registry gave is not the bundle that was registered.
@@ -123,34 +124,43 @@ def downloaded(release: Release) -> Iterator[Path]:
     with store.workspace() as folder:
         tracking.client()  # sets the registry that the URI is looked up in
         model = Path(mlflow.artifacts.download_artifacts(artifact_uri=release.model_uri, dst_path=str(folder)))
-        _require_identity(bundle(model, release), release)
-        yield model
+        bundle = model / "artifacts" / release.digest
+        if wrong := _damage(bundle):
+            raise RuntimeError(f"{release.model_uri} in the registry is not bundle {release.digest[:12]}: {wrong}")
+        yield bundle
 
 
-def bundle(model: Path, release: Release) -> Path:
-    """The serving bundle within a downloaded model."""
-    return model / "artifacts" / release.digest
+def _damage(bundle: Path) -> str:
+    """What is wrong with a directory whose name is its digest; empty if it is whole."""
+    try:
+        store.verify(bundle)
+    except store.CorruptObjectError as error:
+        return str(error)
+    return ""
 
 
-def _require_identity(bundle: Path, release: Release) -> None:
-    """Checks the listing against the digest and the manifest against the listing; the manifest vouches for the rest."""
-    listing = (bundle / store.FILES).read_bytes() if (bundle / store.FILES).is_file() else b""
-    manifest = (bundle / "manifest.json").read_bytes() if listing else b""
-    if (
-        hashlib.sha256(listing).hexdigest() != release.digest
-        or hashlib.sha256(manifest).hexdigest() != json.loads(listing)["manifest.json"]
-    ):
-        raise RuntimeError(f"{release.model_uri} in the registry is not bundle {release.digest[:12]}")
+@contextmanager
+def servable(bundle: Path) -> Iterator[Path]:
+    """Yields an MLflow model that answers from a downloaded bundle by the code of this installation."""
+    from tasks.serving import model
+
+    with store.workspace() as folder:
+        yield model.installed(bundle, store.listing(bundle), folder)
 
 
-def self_test(model: Path, release: Release) -> dict[str, float]:
-    """Lets the serving bundle of a downloaded model answer its golden rows in a clean process.
+def self_test(bundle: Path, release: Release) -> dict[str, float]:
+    """Lets a downloaded bundle answer its golden rows in a clean process, by the predictor of this installation.
+
+    The bundle's own is not executed: a tag of the registry that it came from is all that speaks for it. That the
+    installed one answers as it did is what the golden rows say.
 
     Raises:
         RuntimeError: it does not answer as it did when it was built.
     """
+    from tasks.serving import model
+
     done = subprocess.run(
-        [sys.executable, "-I", "-B", str(bundle(model, release) / "predictor.py"), "--self-test"],
+        [sys.executable, "-I", "-B", str(model.PREDICTOR), "--self-test", str(bundle)],
         env={name: os.environ[name] for name in CLEAN_ENVIRONMENT if name in os.environ},
         capture_output=True,
         text=True,
@@ -176,8 +186,8 @@ def move(alias: str, release: Release) -> None:
     if version.tags.get(SELF_TEST_TAG) == release.digest and before.get(alias) == release.version:
         logger.info("%s@%s already is version %s", release.name, alias, release.version)
         return
-    with downloaded(release) as model:
-        self_test(model, release)
+    with downloaded(release) as bundle:
+        self_test(bundle, release)
     client.set_model_version_tag(release.name, str(release.version), SELF_TEST_TAG, release.digest)
     replaced = before.get(alias)
     if alias == CHAMPION and replaced not in (None, release.version):

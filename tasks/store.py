@@ -89,8 +89,8 @@ def publish(directory: Path, *, expected: Digest = "") -> Digest:
     assert names, f"nothing to publish in {directory}"
     assert FILES not in names, f"{directory} already has a {FILES}"
     files = {name: _file_digest(directory / name) for name in names}
-    listing = json.dumps(files, indent=1, sort_keys=True)
-    digest = hashlib.sha256(listing.encode()).hexdigest()
+    content = json.dumps(files, indent=1, sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()
     if expected not in ("", digest):
         raise CorruptObjectError(f"its digest is {digest[:12]}")
     target = _place(digest)
@@ -102,7 +102,7 @@ def publish(directory: Path, *, expected: Digest = "") -> Digest:
         disk.fsync(directory / name)
     for folder in (path for path in directory.rglob("*") if path.is_dir()):
         disk.fsync(folder)
-    disk.write_atomically(directory / FILES, listing)
+    disk.write_atomically(directory / FILES, content)
     try:
         directory.rename(target)
     except OSError:
@@ -112,8 +112,12 @@ def publish(directory: Path, *, expected: Digest = "") -> Digest:
     return digest
 
 
-def _verify(directory: Path) -> None:
-    """Reads all files of a directory, unless this process did so and none was written since."""
+def verify(directory: Path) -> None:
+    """Reads all files of a directory whose name is its digest, unless this process did so and none was written since.
+
+    Raises:
+        CorruptObjectError: a file is missing or differs.
+    """
     files = (path for path in directory.rglob("*") if path.is_file())
     written = ((str(path), path.stat()) for path in files)
     _verified(directory, tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in written)))
@@ -124,14 +128,19 @@ def _verified(directory: Path, written: tuple[tuple[str, int, int], ...]) -> Non
     digest = directory.name
     if not (directory / FILES).is_file():
         raise CorruptObjectError(f"stored object {digest[:12]} is not there or has lost its {FILES}")
-    listing = (directory / FILES).read_bytes()
-    if hashlib.sha256(listing).hexdigest() != digest:
+    content = (directory / FILES).read_bytes()
+    if hashlib.sha256(content).hexdigest() != digest:
         raise CorruptObjectError(f"stored object {digest[:12]}: {FILES} was changed")
-    for name, expected in json.loads(listing).items():
+    for name, expected in json.loads(content).items():
         if not (directory / name).is_file():
             raise CorruptObjectError(f"stored object {digest[:12]}: {name} is missing")
         if _file_digest(directory / name) != expected:
             raise CorruptObjectError(f"stored object {digest[:12]}: {name} was changed")
+
+
+def listing(directory: Path) -> list[str]:
+    """Names of the files that a verified directory was published with, its listing included."""
+    return [FILES, *json.loads((directory / FILES).read_bytes())]
 
 
 def path(digest: Digest) -> Path:
@@ -143,7 +152,7 @@ def path(digest: Digest) -> Path:
     """
     directory = _place(digest)
     try:
-        _verify(directory)
+        verify(directory)
     except CorruptObjectError:
         try:
             with disk.lock(digest):  # another process may have moved it away, and even have published it anew
@@ -173,7 +182,7 @@ def _fetch(digest: Digest) -> bool:
 def _quarantine(directory: Path) -> None:
     """Moves a directory away if it is not whole, and raises ``CorruptObjectError`` with what is wrong."""
     try:
-        _verify(directory)
+        verify(directory)
     except CorruptObjectError as error:
         if directory.exists():
             target = Path(tempfile.mkdtemp(dir=disk.folder("quarantine"), prefix=f"{directory.name[:12]}-"))
@@ -203,4 +212,4 @@ def read_record(key: str) -> StageResult | None:
 def write_record(key: str, result: StageResult) -> None:
     """Records what a cache key produced, and offers it to workers on other machines."""
     disk.write_atomically(disk.folder("records") / f"{key}.json", result.model_dump_json(indent=1))
-    exchange.offer(result, path)
+    exchange.offer(key, result, path)

@@ -30,7 +30,12 @@ from flows.supervisor import search_path
 from tests import needs, servers
 
 COMPOSE = servers.ROOT / "infra" / "compose.yaml"
-SECRETS = {"POSTGRES_PASSWORD": "postgres-of-the-test", "S3_SECRET_KEY": "s3-of-the-test", "PREFECT_AUTH": "team:test"}
+SECRETS = {
+    "FEATHERWEIGHT_SECRET": "workers-of-the-test",
+    "POSTGRES_PASSWORD": "postgres-of-the-test",
+    "PREFECT_AUTH": "team:prefect-of-the-test",
+    "S3_SECRET_KEY": "s3-of-the-test",
+}
 INSTALLED = ["infra/run", "python"]
 """How a health check says: the Python of this installation."""
 

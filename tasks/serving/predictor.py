@@ -3,7 +3,7 @@
 ::
 
     python predictor.py "an utter delight"      prints label and probabilities as JSON
-    python predictor.py --self-test             checks every file's digest, then the golden rows
+    python predictor.py --self-test [FOLDER]    checks every file's digest, then the golden rows
 
 B = rows, S = tokens, C = classes.
 """
@@ -143,9 +143,9 @@ def main(arguments: list[str]) -> int:
     if not arguments:
         print(__doc__, file=sys.stderr)
         return 2
-    if arguments == ["--self-test"]:
+    if arguments[0] == "--self-test" and len(arguments) <= 2:
         try:
-            print(json.dumps(self_test(directory)))
+            print(json.dumps(self_test(arguments[1] if len(arguments) == 2 else directory)))
         except RuntimeError as error:
             print(error, file=sys.stderr)
             return 1

@@ -1,6 +1,6 @@
 """What MLflow loads and serves: a script in the sense of "models from code", so that nothing is pickled.
 
-It takes the predictor out of the serving bundle that it is logged with: a version keeps answering with its own code.
+It takes the predictor out of the serving bundle that it is logged with. ``featherweight serve`` puts its own there.
 ``FEATHERWEIGHT_PROVIDER`` and ``FEATHERWEIGHT_THREADS`` choose the execution provider and the CPU threads of a server.
 """
 

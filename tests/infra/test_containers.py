@@ -57,6 +57,13 @@ def test_no_secret_is_in_the_file() -> None:
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])
+def test_no_secret_is_on_a_command_line(name: str) -> None:
+    """Which every user of the machine sees."""
+    service = COMPOSE["services"][name]
+    assert "${" not in json.dumps([service.get("command"), service.get("healthcheck")])
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
 def test_every_service_is_pinned_watched_and_restarted(name: str) -> None:
     service = COMPOSE["services"][name]
     assert re.search(r":[^:]+$", service["image"])

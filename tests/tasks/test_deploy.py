@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,10 +23,12 @@ from mlflow.exceptions import MlflowException
 from prefect import flow
 
 from tasks import disk, registry, store, tracking
+from tasks import register as registration
 from tasks.contracts import FeatherweightError, Release
 from tasks.deploy import DeploymentConfig, deploy
 from tasks.judge import BudgetConfig, judge
 from tasks.register import register
+from tasks.serving import predictor
 from tests.tasks.shippable import RECIPE, outcome
 
 CONFIG = DeploymentConfig()
@@ -84,6 +88,28 @@ def test_the_self_test_runs_every_golden_row_from_the_registry(release: Release)
         result = registry.self_test(model, release)
     assert result["golden_rows"] == 18
     assert result["max_abs_error"] < 1e-4
+
+
+def test_code_of_the_registry_is_not_executed(release: Release, run_id: str, tmp_path: Path) -> None:
+    """A bundle whose predictor is a stranger's, right by every digest that the registry itself holds."""
+    marker = tmp_path / "executed"
+    with store.workspace() as folder:
+        for name in store.listing(store.path(release.digest)):
+            if name != store.FILES:
+                shutil.copyfile(store.path(release.digest) / name, folder / name)
+        (folder / "predictor.py").write_text(f"open({str(marker)!r}, 'w')", encoding="utf-8")
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest["files"]["predictor.py"] = hashlib.sha256((folder / "predictor.py").read_bytes()).hexdigest()
+        (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        digest = store.publish(folder)
+    version = registry.find("polarity", registration._create("polarity", digest, None, run_id))
+    marker.unlink()  # a stranger tried it out while registering
+    with registry.downloaded(registry.release(version)) as bundle:
+        assert registry.self_test(bundle, release)["golden_rows"] == 16
+        with registry.servable(bundle) as model:
+            served = next(model.rglob("predictor.py")).read_text(encoding="utf-8")
+    assert served == Path(predictor.__file__).read_text(encoding="utf-8")
+    assert not marker.exists()
 
 
 def test_deploying_again_is_quick_and_changes_nothing(release: Release, run_id: str) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from tasks import disk, exchange, store, tracking
+from tasks.contracts import FeatherweightError
 from tests.tasks.tiny_stages import executions, tiny
 
 
@@ -16,6 +17,7 @@ from tests.tasks.tiny_stages import executions, tiny
 def _a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """One tracking database for all homes of the test; ``tests/flows/test_team.py`` has a real server."""
     executions.clear()
+    monkeypatch.setenv(exchange.SECRET, "known-to-all-workers")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri())
     monkeypatch.setattr(tracking, "is_remote", lambda: True)
 
@@ -75,6 +77,49 @@ def test_a_result_whose_upload_was_cut_off_is_not_found(move: Callable[[], None]
     tracking.client().delete_tag(made.run_id, exchange.OFFERED_TAG)
     move()
     assert not tiny()[0].cached
+
+
+@pytest.mark.parametrize("how", ["no seal", "another secret", "another key", "changed", "not text"])
+def test_what_a_stranger_says_of_a_cache_key_is_not_believed(
+    how: str, move: Callable[[], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stranger can write to the tracking server: tags and artifacts of any run, but for the seal."""
+    if how == "another secret":
+        monkeypatch.setenv(exchange.SECRET, "of-another-team-altogether")
+    made = tiny()[0]
+    monkeypatch.setenv(exchange.SECRET, "known-to-all-workers")
+    client, run = tracking.client(), tracking.Run(made.run_id)
+    text = tracking.read_text(made.run_id, exchange.RESULT)
+    assert text is not None
+    match how:
+        case "no seal":
+            client.delete_tag(made.run_id, exchange.SEAL_TAG)
+        case "another key":
+            run.tags({exchange.SEAL_TAG: exchange._seal("0" * 64, text)})
+        case "changed":
+            run.text(text.replace("0.75", "0.99"), exchange.RESULT)
+        case "not text":
+            (held,) = uploaded(made.run_id)
+            (held.parents[2] / exchange.RESULT).write_bytes(b"\xff\xfe")
+    move()
+    assert not tiny()[0].cached
+    assert "make" in executions
+    assert ("without the seal of our secret" in caplog.text) == (how != "not text")
+
+
+def test_without_a_secret_a_worker_believes_itself_alone(
+    move: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(exchange.SECRET)
+    tiny()
+    for record in (disk.home() / "store" / "records").iterdir():
+        record.unlink()
+    assert tiny()[0].cached
+    move()
+    assert not tiny()[0].cached
+    monkeypatch.setenv(exchange.SECRET, "short")
+    with pytest.raises(FeatherweightError, match="FEATHERWEIGHT_SECRET has 5 characters"):
+        exchange._seal("key", "text")
 
 
 def test_an_object_that_is_damaged_here_is_replaced_by_the_one_in_mlflow() -> None:
