@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from flows import deployments, embedded, gate
-from flows.supervisor import Service, Supervisor, interruptible, say, search_path
+from flows.supervisor import Service, Supervisor, guarded, interruptible, say, search_path
 from tasks import disk, secret
 from tasks.contracts import FeatherweightError
 
@@ -154,6 +154,7 @@ def up(ports: Ports, *, limit: int, check: bool = False) -> None:
         say(f"{service.name}: {text} ({time.monotonic() - started:.0f} s)")
 
     with (
+        guarded(),
         interruptible(),
         _heard_on_failure() if check else nullcontext(say) as hear,
         Supervisor(shared, say=hear) as supervisor,

@@ -8,9 +8,10 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from flows.supervisor import end_tree, interruptible, search_path
+from flows.supervisor import end_tree, guarded, interruptible, search_path
 from tasks import registry
 from tasks.contracts import FeatherweightError, Release
+from tasks.ml import machine
 from tasks.serving import triton
 
 KINDS = ("triton",)
@@ -32,7 +33,7 @@ def serve(model: str, *, host: str, port: int) -> int:
     The code that answers is that of this installation, whatever was registered. The version is settled at the start: to
     swap the model, move the alias and start the server again.
     """
-    with interruptible(), ExitStack() as stack:
+    with guarded(), interruptible(), ExitStack() as stack:
         release = chosen(model)
         bundle = stack.enter_context(registry.downloaded(release))
         directory = stack.enter_context(registry.servable(bundle))
@@ -47,6 +48,7 @@ def serve(model: str, *, host: str, port: int) -> int:
             env={**os.environ, "PATH": search_path()},
             text=True,
             start_new_session=True,
+            preexec_fn=machine.end_with_parent,
         )
         try:
             return process.wait()

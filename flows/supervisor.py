@@ -1,4 +1,8 @@
-"""Keeps processes running: starts them, passes on what they say, restarts those that end, and leaves none behind."""
+"""Keeps processes running: starts them, passes on what they say, restarts those that end, and leaves none behind.
+
+Not even when the one who asked for them is killed outright (Linux): ``guarded`` runs the block in a child that is told
+when its parent dies, and outlived by a parent that inherits what it leaves.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,14 @@ from types import FrameType
 import psutil
 
 from tasks.contracts import FeatherweightError
+from tasks.ml import machine
 
 PATIENCE_S = 120.0
 """How long a service may take until it answers."""
 GRACE_S = 20.0
 """How long it may take to end by itself once asked to."""
+ORPHAN_GRACE_S = 10.0
+"""The same, of what nobody waits for any more."""
 LONGEST_PAUSE_S = 30.0
 """Between two restarts of a service that keeps ending."""
 
@@ -68,6 +75,7 @@ class Supervisor:
             text=True,
             errors="replace",
             start_new_session=True,  # Ctrl-C in the terminal is for the supervisor, which ends them in order
+            preexec_fn=machine.end_with_parent,
         )
         threading.Thread(target=self._pass_on, args=(service.name, service.process), daemon=True).start()
 
@@ -105,6 +113,7 @@ class Supervisor:
                 if status is None:
                     continue
                 if not service.due:
+                    self._end_orphans()
                     pause = min(2.0**service.restarts, LONGEST_PAUSE_S)
                     self.say(f"{service.name} ended with status {status}; it starts again in {pause:.0f} s")
                     service.due, service.restarts = time.monotonic() + pause, service.restarts + 1
@@ -113,13 +122,26 @@ class Supervisor:
                     self._launch(service)
             time.sleep(0.2)
 
+    def _end_orphans(self) -> None:
+        """Ends what ended services left: it would hold their ports, and answer in place of those that start again."""
+        started = {service.process.pid for service in self.services if service.process is not None}
+        left = [one for one in psutil.Process().children() if one.pid not in started and one not in self._others]
+        for orphan in left:
+            if _works(orphan):
+                self.say(f"ending what was left: {' '.join(orphan.cmdline())[:80]} ({orphan.pid})")
+        _end_trees(left, grace=ORPHAN_GRACE_S)
+
     def __enter__(self) -> Supervisor:
+        machine.adopt_orphans()
+        self._others = psutil.Process().children()
         return self
 
     def __exit__(self, *_: object) -> None:
         for service in reversed(self.services):
             if service.process is not None:
                 end_tree(service.process)
+        self._end_orphans()
+        machine.adopt_orphans(False)
 
 
 def end_tree(process: subprocess.Popen[str], *, grace: float = GRACE_S) -> None:
@@ -146,6 +168,45 @@ def _end(processes: Sequence[psutil.Process], *, grace: float) -> None:
     for one in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
+
+
+def _end_trees(roots: Sequence[psutil.Process], *, grace: float) -> None:
+    """Ends processes and all that they started, and takes notice of their end where they are this one's children."""
+    family = list(roots)
+    for root in roots:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family += root.children(recursive=True)
+    _end(family, grace=grace)
+    psutil.wait_procs(roots, timeout=1)
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Runs the block in a child process, so that nothing it starts is left even if either of the two is killed.
+
+    This process passes signals on, waits, ends what is left, and exits as the child did. The child is told to end when
+    this one dies, however it dies. Call it while there is one thread.
+    """
+    parent = os.getpid()
+    machine.adopt_orphans()
+    child = os.fork()
+    if child == 0:
+        machine.end_with_parent()
+        if os.getppid() != parent:  # it died before it could be watched
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda given, _: _pass_on_signal(child, given))
+    _, status = os.waitpid(child, 0)
+    _end_trees(psutil.Process().children(), grace=GRACE_S)
+    code = os.waitstatus_to_exitcode(status)
+    raise SystemExit(128 - code if code < 0 else code)
+
+
+def _pass_on_signal(child: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, number)
 
 
 def _works(process: psutil.Process) -> bool:
@@ -179,6 +240,6 @@ def search_path() -> str:
 
 
 def say(line: str) -> None:
-    """Prints a line on standard error in one write, so that lines of several threads do not mix."""
+    """Prints a line on standard error in one write, so that those of several threads do not mix."""
     with contextlib.suppress(BrokenPipeError):
         os.write(sys.stderr.fileno(), f"{line}\n".encode())

@@ -49,6 +49,12 @@ class Running:
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
+    @property
+    def supervisor(self) -> psutil.Process:
+        """Starts and restarts the parts, below the process that a person started and sees."""
+        (only,) = psutil.Process(self.process.pid).children()
+        return only
+
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 

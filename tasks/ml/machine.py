@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import os
 import platform
 import signal
 import sys
 import time
-from functools import cache
 from pathlib import Path
 
 ROOT = Path("/")
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+_library = functools.cache(lambda: ctypes.CDLL(None))
+"""The C library; once loaded it can also be called between fork and exec."""
 
 DISPATCHED = (
     "sse4_1", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16",
@@ -43,10 +47,16 @@ CEILINGS = ("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "CU
 def end_with_parent() -> None:
     """Lets this process be terminated when the one that started it is killed, instead of going on unseen (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        _library().prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-@cache
+def adopt_orphans(adopt: bool = True) -> None:
+    """Makes processes below this one its children when the one that started them ends, instead of init's (Linux)."""
+    if sys.platform == "linux":
+        _library().prctl(PR_SET_CHILD_SUBREAPER, int(adopt))
+
+
+@functools.cache
 def _cpu_info(root: Path) -> dict[str, str]:
     """What the kernel says of the first processor (proc(5), ``cpuinfo``)."""
     info = root / "proc" / "cpuinfo"
@@ -128,7 +138,7 @@ def share_cores(workers: int) -> int:
     return share
 
 
-@cache
+@functools.cache
 def gpus() -> tuple[str, ...]:
     """The NVIDIA GPUs of this machine and their driver, as NVML names them; nothing where it is not there."""
     try:

@@ -130,7 +130,7 @@ def test_a_schedule_fires_on_time(client: SyncPrefectClient) -> None:
 def test_a_killed_worker_leaves_no_run_open_and_no_process(day: servers.Running, client: SyncPrefectClient) -> None:
     run = trigger(client, seed=7)
     until(lambda: [one for one in runs_of(day, "stage") if one.info.status == "RUNNING"], 120)
-    (worker,) = [p for p in day.children() if "worker" in p.cmdline() and p.ppid() == day.process.pid]
+    (worker,) = [p for p in day.children() if "worker" in p.cmdline() and p.ppid() == day.supervisor.pid]
     working = worker.children(recursive=True)
     assert working
     worker.kill()
@@ -147,13 +147,13 @@ def test_a_killed_worker_leaves_no_run_open_and_no_process(day: servers.Running,
 def test_a_server_that_is_restarted_costs_nothing(day: servers.Running, client: SyncPrefectClient, name: str) -> None:
     run = trigger(client, seed=len(name))
     until(lambda: [one for one in runs_of(day, "stage") if one.info.status == "RUNNING"], 120)
-    (server,) = [
-        p for p in day.children() if name in p.cmdline() and "server" in p.cmdline() and p.ppid() == day.process.pid
-    ]
-    for one in [server, *server.children(recursive=True)]:
-        one.kill()
+    marks = {"prefect": "flows.gate", "mlflow": "mlflow"}
+    (server,) = [p for p in day.supervisor.children() if marks[name] in p.cmdline()]
+    left = server.children(recursive=True)
+    server.kill()
     run = finished(client, run, 400)
     assert run.state.type == StateType.COMPLETED, run.state.message
+    assert not psutil.wait_procs(left, timeout=30)[1], "what it had started answered in place of the new one"
 
 
 def test_the_home_is_one_that_the_command_line_shows(day: servers.Running) -> None:

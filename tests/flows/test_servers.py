@@ -40,8 +40,11 @@ def test_check_sees_every_part_answer_and_leaves_nothing(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_both_servers_ask_for_a_password(home: Path, tmp_path: Path) -> None:
-    """Worker and deployments get in, who has no password does not, and no password is in what is said."""
+def test_both_servers_ask_for_a_password_and_none_outlives_up(home: Path, tmp_path: Path) -> None:
+    """Worker and deployments get in, who has no password does not, and no password is in what is said.
+
+    At the end it is killed outright, which leaves nothing either.
+    """
     settings = {
         "default_permission": "READ",
         "database_uri": f"sqlite:///{tmp_path / 'users.db'}",
@@ -64,6 +67,9 @@ def test_both_servers_ask_for_a_password(home: Path, tmp_path: Path) -> None:
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 urllib.request.urlopen(url)
         assert "of-the-test" not in running.said()
+        family = running.children()
+        running.process.kill()
+        assert not psutil.wait_procs(family, timeout=60)[1], "they would hold their ports"
 
 
 def test_a_port_that_is_taken_is_named(home: Path) -> None:

@@ -68,7 +68,11 @@ def ask(port: int, text: str) -> Any:
         return json.loads(response.read())["predictions"][0]
 
 
-def test_the_champion_answers_over_http_and_leaves_nothing(home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+def test_the_champion_answers_over_http_and_leaves_nothing(ending: int, home: Path, tmp_path: Path) -> None:
+    """And executes none of the code that lies beside the bundle in the registry, which no digest speaks for."""
+    for code in (home / "mlartifacts").rglob("pyfunc.py"):
+        code.write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n", encoding="utf-8")
     (port,) = servers.free_ports(1)
     log = tmp_path / "log"
     with log.open("wb") as file:
@@ -88,13 +92,14 @@ def test_the_champion_answers_over_http_and_leaves_nothing(home: Path, tmp_path:
                 time.sleep(0.5)
         assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-3)
         assert "answered 18 golden rows" in log.read_text()
+        assert not (tmp_path / "executed").exists()
         family = psutil.Process(process.pid).children(recursive=True)
         assert family
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(ending)
         status = process.wait(timeout=60)
-    assert status == 130
-    assert not psutil.wait_procs(family, timeout=5)[1]
+    assert status == (130 if ending == signal.SIGTERM else -ending)
+    assert not psutil.wait_procs(family, timeout=30)[1]
 
 
 def test_a_damaged_model_gets_no_traffic(home: Path) -> None:

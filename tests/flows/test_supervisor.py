@@ -38,6 +38,13 @@ def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
     return False
 
 
+def ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 def python(code: str, *arguments: str) -> list[str]:
     return [sys.executable, "-u", "-c", code, *arguments]
 
@@ -79,6 +86,60 @@ def test_who_does_not_listen_is_killed(tmp_path: Path) -> None:
     assert eventually((tmp_path / "up").exists)
     end_tree(process, grace=0.5)
     assert not psutil.pid_exists(process.pid)
+
+
+FAMILY = '''
+import sys
+from flows.supervisor import Service, Supervisor, guarded, interruptible, say
+life = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
+print('born', os.getpid(), child.pid)
+time.sleep(600)
+"""
+mortal = Service("mortal", [sys.executable, "-u", "-c", life], lambda: True)
+with guarded(), interruptible(), Supervisor({}, say=say) as supervisor:
+    supervisor.start(mortal)
+    supervisor.watch()
+'''
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="by prctl(2)")
+@pytest.mark.parametrize("victim", ["command", "supervisor", "both", "service"])
+def test_who_is_killed_outright_leaves_nothing(victim: str, tmp_path: Path) -> None:
+    """Whichever: the process that a person started, the one below it that supervises, or a service."""
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        command = subprocess.Popen(
+            python(FAMILY), cwd=Path(__file__).parents[2], stderr=file, start_new_session=True, text=True
+        )
+
+    def born() -> list[list[int]]:
+        return [[int(pid) for pid in line.split()[-2:]] for line in log.read_text().splitlines() if "born" in line]
+
+    try:
+        assert eventually(lambda: len(born()) == 1)
+        service, child = born()[0]
+        (supervisor,) = psutil.Process(command.pid).children()
+        family = [psutil.Process(pid) for pid in (service, child)]
+        if victim in ("command", "both"):
+            command.kill()
+        if victim in ("supervisor", "both"):
+            supervisor.kill()
+        if victim == "service":
+            psutil.Process(service).kill()
+            assert eventually(lambda: len(born()) == 2), log.read_text()
+            assert all(ended(one) for one in family), "it would answer for the new one"
+            family = [psutil.Process(pid) for pid in born()[1]]
+            command.send_signal(signal.SIGTERM)
+        if victim == "both":
+            family.pop()  # a service is told, and has to end what it started by itself
+        assert eventually(lambda: all(ended(one) for one in [*family, supervisor])), log.read_text()
+    finally:
+        for pid in {pid for line in born() for pid in line}:
+            if psutil.pid_exists(pid):
+                psutil.Process(pid).kill()
+        end_tree(command)
 
 
 def test_a_service_that_dies_starts_again(tmp_path: Path) -> None:
