@@ -42,17 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(error: BaseException, mendable: type[Exception]) -> int:
     """Says what went wrong in a line that starts at the cause the user can mend, if there is one."""
+    from tasks.redaction import hide
+
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, mendable):
-            for line in str(cause).splitlines():
+            for line in hide(str(cause)).splitlines():
                 print(f"featherweight: {line}", file=sys.stderr)
             return BAD_INPUT
         cause = cause.__cause__ or cause.__context__
     from flows import console
 
     console.keep(error)
-    summary = " ".join(str(error).split())[:300]
+    summary = " ".join(hide(str(error)).split())[:300]
     print(f"featherweight: unexpected {type(error).__name__}: {summary}\nsee {console.log_path()}", file=sys.stderr)
     return UNEXPECTED
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks import disk
+from tasks import disk, redaction
 from tasks.contracts import ClassRecall, FeatherweightError, Outcome, Release
 from tasks.ml import paths
 
@@ -44,9 +44,9 @@ def start_logging() -> None:
     """
     log_path().parent.mkdir(parents=True, exist_ok=True)
     lines = _Lines()
-    lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    lines.setFormatter(redaction.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     file = logging.FileHandler(log_path(), encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(redaction.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().handlers[:] = [lines, file]
     logging.getLogger().setLevel(logging.WARNING)
     logging.captureWarnings(True)
@@ -57,7 +57,7 @@ def keep(error: BaseException) -> None:
     """Appends an error with its traceback to the log."""
     log_path().parent.mkdir(parents=True, exist_ok=True)
     with log_path().open("a", encoding="utf-8") as file:
-        traceback.print_exception(error, file=file)
+        file.write(redaction.hide("".join(traceback.format_exception(error))))
 
 
 def log_path() -> Path:

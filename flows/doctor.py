@@ -11,10 +11,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from flows import embedded
-from tasks import disk
+from tasks import disk, redaction
 from tasks.contracts import FeatherweightError
 from tasks.ml import machine
 
@@ -107,13 +106,6 @@ def _disk() -> list[Finding]:
     return [_attempt("home", look)]
 
 
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    if "@" not in parts.netloc:
-        return url
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
 def _prefect() -> list[Finding]:
     def look() -> str:
         with embedded.api() as server:
@@ -126,8 +118,8 @@ def _prefect() -> list[Finding]:
             with get_client(sync_client=True) as client:
                 error = client.api_healthcheck()
                 if error is not None:
-                    raise FeatherweightError(f"{_without_password(url)} does not answer: {error}")
-                return f"{_without_password(url)} answers, version {client.api_version()}"
+                    raise FeatherweightError(f"{redaction.hide(url)} does not answer: {error}")
+                return f"{redaction.hide(url)} answers, version {client.api_version()}"
 
     return [_attempt("prefect api", look)]
 
@@ -137,6 +129,6 @@ def _mlflow() -> list[Finding]:
         from tasks import tracking
 
         tracking.client().search_experiments(max_results=1)
-        return f"{_without_password(tracking.tracking_uri())} answers and is migrated"
+        return f"{redaction.hide(tracking.tracking_uri())} answers and is migrated"
 
     return [_attempt("mlflow", look)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -16,9 +17,8 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from tasks import disk, secret
+from tasks import disk, redaction, secret
 from tasks.contracts import FeatherweightError
 
 STARTUP_TIMEOUT_S = 300.0
@@ -65,13 +65,14 @@ USER, PASSWORD = "featherweight:", "prefect"
 def configure() -> None:
     """Sets the environment that Prefect, MLflow and the hub are to be imported in, except what the user has set.
 
-    The password of this home's servers is one of it where Prefect is on this machine.
+    The password of this home's servers is part of it where Prefect is on this machine. Credentials leave the addresses.
     """
+    redaction.take_out_of_addresses()
+    redaction.watch_logs()
     for name, value in (PRIVACY | MANNERS).items():
         os.environ.setdefault(name, value)
-    if urlsplit(os.environ.get("PREFECT_API_URL", "")).hostname in ("127.0.0.1", "localhost") and (
-        password := secret.known(PASSWORD)
-    ):
+    here = re.match(r"https?://(127\.0\.0\.1|localhost)[:/]", os.environ.get("PREFECT_API_URL", ""))
+    if here and (password := secret.known(PASSWORD)):
         os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
 
 

@@ -184,7 +184,10 @@ def _offer_sign_in(ports: Ports, password: str) -> None:
     """Tells a person at the terminal how a browser signs in; a log is told where that is written."""
     link = gate.sign_in_link(ports.prefect_url, password)
     kept = secret.keep("sign-in", f"{link}\n")
-    say(f"sign in to Prefect: {link if sys.stderr.isatty() else f'the link is in {kept}'}")
+    if sys.stderr.isatty():
+        print(f"sign in to Prefect: {link}", file=sys.stderr)
+    else:
+        say(f"sign in to Prefect: the link is in {kept}")
 
 
 @contextmanager

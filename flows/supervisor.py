@@ -20,6 +20,7 @@ from types import FrameType
 
 import psutil
 
+from tasks import redaction
 from tasks.contracts import FeatherweightError
 from tasks.ml import machine
 
@@ -240,6 +241,6 @@ def search_path() -> str:
 
 
 def say(line: str) -> None:
-    """Prints a line on standard error in one write, so that those of several threads do not mix."""
+    """Prints a line without credentials on standard error in one write, so that those of several threads do not mix."""
     with contextlib.suppress(BrokenPipeError):
-        os.write(sys.stderr.fileno(), f"{line}\n".encode())
+        os.write(sys.stderr.fileno(), f"{redaction.hide(line)}\n".encode())

@@ -15,8 +15,11 @@ def path(name: str) -> Path:
 
 
 def known(name: str) -> str:
-    """Returns a secret; empty where none of that name was made."""
-    return path(name).read_text(encoding="utf-8").strip() if path(name).is_file() else ""
+    """Returns a secret; empty where none of that name was made, or it is not ours to read."""
+    try:
+        return path(name).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def of_home(name: str, prefix: str = "") -> str:

@@ -23,7 +23,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
-from tasks import disk
+from tasks import disk, redaction
 from tasks.contracts import FeatherweightError
 
 ERROR_TAG = "featherweight.error"
@@ -36,7 +36,8 @@ PARAMS_PER_BATCH = 100
 
 
 def tracking_uri() -> str:
-    """Returns ``MLFLOW_TRACKING_URI``, or an SQLite file under the home."""
+    """Returns ``MLFLOW_TRACKING_URI``, or an SQLite file under the home; the address of a server has no password."""
+    redaction.take_out_of_addresses()
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{disk.home() / 'mlflow.db'}"
 
 
@@ -48,6 +49,7 @@ def is_remote() -> bool:
 @cache
 def _client(uri: str) -> MlflowClient:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    redaction.watch_logs()
     if uri.startswith("sqlite:///"):
         disk.home().mkdir(parents=True, exist_ok=True)
         # Several processes that migrate a fresh SQLite file at once corrupt each other's schema.
@@ -111,7 +113,7 @@ class Run:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Logs nested parameters under flattened names."""
-        params = [Param(key, value[:PARAM_LIMIT]) for key, value in flatten(values).items()]
+        params = [Param(key, redaction.hide(value)[:PARAM_LIMIT]) for key, value in flatten(values).items()]
         for start in range(0, len(params), PARAMS_PER_BATCH):
             client().log_batch(self.run_id, params=params[start : start + PARAMS_PER_BATCH])
 
@@ -129,7 +131,7 @@ class Run:
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Sets tags."""
-        client().log_batch(self.run_id, tags=[RunTag(key, value) for key, value in values.items()])
+        client().log_batch(self.run_id, tags=[RunTag(key, redaction.hide(value)) for key, value in values.items()])
 
     def rename(self, name: str) -> None:
         """Gives the run a name for people."""
@@ -180,10 +182,8 @@ class Run:
         """Returns the address of the run in the MLflow UI without credentials, or nothing where no server shows it."""
         if not is_remote():
             return ""
-        uri = urlsplit(tracking_uri())
         experiment_id = client().get_run(self.run_id).info.experiment_id
-        server = uri._replace(netloc=uri.netloc.rpartition("@")[2]).geturl().rstrip("/")
-        return f"{server}/#/experiments/{experiment_id}/runs/{self.run_id}"
+        return f"{tracking_uri().rstrip('/')}/#/experiments/{experiment_id}/runs/{self.run_id}"
 
     def finish(self, status: str = "FINISHED") -> None:
         """Ends the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
@@ -272,6 +272,7 @@ def _closing(run: Run) -> Iterator[Run]:
     try:
         yield run
     except Exception as error:
+        redaction.cleanse(error)
         run.tags({ERROR_TAG: f"{type(error).__name__}: {error}"[:4000]})
         run.finish("FAILED")
         raise

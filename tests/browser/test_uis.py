@@ -101,6 +101,7 @@ def sign_in(page: Page, day: servers.Running) -> None:
     """By the link that ``up`` offers."""
     page.goto(day.sign_in)
     page.wait_for_url(lambda url: "/sign-in" not in url)
+    page.wait_for_load_state("networkidle")  # Prefect's UI forgets the password if its first request is cut off
 
 
 def test_who_has_no_link_is_asked_for_the_password(day: servers.Running, page: Page) -> None:

@@ -185,6 +185,18 @@ def test_a_server_that_is_not_there_is_said(home: Path) -> None:
     assert "Traceback" in (home / "logs" / "featherweight.log").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("command", [("compress", "smoke"), ("doctor",), ("runs", "--json")], ids=str)
+def test_credentials_of_the_tracking_server_stay_in_the_program(command: tuple[str, ...], home: Path) -> None:
+    """A planted canary, on the way to a server that is not there: terminal, log, and Prefect's database."""
+    canary = "canary-of-the-test"
+    environment = {"MLFLOW_TRACKING_URI": f"http://me:{canary}@127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    done = featherweight(*command, **environment)
+    assert done.returncode in (1, 3)
+    assert "127.0.0.1" in done.stdout + done.stderr, "the server is named"
+    assert canary not in done.stdout + done.stderr
+    assert not [path for path in home.rglob("*") if path.is_file() and canary.encode() in path.read_bytes()]
+
+
 def test_show_gives_the_whole_outcome_as_one_document() -> None:
     value = record()
     document = json.loads(featherweight("show", "--json").stdout)

@@ -1,0 +1,93 @@
+"""Planted credentials: whatever an address or a secret is told by, it does not get out."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tasks import redaction, tracking
+
+CANARY = "canary-of-the-test"
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", CANARY)
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", f"postgresql+asyncpg://team:p%40{CANARY}@db/prefect")
+
+
+@pytest.fixture
+def records() -> Iterator[None]:
+    before = logging.getLogRecordFactory()
+    redaction.watch_logs()
+    yield
+    logging.setLogRecordFactory(before)
+
+
+@pytest.mark.usefixtures("planted")
+def test_text_loses_credentials_and_nothing_else() -> None:
+    for text, clean in {
+        f"GET http://user:{CANARY}@host:5000/api failed": "GET http://***@host:5000/api failed",
+        "cannot open postgresql://a:b@db/x, nor https://token@host": (
+            "cannot open postgresql://***@db/x, nor https://***@host"
+        ),
+        f"'{CANARY}' is not right": "'***' is not right",
+        f"p@{CANARY} was decoded": "*** was decoded",
+        "write to a@b.example, see http://host/a@b": "write to a@b.example, see http://host/a@b",
+    }.items():
+        assert redaction.hide(text) == clean
+
+
+def test_http_addresses_hand_their_credentials_to_the_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://me:p%2F{CANARY}@mlflow.example/base")
+    monkeypatch.setenv("PREFECT_API_URL", f"http://team:{CANARY}@[::1]:4200/api")
+    assert tracking.tracking_uri() == "https://mlflow.example/base"
+    assert os.environ["MLFLOW_TRACKING_URI"] == "https://mlflow.example/base"
+    assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == ("me", f"p/{CANARY}")
+    assert os.environ["PREFECT_API_URL"] == "http://[::1]:4200/api"
+    assert os.environ["PREFECT_API_AUTH_STRING"] == f"team:{CANARY}"
+
+
+@pytest.mark.usefixtures("planted", "records")
+def test_a_log_record_of_any_library_has_none(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("some.library")
+    try:
+        raise OSError(f"no answer from http://me:{CANARY}@host")
+    except OSError:
+        logger.exception("asking %s", f"http://me:{CANARY}@host")
+    logger.warning("%d of %d", 3, 4)
+    assert CANARY not in caplog.text
+    assert "no answer from http://***@host" in caplog.text
+    assert caplog.records[-1].args == (3, 4), "what is innocent is left as it was"
+
+
+@pytest.mark.usefixtures("planted")
+def test_the_last_look_at_a_line_sees_tracebacks_too() -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(redaction.Formatter("%(message)s"))
+    record = logging.LogRecord("a", logging.ERROR, "p", 1, "failed", (), None)
+    record.exc_text = f"OSError: http://me:{CANARY}@host"
+    handler.emit(record)
+    assert stream.getvalue() == "failed\nOSError: http://***@host\n"
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_run_in_mlflow_and_the_error_that_goes_on_have_none() -> None:
+    def fail() -> None:
+        with tracking.pipeline_run("a", {"url": f"http://x:{CANARY}@h"}, run_name="r"):
+            raise RuntimeError(f"{CANARY} was refused") from OSError(f"http://me:{CANARY}@host")
+
+    with pytest.raises(RuntimeError) as raised:
+        fail()
+    (run,) = tracking.find_runs("", names=["a"])
+    assert run.data.tags[tracking.ERROR_TAG] == "RuntimeError: *** was refused"
+    assert CANARY not in str(run.to_dictionary())
+    assert str(raised.value) == "*** was refused"
+    assert str(raised.value.__cause__) == "http://***@host"
