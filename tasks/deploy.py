@@ -1,4 +1,4 @@
-"""deploy: tries the registered model in a clean process, then moves the alias."""
+"""deploy: tries the registered model in a clean process, then moves the alias, unless a person decided otherwise."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class DeploymentConfig(StageConfig):
 
 @task(name="deploy", persist_result=False, cache_policy=NO_CACHE)
 def deploy(release: Release, config: DeploymentConfig, *, run_id: str) -> Release:
-    """Reloads the version from the registry, tries its golden rows in a clean process, and moves the alias last."""
+    """Reloads a new version from the registry, tries its golden rows in a clean process, and moves the alias last."""
     registry.require_passed(registry.find(release.name, release.version), config.alias)
-    registry.move(config.alias, release)
-    tracking.Run(run_id).tags({"featherweight.deployed": f"{release.name}@{config.alias}"})
+    if registry.advance(config.alias, release):
+        tracking.Run(run_id).tags({"featherweight.deployed": f"{release.name}@{config.alias}"})
     return release

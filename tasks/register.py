@@ -22,7 +22,8 @@ def register(name: str, outcome: Outcome, *, run_id: str) -> Release:
     """Publishes what passed as a serving bundle and as a version of the registered model ``name``."""
     assert outcome.verdict.passed, "only a passed verdict is registered"
     release = _version(name, serving_bundle(name, outcome, run_id), outcome.verdict, run_id)
-    _set_alias(registry.CANDIDATE, release, run_id)
+    registry.nominate(registry.CANDIDATE, release)
+    _note(release, run_id)
     return release
 
 
@@ -44,7 +45,8 @@ def keep(
         "models": [teacher | {"stage": "train"}, candidate | {"stage": "validate"}],
     }
     release = _version(name, _bundle(name, splits, appraised, validation, None, run_id), None, run_id)
-    _set_alias(alias, release, run_id)
+    tracking.client().set_registered_model_alias(name, alias, str(release.version))
+    _note(release, run_id)
     return release
 
 
@@ -53,8 +55,7 @@ def _read(result: StageResult, name: str) -> dict[str, Any]:
     return found
 
 
-def _set_alias(alias: str, release: Release, run_id: str) -> None:
-    tracking.client().set_registered_model_alias(release.name, alias, str(release.version))
+def _note(release: Release, run_id: str) -> None:
     version = f"{release.name}/{release.version}"
     tracking.Run(run_id).tags({registry.DIGEST_TAG: release.digest, "featherweight.version": version})
 

@@ -1,24 +1,29 @@
 """Model versions and the aliases that people and servers know them by: resolved, tried, and moved.
 
 ``candidate`` is the newest version that passed, ``champion`` the one that is served, ``previous`` the champion before.
+
+MLflow writes one alias at a time, and a process may die between two of them. So what is about to become champion, and
+instead of what, is written down first, and whoever reads the aliases reads that, too. Who writes holds a lock, which
+holds off all processes of this home; between machines that share no disk, what is left is the time of two requests.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
-from tasks import store, tracking
+from tasks import disk, store, tracking
 from tasks.contracts import FeatherweightError, Release
 
 logger = logging.getLogger("featherweight")
@@ -30,6 +35,11 @@ VERDICT_TAG = "featherweight.verdict"
 SELF_TEST_TAG = "featherweight.self_test"
 OVERRIDE_TAG = "featherweight.override_reason"
 """Why a person moved an alias to a version whose verdict is not passed."""
+MOVING_TAG = "featherweight.moving"
+"""Of a registered model: the champion that is being replaced, and the version that replaces it."""
+SETTLED_TAG = "featherweight.settled."
+"""Of a registered model, followed by an alias: the newest version that there was when it was last decided which version
+the alias names. A run moves it to newer ones only."""
 
 SELF_TEST_TIMEOUT_S = 300
 CLEAN_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
@@ -41,16 +51,28 @@ def aliases(name: str) -> dict[str, int]:
     Raises:
         FeatherweightError: no model of this name is registered.
     """
+    model = _model(name)
+    found = {alias: int(version) for alias, version in model.aliases.items()}
+    replaced, _, champion = model.tags.get(MOVING_TAG, "").partition(" ")
+    if replaced.isdecimal() and champion == str(found.get(CHAMPION)):
+        found[PREVIOUS] = int(replaced)  # whoever moved the champion died before it could say so
+    return found
+
+
+def _model(name: str) -> RegisteredModel:
     try:
-        found = tracking.client().get_registered_model(name).aliases
+        return tracking.client().get_registered_model(name)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code not in NOT_THERE:
             raise
         known = sorted(model.name for model in tracking.client().search_registered_models())
         raise FeatherweightError(
             f"no model {name!r} is registered; {'there are ' + ', '.join(known) if known else 'none is yet'}"
         ) from None
-    return {alias: int(version) for alias, version in found.items()}
+
+
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""What MLflow answers about names and versions that do not exist, or cannot."""
 
 
 def find(name: str, which: str | int) -> ModelVersion:
@@ -60,18 +82,29 @@ def find(name: str, which: str | int) -> ModelVersion:
         FeatherweightError: there is no such model, alias or version.
     """
     known = aliases(name)
-    if isinstance(which, str) and not which.isdigit():
+    if isinstance(which, str) and not (which.isascii() and which.isdigit()):
         if which not in known:
             named = ", ".join(f"{alias} (version {version})" for alias, version in sorted(known.items())) or "none"
             raise FeatherweightError(f"{name} has no alias {which!r}; it has {named}")
         which = known[which]
-    try:
-        return tracking.client().get_model_version(name, str(which))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        versions = sorted(int(v.version) for v in tracking.client().search_model_versions(f"name = '{name}'"))
-        raise FeatherweightError(f"{name} has no version {which}; it has {', '.join(map(str, versions))}") from None
+    found = versions(name)
+    for version in found:
+        if str(version.version) == str(which).lstrip("0"):
+            return version
+    numbers = ", ".join(str(version.version) for version in found) or "none"
+    raise FeatherweightError(f"{name} has no version {which}; it has {numbers}")
+
+
+def versions(name: str) -> list[ModelVersion]:
+    """All versions of a registered model, the first one first."""
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = tracking.client().search_model_versions(f"name = '{name}'", page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda version: int(version.version))
 
 
 def release(version: ModelVersion) -> Release:
@@ -110,7 +143,7 @@ def require_passed(version: ModelVersion, alias: str, *, reason: str = "") -> No
     tracking.client().set_model_version_tag(version.name, version.version, OVERRIDE_TAG, reason.strip())
 
 
-@contextmanager
+@contextlib.contextmanager
 def downloaded(release: Release) -> Iterator[Path]:
     """Yields the serving bundle of a version, fetched from the registry and known to be the one meant.
 
@@ -175,22 +208,94 @@ def self_test(bundle: Path, release: Release) -> dict[str, float]:
 
 
 def move(alias: str, release: Release) -> None:
-    """Moves an alias to a version, which is first tried from the registry; the champion it replaces becomes previous.
+    """Moves an alias to a version because a person says so, once the version has answered from the registry.
+
+    What is decided here holds for all versions that there are now: no run moves the alias to one of them.
 
     Raises:
         RuntimeError: the version is damaged or does not answer as it should; the alias stays where it is.
     """
-    client = tracking.client()
-    before = aliases(release.name)
-    version = client.get_model_version(release.name, str(release.version))
-    if version.tags.get(SELF_TEST_TAG) == release.digest and before.get(alias) == release.version:
+    _require_answers(alias, release)
+    with _deciding(release.name):
+        newest = max(int(version.version) for version in versions(release.name))
+        _settle(alias, release.name, newest)
+        _write(alias, release)
+
+
+def advance(alias: str, release: Release) -> bool:
+    """Moves an alias to what a run has made, once it has answered from the registry; says whether it is there now.
+
+    A version that there was already when the alias was last moved, by a person or by a newer run, is nothing new: what
+    was decided then stands.
+
+    Raises:
+        RuntimeError: the version is damaged or does not answer as it should; the alias stays where it is.
+    """
+    if not _is_new(alias, release):
+        return aliases(release.name).get(alias) == release.version
+    _require_answers(alias, release)
+    with _deciding(release.name):
+        if not _is_new(alias, release):
+            return False
+        _write(alias, release)
+        _settle(alias, release.name, release.version)
+    return True
+
+
+def nominate(alias: str, release: Release) -> None:
+    """Lets an alias that nothing is served by name a version, if that is newer than what it names."""
+    with _deciding(release.name):
+        if aliases(release.name).get(alias, 0) < release.version:
+            tracking.client().set_registered_model_alias(release.name, alias, str(release.version))
+
+
+def _deciding(name: str) -> contextlib.AbstractContextManager[None]:
+    return disk.lock(f"aliases-{hashlib.sha256(name.encode()).hexdigest()[:16]}")
+
+
+def _is_new(alias: str, release: Release) -> bool:
+    """Whether a version came after the alias was last decided."""
+    said = _model(release.name).tags.get(SETTLED_TAG + alias, "")
+    current = aliases(release.name).get(alias, 0)
+    if release.version > max(current, int(said) if said.isdecimal() else 0):
+        return True
+    if current == release.version:
         logger.info("%s@%s already is version %s", release.name, alias, release.version)
+    else:
+        stays = f"stays version {current}" if current else "names no version"
+        logger.warning(
+            "%s@%s %s: version %s is not new, and this was decided after it; to change that: featherweight promote %s "
+            "--version %s", release.name, alias, stays, release.version, release.name, release.version,
+        )  # fmt: skip
+    return False
+
+
+def _require_answers(alias: str, release: Release) -> None:
+    """Tries a version from the registry, unless it answered before the alias named it."""
+    client = tracking.client()
+    version = client.get_model_version(release.name, str(release.version))
+    if version.tags.get(SELF_TEST_TAG) == release.digest and aliases(release.name).get(alias) == release.version:
         return
     with downloaded(release) as bundle:
         self_test(bundle, release)
     client.set_model_version_tag(release.name, str(release.version), SELF_TEST_TAG, release.digest)
+
+
+def _settle(alias: str, name: str, newest: int) -> None:
+    tracking.client().set_registered_model_tag(name, SETTLED_TAG + alias, str(newest))
+
+
+def _write(alias: str, release: Release) -> None:
+    """Writes an alias; the champion it replaces becomes previous."""
+    client, name, version = tracking.client(), release.name, str(release.version)
+    before = aliases(name)
     replaced = before.get(alias)
-    if alias == CHAMPION and replaced not in (None, release.version):
-        client.set_registered_model_alias(release.name, PREVIOUS, str(replaced))
-    client.set_registered_model_alias(release.name, alias, str(release.version))
-    logger.info("%s@%s is now version %s", release.name, alias, release.version)
+    changes_champion = alias == CHAMPION and replaced not in (None, release.version)
+    if changes_champion:
+        client.set_registered_model_tag(name, MOVING_TAG, f"{replaced} {version}")
+    if replaced != release.version:
+        client.set_registered_model_alias(name, alias, version)
+    if changes_champion:
+        client.set_registered_model_alias(name, PREVIOUS, str(replaced))
+        client.delete_registered_model_tag(name, MOVING_TAG)
+    logger.info("%s@%s is now version %s", name, alias, version)

@@ -119,15 +119,6 @@ def test_deploying_again_is_quick_and_changes_nothing(release: Release, run_id: 
     assert _champion() == "1"
 
 
-def test_an_alias_that_was_moved_away_comes_back_after_a_new_self_test(release: Release, run_id: str) -> None:
-    deploy.fn(release, CONFIG, run_id=run_id)
-    other = register.fn("polarity", outcome(run_id, lost=61), run_id=run_id)
-    deploy.fn(other, CONFIG, run_id=run_id)
-    assert _champion() == "2"
-    deploy.fn(release, CONFIG, run_id=run_id)
-    assert _champion() == "1"
-
-
 @pytest.mark.parametrize(
     ("name", "reason"),
     [("model.onnx", "model.onnx was changed"), ("manifest.json", "is not bundle"), ("files.json", "is not bundle")],
