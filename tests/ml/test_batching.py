@@ -10,6 +10,7 @@ from tasks.ml import batching
 
 
 def test_collate_pads_on_the_right() -> None:
+    assert [part.tolist() for part in batching.collate([[]], pad_id=1)] == [[[1]], [[0]]]
     ids, mask = batching.collate([[5, 6, 7], [8]], pad_id=1)
     assert ids.tolist() == [[5, 6, 7], [8, 1, 1]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]

@@ -165,7 +165,7 @@ def test_blocks_that_are_gone(tmp_path: Path, shapes: list[tuple[int, int]], int
 
 def test_roberta_counts_positions_from_its_padding_index(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = RobertaConfig(**SIZES, max_position_embeddings=66, type_vocab_size=1, pad_token_id=1)
+    config = RobertaConfig(**SIZES, max_position_embeddings=66, type_vocab_size=1, pad_token_id=4)
     model = RobertaForSequenceClassification(config).eval()
     export(model, tmp_path, quantization.Spec())
     assert errors(model, tmp_path).max() < 1e-5

@@ -38,6 +38,8 @@ def test_feed_pads_on_the_right() -> None:
     assert feed["input_ids"].tolist() == [[5, 6, 7, 9], [8, 9, 9, 9]]
     assert feed["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
     assert {array.dtype for array in feed.values()} == {np.dtype(np.int64)}
+    nothing = runtime.feed([[]], pad_id=3)  # on which the runtime would end the process
+    assert (nothing["input_ids"].tolist(), nothing["attention_mask"].tolist()) == ([[3]], [[0]])
 
 
 def test_a_graph_of_others_gets_the_inputs_that_it_has(tmp_path: Path) -> None:
