@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tasks import disk, redaction, secret
 from tasks.contracts import FeatherweightError
+from tasks.ml import machine
 
 STARTUP_TIMEOUT_S = 300.0
 """The first start also creates Prefect's database: 8 s on two idle cores."""
@@ -60,6 +61,7 @@ NO_ONE_WATCHES = {
 
 USER, PASSWORD = "featherweight:", "prefect"
 """Who talks to a Prefect server of ours, and the name of the home's secret that is the password of ``up``."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def configure() -> None:
@@ -74,6 +76,17 @@ def configure() -> None:
     here = re.match(r"https?://(127\.0\.0\.1|localhost)[:/]", os.environ.get("PREFECT_API_URL", ""))
     if here and (password := secret.known(PASSWORD)):
         os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
+    _spare_loopback()
+    machine.keep_to_limits()
+
+
+def _spare_loopback() -> None:
+    """Lets no proxy be asked for this machine, whatever else one is set for."""
+    said = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    names = [name.strip() for name in said.split(",") if name.strip()]
+    if "*" not in names:
+        value = ",".join(dict.fromkeys([*names, *LOOPBACK]))
+        os.environ.update(no_proxy=value, NO_PROXY=value)
 
 
 @contextlib.contextmanager

@@ -26,13 +26,13 @@ from tasks import disk, progress, tracking
 from tasks.appraise import appraise
 from tasks.contracts import Contract, StageResult
 from tasks.deploy import deploy
+from tasks.keys import code_digest, numerics_versions, outside
 from tasks.ml import machine
 from tasks.prepare import prepare
 from tasks.register import keep, register
 from tasks.reporting import search as sections
 from tasks.reporting.search import Limits, Minimize, Search, Trial
 from tasks.reporting.search import State as TrialState
-from tasks.stage import code_digest, numerics_versions
 from tasks.train import train
 
 logger = logging.getLogger("featherweight")
@@ -161,9 +161,11 @@ def _home(recipe: Recipe, config: SearchConfig) -> Path:
 
 
 def _journal(home: Path, course: Course) -> Path:
-    """The ledger, by everything else that what it holds rests on: data, teacher, code, libraries and machine."""
+    """The ledger, by all else that what it holds rests on: data, teacher, other models, code, libraries and machine."""
     code = {name: code_digest(f"tasks.{name}") for name in ("distill", "prune", "quantize", "export", "appraise")}
-    about = (course.splits.digest, course.teacher.digest, code, numerics_versions(), machine.identity())
+    recipe = course.recipe
+    others = [outside(config) for config in (recipe.distillation, recipe.pruning, recipe.quantization)]
+    about = (course.splits.digest, course.teacher.digest, others, code, numerics_versions(), machine.identity())
     return home / f"{_digest(*about)}.journal"
 
 

@@ -53,7 +53,7 @@ class DistillationConfig(tutoring.TutoringConfig):
     )
 
 
-@stage(salt=tutoring.augmentation_digest)
+@stage
 def distill(source: Bundle, splits: Splits, config: DistillationConfig, *, seed: int) -> StageOutput:
     """Cuts a student out of the teacher and teaches it with logits, hidden states and attention relations.
 

@@ -6,32 +6,50 @@ import functools
 import json
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from tasks import disk, store, tracking
 from tasks.contracts import Scorecard, Splits, StageConfig, StageOutput
+from tasks.keys import Outside, PlainText
 from tasks.stage import stage
 
 logger = logging.getLogger("featherweight")
 
 
+def _rows_digest(source: str) -> str:
+    from tasks.ml import sources
+
+    return sources.digest(source)
+
+
+def _tokenizer_digest(base_model: str) -> str:
+    from tasks.ml import locators
+
+    return locators.directory_digest(locators.locate(base_model), weights=False)
+
+
+Source = Annotated[str, Outside(_rows_digest)]
+
+
 class DataConfig(StageConfig):
     """Where the rows are and how they are divided."""
 
-    source: str = Field(
+    source: Source = Field(
         "demo:movie-snippets",
         title="Source",
         description="demo:NAME, hf:NAME[/CONFIG] or file:PATH (CSV, TSV, JSON, JSON Lines or Parquet; one file, or a "
         "folder with one per split).",
         min_length=1,
     )
-    text: str = Field("text", title="Text column", description="Name of the column that holds the text.", min_length=1)
-    label: str = Field(
+    text: PlainText = Field(
+        "text", title="Text column", description="Name of the column that holds the text.", min_length=1
+    )
+    label: PlainText = Field(
         "label", title="Label column", description="Name of the column that holds the label.", min_length=1
     )
-    unlabeled: str = Field(
+    unlabeled: Source = Field(
         "",
         title="Unlabeled source",
         description="More text, without labels, to distil the teacher's knowledge on; a source as above, or empty.",
@@ -62,16 +80,10 @@ class DataConfig(StageConfig):
     )
 
 
-def _source_digest(config: DataConfig, *, base_model: str, **_: object) -> str:
-    """Identity of the inputs that lie outside the store: the rows, and the base model's tokenizer."""
-    from tasks.ml import locators, sources
-
-    rows = [sources.digest(source) for source in (config.source, config.unlabeled) if source]
-    return json.dumps([*rows, locators.directory_digest(locators.locate(base_model), weights=False)])
-
-
-@stage(salt=_source_digest)
-def prepare(config: DataConfig, *, problem: str, base_model: str) -> StageOutput:
+@stage
+def prepare(
+    config: DataConfig, *, problem: PlainText, base_model: Annotated[str, Outside(_tokenizer_digest)]
+) -> StageOutput:
     """Reads and checks the rows, divides them by content, and encodes them with the base model's tokenizer."""
     from tasks.ml import (
         datasets,

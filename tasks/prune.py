@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from tasks import latency, store, tracking, tutoring
 from tasks.contracts import Bundle, Embeddings, Parallelism, Splits, StageOutput
+from tasks.keys import PlainText
 from tasks.ml import machine
 from tasks.stage import stage
 
@@ -112,7 +113,7 @@ class PruningConfig(tutoring.TutoringConfig):
         description="How single weights of the linear layers are chosen to be zero, and stay it. Their files compress "
         "better; ONNX Runtime computes with zeros as with other numbers, so nothing gets faster or smaller by itself.",
     )
-    sparsity_pattern: str = Field(
+    sparsity_pattern: PlainText = Field(
         "unstructured",
         pattern=r"^(unstructured|[1-9][0-9]*:[1-9][0-9]*)$",
         title="Sparsity pattern",
@@ -219,11 +220,9 @@ def _plan(
     return plan
 
 
-def _outside(*, config: PruningConfig, **_: Any) -> str:
-    """What the result depends on beside inputs and config: a measured time belongs to the machine that it was taken on,
-    and words may be another model's."""
-    place = machine.identity() if config.target_speedup else ""
-    return place + tutoring.augmentation_digest(config)
+def _place(*, config: PruningConfig, **_: Any) -> str:
+    """A measured time belongs to the machine that it was taken on."""
+    return machine.identity() if config.target_speedup else ""
 
 
 def _report_safety(before: Any, after: Any) -> None:
@@ -238,7 +237,7 @@ def _report_safety(before: Any, after: Any) -> None:
     tracking.current().metrics({f"vocabulary_{name}": value for name, value in found.items()})
 
 
-@stage(salt=_outside)
+@stage(salt=_place)
 def prune(
     source: Bundle,
     splits: Splits,
@@ -246,7 +245,7 @@ def prune(
     *,
     teacher: Bundle,
     seed: int,
-    rounding: Mapping[str, Any] | None = None,
+    rounding: Mapping[str, int] | None = None,
 ) -> StageOutput:
     """Removes what the calibration split misses least, then lets the teacher heal it.
 
@@ -299,7 +298,7 @@ def prune(
         "seed": seed,
         "bundle": teacher,
         "vocabulary": tokens,
-        "spec": quantization.plan(student, linears=False, **rounding) if rounding else None,
+        "spec": quantization.plan(student, linears=False, **dict[str, Any](rounding)) if rounding else None,
     }
     for number in range(1, config.rounds):
         smaller = functools.partial(cut, student, number / config.rounds)

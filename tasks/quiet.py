@@ -7,13 +7,14 @@ so that work which goes on for ever does not keep a timing waiting for ever.
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Iterator
 
 from pydantic import Field
 
 from tasks import disk
 from tasks.contracts import StageConfig
+from tasks.keys import PlainText
+from tasks.ml import machine
 
 BATCH = 16
 """Rows at once that throughput is measured with."""
@@ -22,15 +23,15 @@ BATCH = 16
 class TimingConfig(StageConfig):
     """Where and how long models are timed."""
 
-    device: str = Field("auto", pattern="^(auto|cpu|cuda)$", title="Device", description="auto, cpu or cuda.")
+    device: PlainText = Field("auto", pattern="^(auto|cpu|cuda)$", title="Device", description="auto, cpu or cuda.")
     threads: int = Field(0, ge=0, le=1024, title="Threads", description="CPU threads; 0 takes all cores.")
     repeats: int = Field(15, ge=3, le=100, title="Repeats", description="Timing rounds.")
     sentences: int = Field(100, ge=10, le=10000, title="Sentences", description="Real sentences timed per round.")
 
 
 def _name(part: str) -> str:
-    """Of this machine: a home may lie on a disk that several share."""
-    return f"{part}-{socket.gethostname()}"
+    """Of this machine, as long as it runs: a home may lie on a disk that several share, and containers share one."""
+    return f"{part}-{machine.boot_id()}"
 
 
 @contextlib.contextmanager

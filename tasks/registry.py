@@ -172,7 +172,7 @@ def _damage(bundle: Path) -> str:
     return ""
 
 
-@contextmanager
+@contextlib.contextmanager
 def servable(bundle: Path) -> Iterator[Path]:
     """Yields an MLflow model that answers from a downloaded bundle by the code of this installation."""
     from tasks.serving import model

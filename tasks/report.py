@@ -17,9 +17,9 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from tasks import disk, store, tracking
 from tasks.contracts import Outcome
+from tasks.keys import numerics_versions
 from tasks.reporting import page, summary
 from tasks.reporting.evidence import Evidence, SeedRun, compare, correctness
-from tasks.stage import numerics_versions
 
 logger = logging.getLogger("featherweight")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
 from tasks import fitting, publish, store
 from tasks.contracts import OptimizerConfig, Scorecard, Splits, StageOutput
+from tasks.keys import Outside
 from tasks.ml import locators
 from tasks.stage import stage
 
@@ -37,8 +38,11 @@ class TrainingConfig(OptimizerConfig):
     )
 
 
-def _base_digest(base_model: str, **_: object) -> str:
+def _base_digest(base_model: str) -> str:
     return locators.directory_digest(locators.locate(base_model))
+
+
+BaseName = Annotated[str, Outside(_base_digest)]
 
 
 class _Base(NamedTuple):
@@ -73,8 +77,8 @@ def _open(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int)
     return _Base(model, tokenizer, lesson, rows)
 
 
-@stage(salt=_base_digest)
-def train(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int) -> StageOutput:
+@stage
+def train(base_model: BaseName, splits: Splits, config: TrainingConfig, *, seed: int) -> StageOutput:
     """Fine-tunes the base model on the training split; the selection split stops it and shows overfitting."""
     base = _open(base_model, splits, config, seed=seed)
     return fitting.fit(
@@ -90,8 +94,8 @@ def train(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int)
     )
 
 
-@stage(salt=_base_digest)
-def trial(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int) -> StageOutput:
+@stage
+def trial(base_model: BaseName, splits: Splits, config: TrainingConfig, *, seed: int) -> StageOutput:
     """Trains to the last epoch, as ``train`` does, to measure what a config is worth; keeps no weights.
 
     In a process of its own: a resident set never falls, so the peak of one that trained before would be the larger.

@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from tasks import disk, fitting, store
 from tasks.contracts import Bundle, OptimizerConfig, Splits, StageOutput
-from tasks.stage import checkpoint_directory, code_digest, numerics_versions
+from tasks.keys import Outside, code_digest, numerics_versions
+from tasks.stage import checkpoint_directory
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from tasks.ml.datasets import Split
     from tasks.ml.lessons import Lesson
     from tasks.ml.quantization import Spec
+
+
+def _model_digest(name: str) -> str:
+    from tasks.ml import locators
+
+    return locators.directory_digest(locators.find(name, field="augmentation_model"))
 
 
 class AugmentationKind(StrEnum):
@@ -64,7 +71,7 @@ class TutoringConfig(OptimizerConfig):
         description="spans: parts of texts; replacements: texts with some words replaced by similar ones; "
         "both: half of each.",
     )
-    augmentation_model: str = Field(
+    augmentation_model: Annotated[str, Outside(_model_digest)] = Field(
         "",
         title="Model for replacements",
         description="Masked language model that proposes words: package:PACKAGE/PATH, a local directory, or a hub "
@@ -82,15 +89,6 @@ class TutoringConfig(OptimizerConfig):
         """Fields by which the last layer's attention is learned."""
         weights = {"attention_weight": self.attention_weight, "map_weight": self.map_weight}
         return [name for name, weight in weights.items() if weight]
-
-
-def augmentation_digest(config: TutoringConfig, **_: Any) -> str:
-    """Identity of the model that proposes words, for the cache key; empty if there is none."""
-    from tasks.ml import locators
-
-    if not config.augmentation_model:
-        return ""
-    return locators.directory_digest(locators.find(config.augmentation_model, field="augmentation_model"))
 
 
 def more_texts(

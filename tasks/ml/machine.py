@@ -56,6 +56,12 @@ def adopt_orphans(adopt: bool = True) -> None:
         _library().prctl(PR_SET_CHILD_SUBREAPER, int(adopt))
 
 
+def boot_id() -> str:
+    """Names what all processes of a machine share, those of its containers, too: the kernel since it was started."""
+    said = Path("/proc/sys/kernel/random/boot_id")
+    return said.read_text(encoding="ascii").strip() if said.is_file() else platform.node()
+
+
 @functools.cache
 def _cpu_info(root: Path) -> dict[str, str]:
     """What the kernel says of the first processor (proc(5), ``cpuinfo``)."""
@@ -127,6 +133,13 @@ def usable_cores() -> float:
 def num_cores() -> int:
     """Threads that this process can keep busy: one more than its container's limit would hold all of them up."""
     return max(1, int(usable_cores()))
+
+
+def keep_to_limits() -> None:
+    """Lets OpenMP, and with it torch and NumPy, start no more threads than a container's limit keeps busy, here and in
+    children; to be called before they are imported. What the user has set stands."""
+    if num_cores() < _affinity():
+        os.environ.setdefault("OMP_NUM_THREADS", str(num_cores()))
 
 
 def share_cores(workers: int) -> int:

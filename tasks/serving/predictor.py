@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,23 @@ from tokenizers import Tokenizer
 
 TOLERANCE = 0.01
 """Largest difference of a golden probability: another CPU's integer kernels round elsewhere."""
+
+
+def num_cores(root: Path = Path("/")) -> int:
+    """CPU cores that this process may use, by its affinity and by its container's limit (cgroups, both versions)."""
+    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    said = root / "proc" / "self" / "cgroup"
+    for line in said.read_text(encoding="utf-8").splitlines() if said.is_file() else ():
+        _, controllers, group = line.split(":", 2)
+        top = root / "sys" / "fs" / "cgroup" / controllers
+        place = top / group.lstrip("/")
+        for folder in (place, *place.parents):
+            for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+                if all((folder / name).is_file() for name in names):
+                    quota, period = " ".join((folder / name).read_text(encoding="ascii") for name in names).split()
+                    if quota not in ("max", "-1"):
+                        cores = min(cores, int(quota) / int(period))
+    return max(1, int(cores))
 
 
 class Predictor:
@@ -38,7 +56,7 @@ class Predictor:
         Args:
             directory: the serving bundle.
             provider: execution provider; empty takes the one that the model was validated on.
-            threads: CPU threads; 0 takes all cores.
+            threads: CPU threads; 0 takes all cores that this process may use.
 
         Raises:
             RuntimeError: the provider does not work here. There is no silent fall-back to the CPU.
@@ -50,7 +68,7 @@ class Predictor:
         self.tokenizer.no_padding()
         provider = provider or self.manifest["provider"]
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or num_cores()
         model = str(self.directory / "model.onnx")
         if provider == "CUDAExecutionProvider":
             onnxruntime.preload_dlls()  # finds CUDA where pip put it

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks.ml import machine
+from tasks.serving import predictor
 
 ZEN_4 = "fpu sse4_1 avx f16c fma avx2 avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16"
 ZEN_2 = "fpu sse4_1 avx f16c fma avx2"
@@ -132,11 +133,17 @@ V1 = "4:memory:/jobs\n1:cpu:/jobs/one\n0::/\n"
     ],
 )
 def test_a_containers_limit_decides_how_many_threads(
-    files: dict[str, str], usable: float, threads: int, root: Path
+    files: dict[str, str], usable: float, threads: int, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(root, files)
     assert machine.usable_cores() == usable
     assert machine.num_cores() == threads
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert predictor.num_cores(root) == threads, "a bundle is served with as many as it was measured with"
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    machine.keep_to_limits()
+    assert os.environ.get("OMP_NUM_THREADS") == (str(threads) if threads < 8 else None)
 
 
 def test_this_machine_is_described() -> None:

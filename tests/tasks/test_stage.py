@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import logging
 import subprocess
 import sys
@@ -12,19 +11,18 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 
-from tasks import stage as machinery
-from tasks import store, tracking
+from tasks import keys, store, tracking
 from tasks.contracts import Bundle, FeatherweightError
 from tests.tasks import tiny_stages
-from tests.tasks.tiny_stages import TinyConfig, executions, tiny
+from tests.tasks.tiny_stages import executions, tiny
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 def forget_code() -> None:
     """A process reads its own code once; these tests change it."""
-    machinery.code_digest.cache_clear()
-    machinery._read.cache_clear()
+    keys.code_digest.cache_clear()
+    keys._read.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -97,103 +95,11 @@ def test_a_late_change_keeps_the_early_stages() -> None:
 def test_an_early_change_with_the_same_result_keeps_the_late_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny()
     executions.clear()
-    monkeypatch.setattr(machinery, "NUMERICS", ())
-    machinery.numerics_versions.cache_clear()
+    monkeypatch.setattr(keys, "NUMERICS", ())
+    keys.numerics_versions.cache_clear()
     tiny()
-    machinery.numerics_versions.cache_clear()
+    keys.numerics_versions.cache_clear()
     assert executions == ["make", "shrink", "effect"], "other numerics libraries compute everything again"
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({"source": "b"}, "changed"),
-        ({"config": TinyConfig(width=2)}, "changed"),
-        ({"seed": 1}, "changed"),
-        ({"source": "a@new-content"}, "changed"),
-        ({"config": TinyConfig()}, "same"),
-    ],
-)
-def test_what_changes_a_key(change: dict[str, object], expected: str) -> None:
-    arguments: dict[str, object] = {"source": "a", "config": TinyConfig(width=1), "seed": 0}
-    function = tiny_stages.make.__wrapped__
-    before = machinery.cache_key(function, arguments)
-    assert (machinery.cache_key(function, arguments | change) != before) is (expected == "changed")
-
-
-def test_the_salt_changes_a_key() -> None:
-    function = tiny_stages.make.__wrapped__
-    assert machinery.cache_key(function, {}, salt="1") != machinery.cache_key(function, {}, salt="2")
-
-
-def test_what_is_not_json_is_refused() -> None:
-    with pytest.raises(TypeError):
-        machinery.cache_key(tiny_stages.make.__wrapped__, {"source": Path("a")})
-
-
-def digest_of(source: str, helper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Code digest of a stage module and a helper in ``tasks/ml`` that it imports inside a function."""
-    (tmp_path / "tasks" / "ml").mkdir(parents=True, exist_ok=True)
-    (tmp_path / "tasks" / "ml" / "kernel.py").write_text(helper, encoding="utf-8")
-    (tmp_path / "tasks" / "ml" / "stranger.py").write_text("import nothing_of_ours", encoding="utf-8")
-    (tmp_path / "tasks" / "store.py").write_text(helper, encoding="utf-8")
-    module = tmp_path / "tasks" / "melt.py"
-    module.write_text(source, encoding="utf-8")
-    fake = type(sys)("tasks.melt")
-    fake.__file__ = str(module)
-    monkeypatch.setitem(sys.modules, "tasks.melt", fake)
-    monkeypatch.setattr(machinery, "ROOT", tmp_path)
-    forget_code()
-    return machinery.code_digest("tasks.melt")
-
-
-STAGE = '''
-from tasks import store
-def melt():
-    """Melts."""
-    from tasks.ml import kernel
-    return kernel.heat(2)
-'''
-KERNEL = "def heat(x):\n    return x * 2\n"
-
-
-@pytest.mark.parametrize(
-    ("stage", "kernel", "expected"),
-    [
-        (STAGE, KERNEL, "same"),
-        (STAGE.replace("Melts.", "Liquefies."), KERNEL, "same"),
-        (STAGE + "# a comment\n", "\n\n" + KERNEL.replace("x * 2", "(x*2)  # twice"), "same"),
-        (STAGE.replace("heat(2)", "heat(3)"), KERNEL, "changed"),
-        (STAGE, KERNEL.replace("x * 2", "x * 3"), "changed"),
-        (STAGE.replace("from tasks.ml import kernel", "from tasks.ml.kernel import heat"), KERNEL, "changed"),
-    ],
-)
-def test_code_that_computes_differently_has_another_digest(
-    stage: str, kernel: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = digest_of(STAGE, KERNEL, tmp_path, monkeypatch)
-    assert (digest_of(stage, kernel, tmp_path, monkeypatch) != before) is (expected == "changed")
-
-
-def test_what_moves_bytes_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = digest_of(STAGE, KERNEL, tmp_path, monkeypatch)
-    for name in ("store.py", "ml/stranger.py"):
-        (tmp_path / "tasks" / name).write_text("changed = True", encoding="utf-8")
-    forget_code()
-    assert machinery.code_digest("tasks.melt") == before
-
-
-@pytest.mark.parametrize("module", ["train", "distill", "prune", "quantize", "export", "validate"])
-def test_the_code_of_the_real_stages_is_followed(module: str) -> None:
-    """A stage's key covers the mathematics that it reaches, and none of it is imported to find out."""
-    code = (
-        f"import sys, tasks.{module}; from tasks import stage; "
-        f"stage.code_digest('tasks.{module}'); print('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-    tree = ast.parse((ROOT / "tasks" / f"{module}.py").read_text(encoding="utf-8"))
-    assert any(machinery._sources(name) for name in machinery._imports(tree))
 
 
 def test_a_failure_publishes_nothing_and_is_recorded() -> None:

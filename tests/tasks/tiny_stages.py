@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from prefect import flow
+from typing import Annotated
+
+from prefect import flow, task
 
 from tasks import progress, store, tracking
 from tasks.contracts import Bundle, FeatherweightError, Scorecard, StageConfig, StageOutput, StageResult
+from tasks.keys import Outside, PlainText
 from tasks.stage import checkpoint_directory, stage
 
 executions: list[str] = []
@@ -15,12 +18,12 @@ class TinyConfig(StageConfig):
     width: int = 1
 
 
-def salt(source: str, **_: object) -> str:
+def content(source: str) -> str:
     return source.partition("@")[2]
 
 
-@stage(salt=salt)
-def make(source: str, config: TinyConfig, *, seed: int = 0) -> StageOutput:
+@stage
+def make(source: Annotated[str, Outside(content)], config: TinyConfig, *, seed: int = 0) -> StageOutput:
     """Publishes a bundle that depends on the arguments."""
     executions.append("make")
     with store.workspace() as directory:
@@ -49,7 +52,7 @@ STEPS, SAVED_AT, INTERRUPTED_AT = 6, 3, 5
 
 
 @stage
-def patient(source: str) -> StageOutput:
+def patient(source: PlainText) -> StageOutput:
     """Takes steps, keeps what it needs to resume after some of them, and is interrupted later, the first time."""
     saved = checkpoint_directory() / "step"
     first = int(saved.read_text(encoding="utf-8")) if saved.is_file() else 0
@@ -84,3 +87,8 @@ def tiny(source: str = "a", width: int = 1, shrink_width: int = 1) -> list[Stage
         shrunk = shrink(made.bundle, TinyConfig(width=shrink_width), run_id=run_id)
         done = effect(made.bundle, run_id=run_id)
     return [made, shrunk, done]
+
+
+@task
+def one_task() -> None:
+    """Not a stage: a task run without any of ours around it."""
