@@ -54,10 +54,15 @@ class AblationConfig(Contract):
 CONFIG = AblationConfig
 
 
-@flow(name=KIND, flow_run_name=comparing.run_name(KIND), persist_result=False, validate_parameters=False)
+@flow(
+    name=KIND,
+    flow_run_name=comparing.run_name(KIND),
+    on_running=[orphans.sign],
+    persist_result=False,
+    validate_parameters=False,
+)
 def ablation(recipe: Recipe = Recipe(), config: AblationConfig = AblationConfig()) -> Ablation:
     """Make a recipe's model with and without each technique, and compare them on the selection split."""
-    orphans.end_with_worker()
     recipe, config = recipe_files.checked(recipe), checked(config)
     arms, left_out = _planned(recipe, config)
     variations = _variations(recipe, arms)

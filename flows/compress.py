@@ -33,10 +33,11 @@ def _run_name() -> str:
 
 
 # Prefect would explain wrong fields in its own words: the recipe is checked here, and explained as on the command line.
-@flow(name="compress", flow_run_name=_run_name, persist_result=False, validate_parameters=False)
+@flow(
+    name="compress", flow_run_name=_run_name, on_running=[orphans.sign], persist_result=False, validate_parameters=False
+)
 def compress(recipe: Recipe = Recipe()) -> Outcome | State[Outcome]:
     """Train, shrink, prove and ship one language model."""
-    orphans.end_with_worker()
     recipe = recipe_files.checked(recipe)
     preflight.require(preflight.objections(recipe, preflight.inspected(recipe)))
     disk.require_free_space()

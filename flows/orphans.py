@@ -7,38 +7,72 @@ import contextvars
 import logging
 import threading
 from collections.abc import Iterator
+from typing import Any
 
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-from prefect.runtime import deployment
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed, StateType
 
-from tasks import tracking
+from tasks import processes, tracking
 from tasks.ml import machine
 
 logger = logging.getLogger("featherweight")
 
 REASON = "its process was killed"
+LABEL = "featherweight.process"
+"""Label of a flow run: the process that runs it."""
 EVERY_S = 20.0
 """Between two looks for runs that were left open, while servers run."""
 
 
-def end_with_worker() -> None:
-    """Lets a run that a worker started be ended when the worker is killed."""
-    if deployment.id:
+def sign(flow: Any, flow_run: Any, state: Any) -> None:
+    """A hook of every flow, when it begins to run: says in Prefect which process runs it, and ends it with its worker.
+
+    A run that a worker started ends when the worker is killed.
+    """
+    if flow_run.deployment_id:
         machine.end_with_parent()
+    with get_client(sync_client=True) as client:
+        client.update_flow_run_labels(flow_run.id, {LABEL: processes.this_process()})
 
 
 def close() -> None:
-    """Closes the runs that killed processes of this host left open."""
+    """Closes the runs that killed processes of this home left open."""
     closed = tracking.close_orphans()
     if closed:
         logger.warning("%d runs in MLflow were left open by killed processes and are now closed", len(closed))
-    open_states = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING]))
     with get_client(sync_client=True) as client:
-        for flow_run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=open_states)):
-            if tracking.was_left(f"tags.`prefect.flow_run_id` = '{flow_run.id}'"):
+        _close_flow_runs(client)
+        _close_task_runs(client)
+    processes.sweep()
+
+
+def _close_flow_runs(client: SyncPrefectClient) -> None:
+    still = FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING])
+    for flow_run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=still))):
+        if processes.is_gone(str(flow_run.labels.get(LABEL, ""))):
+            with contextlib.suppress(ObjectNotFound):  # deleted meanwhile
                 client.set_flow_run_state(flow_run.id, Crashed(message=REASON), force=True)
+
+
+def _close_task_runs(client: SyncPrefectClient) -> None:
+    """Nobody else does: a task run is closed by the process that runs it, also where a worker closes the flow run."""
+    ended = FlowRunFilterStateType(any_=[StateType.CRASHED, StateType.CANCELLED])
+    still = TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
+    for task_run in client.read_task_runs(
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=ended)),
+        task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=still)),
+    ):
+        with contextlib.suppress(ObjectNotFound):
+            client.set_task_run_state(task_run.id, Crashed(message=REASON), force=True)
 
 
 @contextlib.contextmanager

@@ -98,10 +98,15 @@ class SearchConfig(Contract):
 CONFIG = SearchConfig
 
 
-@flow(name=KIND, flow_run_name=comparing.run_name(KIND), persist_result=False, validate_parameters=False)
+@flow(
+    name=KIND,
+    flow_run_name=comparing.run_name(KIND),
+    on_running=[orphans.sign],
+    persist_result=False,
+    validate_parameters=False,
+)
 def search(recipe: Recipe = Recipe(), config: SearchConfig = SearchConfig()) -> Search | State[Search]:
     """Try variations of a recipe, keep the best at every moment, and let the test split judge the last few."""
-    orphans.end_with_worker()
     recipe, config = recipe_files.checked(recipe), checked(config)
     base = preflight.inspected(recipe)
     preflight.require(preflight.objections(recipe, base))

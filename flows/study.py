@@ -53,10 +53,15 @@ class StudyConfig(Contract):
 CONFIG = StudyConfig
 
 
-@flow(name=KIND, flow_run_name=comparing.run_name(KIND), persist_result=False, validate_parameters=False)
+@flow(
+    name=KIND,
+    flow_run_name=comparing.run_name(KIND),
+    on_running=[orphans.sign],
+    persist_result=False,
+    validate_parameters=False,
+)
 def study(recipe: Recipe = Recipe(), config: StudyConfig = StudyConfig()) -> Study:
     """Train the same model in many ways, one at a time, and compare them."""
-    orphans.end_with_worker()
     recipe, config = recipe_files.checked(recipe), checked(config)
     preflight.require(preflight.of_training(recipe, preflight.inspected(recipe)))
     preset = choices.PRESETS[config.preset]

@@ -37,7 +37,7 @@ NUMERICS = (
 ROOT = Path(__file__).parent.parent
 """The directory that holds the package ``tasks``."""
 
-_MOVERS = ("contracts", "disk", "exchange", "keys", "progress", "publish", "stage", "store", "tracking")
+_MOVERS = ("contracts", "disk", "exchange", "keys", "processes", "progress", "publish", "stage", "store", "tracking")
 MOVERS = {f"tasks.{name}" for name in _MOVERS}
 """Modules that move bytes and show progress: they do not change what a stage computes."""
 

@@ -7,7 +7,6 @@ import contextvars
 import json
 import math
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +16,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
-import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
-from tasks import disk, redaction
+from tasks import disk, processes, redaction
 from tasks.contracts import FeatherweightError
 
 ERROR_TAG = "featherweight.error"
@@ -201,43 +199,22 @@ def current() -> Run:
 PROCESS_TAG = "featherweight.process"
 
 
-def this_process() -> str:
-    """Names this process among all that ever ran on any machine: host, id, and second of its start."""
-    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
-
-
-def is_gone(process: str) -> bool:
-    """Whether a process, as ``this_process`` named it, is known to have ended: one of another host never is."""
-    host, pid, started = process.rsplit(" ", 2)
-    if host != socket.gethostname():
-        return False
-    try:
-        return f"{psutil.Process(int(pid)).create_time():.0f}" != started
-    except psutil.NoSuchProcess:
-        return True
-
-
 def close_orphans() -> list[Any]:
-    """Closes as ``KILLED`` what a process of this host left running when it was killed; returns the runs closed."""
-    query = f"attributes.status = 'RUNNING' and tags.`{PROCESS_TAG}` LIKE '{socket.gethostname()} %'"
+    """Closes as ``KILLED`` what a process of this home left running when it was killed; returns the runs closed."""
+    query = f"attributes.status = 'RUNNING' and tags.`{PROCESS_TAG}` LIKE '{processes.home_id()} %'"
     found = find_runs(query, max_results=1000)
-    closed = [run for run in found if is_gone(run.data.tags[PROCESS_TAG])]
+    closed = [run for run in found if processes.is_gone(run.data.tags[PROCESS_TAG])]
     for run in closed:
         orphan = Run(run.info.run_id)
-        orphan.tags({ERROR_TAG: "the process was killed before it could close this run"})
-        orphan.finish("KILLED")
+        with contextlib.suppress(MlflowException):  # another process closes the same, or a person deletes it
+            orphan.tags({ERROR_TAG: "the process was killed before it could close this run"})
+            orphan.finish("KILLED")
     return closed
-
-
-def was_left(filter_string: str) -> bool:
-    """Whether there are runs that meet the filter, and the processes of all of them are known to have ended."""
-    found = find_runs(filter_string)
-    return bool(found) and all(is_gone(run.data.tags.get(PROCESS_TAG, "? 0 0")) for run in found)
 
 
 def start(name: str, *, experiment_id: str, parent: str | None = None, tags: Mapping[str, str] | None = None) -> Run:
     """Creates a run; as a child if ``parent`` is given."""
-    all_tags = {MLFLOW_RUN_NAME: name, PROCESS_TAG: this_process(), **(tags or {})}
+    all_tags = {MLFLOW_RUN_NAME: name, PROCESS_TAG: processes.this_process(), **(tags or {})}
     if parent:
         all_tags[MLFLOW_PARENT_RUN_ID] = parent
     return Run(client().create_run(experiment_id, run_name=name, tags=all_tags).info.run_id)
@@ -254,7 +231,7 @@ def _reopened(run_id: str, *, experiment_id: str, parent: str | None, tags: Mapp
     client().update_run(run_id, status="RUNNING")
     run = Run(run_id)
     below = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
-    run.tags({PROCESS_TAG: this_process(), **below, ERROR_TAG: "", **tags})
+    run.tags({PROCESS_TAG: processes.this_process(), **below, ERROR_TAG: "", **tags})
     return run
 
 
@@ -334,7 +311,7 @@ def trial_run(run_id: str, params: Mapping[str, Any], tags: Mapping[str, str]) -
     """
     run = Run(run_id)
     client().update_run(run_id, status="RUNNING")
-    run.tags({"featherweight.kind": "trial", PROCESS_TAG: this_process(), ERROR_TAG: "", **tags})
+    run.tags({"featherweight.kind": "trial", PROCESS_TAG: processes.this_process(), ERROR_TAG: "", **tags})
     with _closing(run):
         run.params(params)
         yield run

@@ -8,81 +8,117 @@ import time
 from pathlib import Path
 
 import pytest
-from prefect.client.orchestration import get_client
-from prefect.states import Running
+from prefect import Flow, flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.states import Crashed, Running
 
-from flows import orphans
-from flows.compress import compress
-from tasks import tracking
+from flows import ablation, compress, orphans, promote, search, study
+from tasks import processes, tracking
+from tests.tasks import tiny_stages
 
 ROOT = Path(__file__).parent.parent.parent
 WORK = """
 import sys, time
-from tasks import tracking
-with tracking.pipeline_run("films", {}, run_name="r", tags={"prefect.flow_run_id": sys.argv[1]}) as run_id:
+from tasks import processes, tracking
+with tracking.pipeline_run("films", {}, run_name="r") as run_id:
     with tracking.stage_run("train", run_id, {}) as stage:
-        print(run_id, stage.run_id, flush=True)
+        print(run_id, stage.run_id, processes.this_process(), sep=";", flush=True)
         time.sleep(600)
+"""
+PROMOTE = """
+import time
+from tasks import processes
+print(processes.this_process(), flush=True)
+time.sleep(600)
 """
 
 
-def worker(flow_run_id: str = "") -> tuple[subprocess.Popen[str], list[str]]:
-    process = subprocess.Popen([sys.executable, "-c", WORK, flow_run_id], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def start(code: str) -> tuple[subprocess.Popen[str], list[str]]:
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    return process, process.stdout.readline().split()
+    return process, process.stdout.readline().strip().split(";")
 
 
 def status(run_id: str) -> str:
     return str(tracking.client().get_run(run_id).info.status)
 
 
+def open_in_prefect(client: SyncPrefectClient, process: str) -> tuple[str, str]:
+    """A flow run that a process signed, with a task run in it."""
+    flow_run = client.create_flow_run(promote.promote, parameters={"name": "n"}, state=Running())
+    client.update_flow_run_labels(flow_run.id, {orphans.LABEL: process})
+    task_run = client.create_task_run(tiny_stages.one_task, flow_run.id, dynamic_key="0", state=Running())
+    return flow_run.id, task_run.id
+
+
 def test_killed_runs_are_closed_in_both_and_running_ones_are_not() -> None:
-    with get_client(sync_client=True) as client:
-        flow_run = client.create_flow_run(compress, state=Running())
-        killed, killed_runs = worker(str(flow_run.id))
-        working, working_runs = worker()
-        try:
+    killed, (*killed_runs, killed_process) = start(WORK)
+    working, (*working_runs, working_process) = start(WORK)
+    try:
+        with get_client(sync_client=True) as client:
+            gone, left = open_in_prefect(client, killed_process), open_in_prefect(client, working_process)
             killed.kill()
             killed.wait()
             assert [status(run) for run in killed_runs] == ["RUNNING", "RUNNING"]
             orphans.close()
             assert [status(run) for run in killed_runs] == ["KILLED", "KILLED"]
             assert [status(run) for run in working_runs] == ["RUNNING", "RUNNING"]
-            state = client.read_flow_run(flow_run.id).state
-            assert state is not None
-            assert state.is_crashed()
-            assert state.message == orphans.REASON
-        finally:
-            for process in (killed, working):
-                process.kill()
-                process.wait()
+            states = [client.read_flow_run(gone[0]).state, client.read_task_run(gone[1]).state]
+            assert all(state is not None and state.is_crashed() for state in states)
+            assert [state.message for state in states if state] == [orphans.REASON] * 2
+            states = [client.read_flow_run(left[0]).state, client.read_task_run(left[1]).state]
+            assert all(state is not None and state.is_running() for state in states)
+    finally:
+        for process in (killed, working):
+            process.kill()
+            process.wait()
+
+
+def test_task_runs_are_closed_also_where_a_worker_closed_the_flow_run() -> None:
+    with get_client(sync_client=True) as client:
+        flow_run, task_run = open_in_prefect(client, processes.this_process())
+        client.set_flow_run_state(flow_run, Crashed(message="the worker saw it"), force=True)
+        orphans.close()
+        state = client.read_task_run(task_run).state
+        assert state is not None
+        assert state.is_crashed()
+        assert client.read_flow_run(flow_run).state.message == "the worker saw it"  # type: ignore[union-attr]
 
 
 def test_while_servers_run_they_are_closed_without_a_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orphans, "EVERY_S", 0.2)
+    killed, (process,) = start(PROMOTE)
     with get_client(sync_client=True) as client:
 
         def is_crashed() -> bool:
-            state = client.read_flow_run(flow_run.id).state
+            state = client.read_flow_run(flow_run).state
             return state is not None and state.is_crashed()
 
-        flow_run = client.create_flow_run(compress, state=Running())
+        flow_run, _ = open_in_prefect(client, process)
         with orphans.closed_regularly():
-            killed, (run, _) = worker(str(flow_run.id))
             time.sleep(1)
-            assert status(run) == "RUNNING"
+            assert not is_crashed()
             killed.kill()
             killed.wait()
             deadline = time.monotonic() + 60
-            while not (is_crashed() and status(run) == "KILLED"):
+            while not is_crashed():
                 assert time.monotonic() < deadline, "nobody closed it"
                 time.sleep(0.2)
 
 
-@pytest.mark.parametrize("process", ["elsewhere 1 0", f"{'x' * 300} 99999999 0"])
-def test_a_process_of_another_host_is_never_taken_for_dead(process: str) -> None:
-    assert not tracking.is_gone(process)
+@pytest.mark.parametrize("module", [ablation, compress, promote, search, study])
+def test_every_flow_is_signed_by_its_process(module: object) -> None:
+    flows = [value for value in vars(module).values() if isinstance(value, Flow)]
+    assert flows
+    assert all(orphans.sign in one.on_running_hooks for one in flows)
 
 
-def test_this_process_is_not_gone() -> None:
-    assert not tracking.is_gone(tracking.this_process())
+def test_a_signed_flow_run_names_its_process() -> None:
+    @flow(on_running=[orphans.sign])
+    def signed() -> str:
+        from prefect.runtime import flow_run
+
+        return str(flow_run.id)
+
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(signed()).labels[orphans.LABEL] == processes.this_process()
