@@ -154,7 +154,7 @@ def test_what_a_student_was_cut_to_learn_it_learns_in_every_stage(
         return learn(title, model, lesson, **options)
 
     monkeypatch.setattr(fitting, "learn", watched)
-    monkeypatch.setattr(layer_choice, "influence", lambda *_: [3.0, 2.0, 1.0])
+    monkeypatch.setattr(layer_choice, "influence", lambda *_, **__: [3.0, 2.0, 1.0])
     brief = QUICK | {"steps": 2, "augmentation": 0}
     first = student(teacher, splits, run_id, **brief, layers=2, layer_choice="influence")
     pruned = prune(first.bundle, splits, PruningConfig(**brief, rounds=2), teacher=teacher, seed=0, run_id=run_id)
