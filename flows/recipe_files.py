@@ -28,6 +28,7 @@ LINE = 100
 _LINE = reprlib.Repr()
 _LINE.maxstring = _LINE.maxother = _LINE.maxlong = LINE
 _LINE.maxlevel = 3
+
 SOURCES = (("data", "source"), ("data", "unlabeled"))
 MODELS = (("base_model",), ("distillation", "augmentation_model"), ("pruning", "augmentation_model"))
 """Fields that may hold paths."""
@@ -59,7 +60,7 @@ def find(name: str) -> Path:
         raise FeatherweightError(f"recipe {quoted(name)} is a directory; name a YAML file in it")
     if "/" in name or ".." in name or path.suffix:
         raise FeatherweightError(
-            f"recipe {quoted(name)}: no such file (looked for {path.absolute()}); "
+            f"recipe {quoted(name)}: no such file (looked for {str(path.absolute())!r}); "
             f"ready recipes are {', '.join(ready_names())}"
         )
     raise FeatherweightError(
@@ -135,7 +136,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             kind = node.tag.rpartition(":")[2]
             text = node.value if isinstance(node, yaml.ScalarNode) else kind
             raise _refusal(

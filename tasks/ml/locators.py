@@ -51,7 +51,7 @@ def find(model: str, *, field: str = "base_model", weights: bool = True) -> Path
     elif (path := paths.written(model, field=field)).is_dir():
         directory = path
     elif model.startswith((".", "/", "~")):
-        raise FeatherweightError(f"{field}: directory {model!r} does not exist (looked for {path.absolute()})")
+        raise FeatherweightError(f"{field}: directory {model!r} does not exist (looked for {str(path.absolute())!r})")
     else:
         directory = _snapshot(model, field, weights=weights)
     if not (directory / "config.json").is_file():

@@ -21,6 +21,6 @@ def written(path: str, *, field: str) -> Path:
         found.exists()
     except RuntimeError:
         raise FeatherweightError(f"{field}: {path[:80]!r} begins with the home of a user that is not known") from None
-    except OSError as error:
-        raise FeatherweightError(f"{field}: {path[:80]!r} cannot be looked at: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise FeatherweightError(f"{field}: {path[:80]!r} cannot be looked for: {error.args[-1]}") from None
     return found

@@ -105,7 +105,7 @@ def _files(name: str) -> dict[str, Path]:
         return {"train": path}
     if not path.is_dir():
         raise FeatherweightError(
-            f"data source 'file:{name}': there is no such file or folder (looked for {path.absolute()})"
+            f"data source {f'file:{name}'!r}: there is no such file or folder (looked for {str(path.absolute())!r})"
         )
     found: dict[str, Path] = {}
     for file in sorted(file for file in path.iterdir() if file.suffix.lower() in table_files.READERS):
@@ -119,7 +119,7 @@ def _files(name: str) -> dict[str, Path]:
         found[split] = file
     if "train" not in found:
         raise FeatherweightError(
-            f"data source 'file:{name}': the folder has no train file; "
+            f"data source {f'file:{name}'!r}: the folder has no train file; "
             f"it needs train{{{','.join(table_files.READERS)}}}, and may have validation and test"
         )
     return found
@@ -130,7 +130,7 @@ def _files(name: str) -> dict[str, Path]:
 
 def _demo(name: str) -> str:
     if name not in DEMOS:
-        raise FeatherweightError(f"data source 'demo:{name}' is not known; choose one of {', '.join(DEMOS)}")
+        raise FeatherweightError(f"data source {f'demo:{name}'!r} is not known; choose one of {', '.join(DEMOS)}")
     return name
 
 
@@ -202,14 +202,14 @@ def _hub_name(name: str) -> tuple[str, str | None]:
     """Splits ``OWNER/NAME[/CONFIG]`` (or a name without owner) into repository and configuration."""
     parts = name.split("/")
     if len(parts) > 3 or not all(parts):
-        raise FeatherweightError(f"data source 'hf:{name}' is not understood; write hf:OWNER/NAME[/CONFIG]")
+        raise FeatherweightError(f"data source {f'hf:{name}'!r} is not understood; write hf:OWNER/NAME[/CONFIG]")
     return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
 
 
 def _unreachable(name: str, error: Exception) -> FeatherweightError:
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     return FeatherweightError(
-        f"data source 'hf:{name}' cannot be had ({reason}); name a public dataset on a hub that can be reached "
+        f"data source {f'hf:{name}'!r} cannot be had ({reason}); name a public dataset on a hub that can be reached "
         "(hf:OWNER/NAME[/CONFIG]), or use file: with its CSV, JSONL or Parquet files"
     )
 

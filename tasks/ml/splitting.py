@@ -289,10 +289,10 @@ def _warnings(labels: list[str], test: list[Row], *, own_test: bool) -> list[str
     mend = "add rows to the test file" if own_test else "add rows with these labels"
     found = []
     if absent:
-        found.append(f"the test split has no row of {_listed(absent)}: how well that is told is not measured; {mend}")
+        found.append(f"the test split has no row of {_listed(absent)}, so it says nothing of how well they do; {mend}")
     if few:
         found.append(
-            f"the test split has fewer than {FEW} rows of {_listed(few)}: how well that is told stays uncertain; {mend}"
+            f"the test split has fewer than {FEW} rows of {_listed(few)}, so it says little of how well they do; {mend}"
         )
     return found
 

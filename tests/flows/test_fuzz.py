@@ -105,6 +105,7 @@ def test_any_argument_is_read_or_refused_in_one_line(option: list[str], value: s
     ("text", "expected"),
     [
         ("seed: 2024-13-45", "line 1, column 7: '2024-13-45' is no timestamp"),
+        ("seed: !!timestamp no", "line 1, column 7: 'no' is no timestamp"),
         ("seed: 0x_", "line 1, column 7: '0x_' is no int"),
         ("seed: !!int abc", "line 1, column 7: 'abc' is no int"),
         ("? [1]\n: 2", "line 1, column 3: [1] is no name of a field"),

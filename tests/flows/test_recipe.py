@@ -134,9 +134,9 @@ def test_each_wrong_field_gets_its_line(tmp_path: Path) -> None:
         ("nothing-like-it", "ready recipes are"),
         ("../demo", "recipe '../demo': no such file"),
         ("some/where", "recipe 'some/where': no such file"),
-        ("absent.yaml", "recipe 'absent.yaml': no such file (looked for /"),
+        ("absent.yaml", "recipe 'absent.yaml': no such file (looked for '/"),
         ("~nosuch/x.yaml", "recipe: '~nosuch/x.yaml' begins with the home of a user that is not known"),
-        ("x" * 300, "cannot be looked at: File name too long"),
+        ("x" * 300, "cannot be looked for: File name too long"),
         ("/tmp", "is a directory"),
     ],
 )

@@ -31,13 +31,13 @@ def test_a_directory_and_a_package_are_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("base_model", "message"),
     [
-        ("./nowhere", "directory './nowhere' does not exist .looked for /.*/nowhere"),
+        ("./nowhere", "directory './nowhere' does not exist .looked for '/.*/nowhere'"),
         ("package:no_such_package/model", "package 'no_such_package' is not installed"),
         ("package:", "names no package; write package:PACKAGE/PATH"),
         ("package:..", r"package '\.\.' is not installed"),
         ("package:os.path/model", r"package 'os\.path' is not installed"),
         ("~nosuch/model", "'~nosuch/model' begins with the home of a user that is not known"),
-        ("x" * 300, "'xxx.*' cannot be looked at: File name too long"),
+        ("x" * 300, "'xxx.*' cannot be looked for: File name too long"),
         ("package:json/nowhere", r"has no config\.json"),
         ("not a/hub/name", "neither a directory nor a model that the hub gave"),
     ],

@@ -69,9 +69,11 @@ def test_folders_that_are_not_data_are_refused(tmp_path: Path, files: list[str],
         ("reviews.csv", r"'reviews\.csv' is not understood; write demo:NAME, hf:NAME\[/CONFIG\] or file:PATH"),
         ("s3:bucket", "is not understood"),
         ("file:", "is not understood"),
-        ("file:nowhere.csv", r"'file:nowhere\.csv': there is no such file or folder \(looked for /.*/nowhere\.csv\)"),
+        ("file:nowhere.csv", r"'file:nowhere\.csv': there is no such file or folder \(looked for '/.*/nowhere\.csv'\)"),
         ("file:~nosuch/x", "data source: '~nosuch/x' begins with the home of a user that is not known"),
-        (f"file:{'x' * 300}.csv", "data source: 'xxx.*' cannot be looked at: File name too long"),
+        (f"file:{'x' * 300}.csv", "data source: 'xxx.*' cannot be looked for: File name too long"),
+        ("file:two\nlines", r"'file:two\\nlines': there is no such file"),
+        ("demo:two\nlines", r"'demo:two\\nlines' is not known"),
         ("package:..", r"'package:\.\.' is not understood; write demo:NAME"),
         ("~nosuch/x", "'~nosuch/x' is not understood; write demo:NAME"),
         ("demo:movies", "'demo:movies' is not known; choose one of movie-snippets, other-snippets"),
@@ -80,8 +82,9 @@ def test_folders_that_are_not_data_are_refused(tmp_path: Path, files: list[str],
 )
 def test_sources_that_are_not_there_are_refused(source: str, message: str) -> None:
     for ask in (read, sources.digest):
-        with pytest.raises(FeatherweightError, match=message):
+        with pytest.raises(FeatherweightError, match=message) as caught:
             ask(source)
+        assert "\n" not in str(caught.value)
 
 
 def test_the_digest_is_of_content_and_split(tmp_path: Path) -> None:
