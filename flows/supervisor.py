@@ -126,11 +126,14 @@ class Supervisor:
     def _end_orphans(self) -> None:
         """Ends what ended services left: it would hold their ports, and answer in place of those that start again."""
         started = {service.process.pid for service in self.services if service.process is not None}
-        left = [one for one in psutil.Process().children() if one.pid not in started and one not in self._others]
-        for orphan in left:
-            if _works(orphan):
+
+        def left() -> list[psutil.Process]:
+            return [one for one in psutil.Process().children() if one.pid not in started and one not in self._others]
+
+        for orphan in left():
+            with contextlib.suppress(psutil.Error):
                 self.say(f"ending what was left: {' '.join(orphan.cmdline())[:80]} ({orphan.pid})")
-        _end_trees(left, grace=ORPHAN_GRACE_S)
+        _end_all(left, grace=ORPHAN_GRACE_S)
 
     def __enter__(self) -> Supervisor:
         machine.adopt_orphans()
@@ -171,14 +174,16 @@ def _end(processes: Sequence[psutil.Process], *, grace: float) -> None:
             one.kill()
 
 
-def _end_trees(roots: Sequence[psutil.Process], *, grace: float) -> None:
-    """Ends processes and all that they started, and takes notice of their end where they are this one's children."""
-    family = list(roots)
-    for root in roots:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family += root.children(recursive=True)
-    _end(family, grace=grace)
-    psutil.wait_procs(roots, timeout=1)
+def _end_all(find: Callable[[], list[psutil.Process]], *, grace: float) -> None:
+    """Ends children of this process, and takes notice of it, until none is found: what they started becomes its own."""
+    deadline = time.monotonic() + 2 * grace
+    while (roots := find()) and time.monotonic() < deadline:
+        family = list(roots)
+        for root in roots:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family += root.children(recursive=True)
+        _end(family, grace=grace)
+        psutil.wait_procs(roots, timeout=1)
 
 
 @contextlib.contextmanager
@@ -200,7 +205,7 @@ def guarded() -> Iterator[None]:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda given, _: _pass_on_signal(child, given))
     _, status = os.waitpid(child, 0)
-    _end_trees(psutil.Process().children(), grace=GRACE_S)
+    _end_all(psutil.Process().children, grace=GRACE_S)
     code = os.waitstatus_to_exitcode(status)
     raise SystemExit(128 - code if code < 0 else code)
 

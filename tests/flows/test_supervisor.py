@@ -134,7 +134,7 @@ def test_who_is_killed_outright_leaves_nothing(victim: str, tmp_path: Path) -> N
             command.send_signal(signal.SIGTERM)
         if victim == "both":
             family.pop()  # a service is told, and has to end what it started by itself
-        assert eventually(lambda: all(ended(one) for one in [*family, supervisor])), log.read_text()
+        assert eventually(lambda: all(ended(one) for one in [*family, supervisor]), 60), log.read_text()
     finally:
         for pid in {pid for line in born() for pid in line}:
             if psutil.pid_exists(pid):

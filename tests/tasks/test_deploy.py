@@ -105,7 +105,7 @@ def test_code_of_the_registry_is_not_executed(release: Release, run_id: str, tmp
     version = registry.find("polarity", registration._create("polarity", digest, None, run_id))
     marker.unlink()  # a stranger tried it out while registering
     with registry.downloaded(registry.release(version)) as bundle:
-        assert registry.self_test(bundle, release)["golden_rows"] == 16
+        assert registry.self_test(bundle, release)["golden_rows"] == 18
         with registry.servable(bundle) as model:
             served = next(model.rglob("predictor.py")).read_text(encoding="utf-8")
     assert served == Path(predictor.__file__).read_text(encoding="utf-8")
