@@ -139,7 +139,6 @@ def test_bad_input_fails_and_publishes_nothing(
 @pytest.mark.parametrize(
     ("name", "field", "value", "message"),
     [
-        ("tokenizer_config.json", "pad_token", None, r"names no pad_token"),
         ("config.json", "vocab_size", 9, r"token 'with' with id \d+, and the model's token table has 9 rows"),
         ("config.json", "max_position_embeddings", None, r"config\.json has no max_position_embeddings"),
         ("tokenizer.json", "model", None, r"the tokenizer in .* cannot be read"),
