@@ -146,10 +146,12 @@ def test_a_version_without_a_passed_verdict_is_refused(release: Release, run_id:
 def test_shipping_again_imports_neither_torch_nor_transformers(release: Release, run_id: str) -> None:
     deploy.fn(release, CONFIG, run_id=run_id)
     program = (
-        "import sys; from tests.tasks.shippable import RECIPE, outcome\n"
+        "import sys\n"
+        "from tasks.contracts import Outcome\n"
         "from tasks.register import register\n"
         "from tasks.deploy import DeploymentConfig, deploy\n"
-        f"release = register.fn('polarity', outcome({run_id!r}), run_id={run_id!r})\n"
+        f"outcome = Outcome.model_validate_json({outcome(run_id).model_dump_json()!r})\n"
+        f"release = register.fn('polarity', outcome, run_id={run_id!r})\n"
         f"deploy.fn(release, DeploymentConfig(), run_id={run_id!r})\n"
         "print(release.version, sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
