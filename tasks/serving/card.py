@@ -66,7 +66,7 @@ curl localhost:5001/invocations -H 'Content-Type: application/json' \\
 | `model.onnx` | the graph, opset {opset}; inputs {inputs}; output `logits` |
 | `tokenizer.json` | with truncation and padding set |
 | `manifest.json` | inputs, outputs, labels, versions, verdict, digest of every file |
-| `golden.json` | texts from the selection split with the probabilities that they must give |
+| `golden.json` | texts of the selection split, an empty and a long one, with the tokens and probabilities to give |
 | `predictor.py` | answers with onnxruntime and tokenizers alone |
 
 ## Limits
