@@ -79,6 +79,7 @@ def test_the_manifest_says_what_goes_in_and_what_comes_out(serving: Path) -> Non
     assert [check["name"] for check in manifest["verdict"]["checks"]] == [
         "quality_drop",
         "lost_classes",
+        "floor",
         "shrink",
         "speedup",
     ]
