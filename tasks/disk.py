@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import logging
 import os
@@ -56,6 +58,24 @@ def write_atomically(path: Path, text: str) -> None:
         fsync(temporary)
         temporary.replace(path)
     fsync(path.parent)
+
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swaps two directories of one file system: in one step by Linux's ``renameat2``, in three where it cannot."""
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if swap is not None:
+        if swap(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise OSError(code, os.strerror(code), str(one), None, str(other))
+    aside = one.with_name(f"{one.name}.old")
+    other.rename(aside)
+    one.rename(other)
+    aside.rename(one)
 
 
 def require_free_space(num_bytes: int = MIN_FREE_BYTES) -> None:

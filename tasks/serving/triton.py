@@ -6,12 +6,16 @@ Rows of one request are padded to one length; the dynamic batcher joins requests
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import shutil
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tasks import disk
 from tasks.contracts import FeatherweightError
 
 MAX_BATCH = 64
@@ -33,18 +37,42 @@ def write(bundle: Path, repository: Path, name: str, version: int) -> Path:
         raise FeatherweightError(f"{target} exists and was not written by Featherweight; choose another directory")
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     repository.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=repository, prefix=".new-") as scratch:
-        fresh = Path(scratch) / name
-        (fresh / str(version)).mkdir(parents=True)
-        (fresh / "config.pbtxt").write_text(config(name, manifest), encoding="utf-8")
-        for path in bundle.glob("model.onnx*"):
-            shutil.copyfile(path, fresh / str(version) / path.name)
-        for companion in COMPANIONS:
-            shutil.copyfile(bundle / companion, fresh / companion)
-        if target.exists():
-            target.rename(Path(scratch) / "old")
-        fresh.rename(target)
+    with _alone(repository):
+        fresh = repository / f"{FRESH}{name}"
+        try:
+            (fresh / str(version)).mkdir(parents=True)
+            (fresh / "config.pbtxt").write_text(config(name, manifest), encoding="utf-8")
+            for path in bundle.glob("model.onnx*"):
+                shutil.copyfile(path, fresh / str(version) / path.name)
+            for companion in COMPANIONS:
+                shutil.copyfile(bundle / companion, fresh / companion)
+            for path in [*fresh.rglob("*"), fresh]:
+                disk.fsync(path)
+            if target.exists():
+                disk.exchange(fresh, target)
+            else:
+                fresh.rename(target)
+            disk.fsync(repository)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
     return target
+
+
+FRESH = ".new-"
+"""Begins the name of what is not whole yet."""
+
+
+@contextlib.contextmanager
+def _alone(repository: Path) -> Iterator[None]:
+    """Holds off whoever else writes into the repository, and removes what a process that was killed has left there."""
+    handle = os.open(repository, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for left in repository.glob(f"{FRESH}*"):
+            shutil.rmtree(left)
+        yield
+    finally:
+        os.close(handle)
 
 
 def config(name: str, manifest: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from tasks import store, tracking
+from tasks import disk, store, tracking
 from tasks.contracts import FeatherweightError
 from tasks.register import serving_bundle
 from tasks.serving import triton
@@ -56,12 +57,41 @@ def test_the_warm_up_requests_are_ones_that_the_model_answers(bundle: Path, tmp_
         assert session.run(None, feed)[0].shape[0] == warmup.batch_size
 
 
-def test_written_again_it_is_replaced_and_what_is_not_ours_is_not(bundle: Path, tmp_path: Path) -> None:
+def _is_never_gone(bundle: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between any two steps a server finds a whole model; what a killed process left goes, and its own never stays."""
+    rename = Path.rename
+
+    def watched(path: Path, target: Path) -> Path:
+        moved = rename(path, target)
+        assert (repository / "polarity" / "config.pbtxt").is_file()
+        return moved
+
+    (repository / ".new-x7d2/polarity/2").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", watched)
+        triton.write(bundle, repository, "polarity", 3)
+    assert [path.name for path in repository.iterdir()] == ["polarity"]
+
+    def full(*_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "exchange", full)
+        with pytest.raises(OSError, match="No space left"):
+            triton.write(bundle, repository, "polarity", 4)
+    assert [path.name for path in repository.iterdir()] == ["polarity"]
+    assert (repository / "polarity" / "3" / "model.onnx").is_file()
+
+
+def test_written_again_it_is_replaced_and_what_is_not_ours_is_not(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     repository = tmp_path / "repository"
     triton.write(bundle, repository, "polarity", 1)
     folder = triton.write(bundle, repository, "polarity", 2)
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["2"]
     assert [path.name for path in repository.iterdir()] == ["polarity"]
+    _is_never_gone(bundle, repository, monkeypatch)
     (repository / "other").mkdir()
     with pytest.raises(FeatherweightError, match="was not written by Featherweight"):
         triton.write(bundle, repository, "other", 1)
