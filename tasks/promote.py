@@ -6,7 +6,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from tasks import registry
+from tasks import markdown, registry
 from tasks.contracts import FeatherweightError, Release
 
 
@@ -36,7 +36,7 @@ def rollback(name: str, *, reason: str) -> Release:
 
 def _tell(release: Release, reason: str) -> None:
     lines = [f"- {alias}: version {version}" for alias, version in sorted(registry.aliases(release.name).items())]
-    because = f"\n\nReason: {reason}" if reason else ""
+    because = f"\n\nReason: {markdown.text(reason)}" if reason else ""
     create_markdown_artifact(
         f"# {release.name}\n\n" + "\n".join(lines) + because,
         key="aliases",

@@ -11,7 +11,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks import disk, registry, store, tracking
+from tasks import disk, markdown, registry, store, tracking
 from tasks.contracts import Digest, Outcome, Release, Splits, StageResult, Verdict
 
 logger = logging.getLogger("featherweight")
@@ -136,9 +136,10 @@ def _create(name: str, digest: Digest, verdict: Verdict | None, run_id: str) -> 
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    description = "\n".join(f"- {check.explanation}" for check in verdict.checks) if verdict else "Not judged yet."
+    checks = verdict.checks if verdict else ()
+    sentences = [f"- {markdown.text(check.explanation)}" for check in checks] or ["Not judged yet."]
     version = client.create_model_version(
-        name, f"models:/{model_id}", run_id, tags=tags, description=description, model_id=model_id
+        name, f"models:/{model_id}", run_id, tags=tags, description="\n".join(sentences), model_id=model_id
     )
     logger.info("register: %s version %s", name, version.version)
     return int(version.version)

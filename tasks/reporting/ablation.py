@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from tasks.markdown import table, text
 from tasks.ml.ablation import LEVEL, SLIGHT, UNCERTAIN, Effect, Summary
 from tasks.ml.comparison import Estimate
 from tasks.reporting import charts, numbers, page
@@ -231,10 +232,10 @@ def metrics(found: Ablation) -> dict[str, float]:
 
 def markdown(found: Ablation) -> str:
     """The table for a run's page."""
-    lines = [headline(found), *remarks(found), "", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
-    for row in found.rows:
-        lines.append(f"| {' | '.join(in_words(row))} |")
-    return "\n".join([*lines, "", *(f"- {name} is left out: {reason}" for name, reason in found.left_out.items())])
+    lines = [text(line) for line in (headline(found), *remarks(found))]
+    lines += ["", table(HEADER, [list(in_words(row)) for row in found.rows])]
+    left_out = (f"- {name} is left out: {text(reason)}" for name, reason in found.left_out.items())
+    return "\n".join([*lines, "", *left_out])
 
 
 def render(found: Ablation, surroundings: page.Surroundings) -> str:

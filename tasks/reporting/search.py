@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from tasks.contracts import CheckStatus, Contract, Outcome, Scorecard, StageResult
+from tasks.markdown import table, text
 from tasks.ml import pareto
 from tasks.reporting import charts, numbers, page
 
@@ -290,11 +291,10 @@ def metrics(search: Search) -> dict[str, float]:
 
 def markdown(search: Search) -> str:
     """The tables for a run's page."""
-    lines = [headline(search), "", *remarks(search)]
+    lines = [text(headline(search)), "", *map(text, remarks(search))]
     if search.finalists:
-        lines += ["", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
-        lines += [f"| {' | '.join(cells(one, search))} |" for one in search.finalists]
-    lines += ["", *(f"- {len(numbers_)} given up {where}" for where, numbers_ in given_up(search).items())]
+        lines += ["", table(HEADER, [list(cells(one, search)) for one in search.finalists])]
+    lines += ["", *(f"- {len(numbers_)} given up {text(where)}" for where, numbers_ in given_up(search).items())]
     return "\n".join(lines)
 
 

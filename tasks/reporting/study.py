@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from tasks.markdown import table, text
 from tasks.ml.comparison import Estimate, Summary
 from tasks.reporting import charts, numbers, page
 
@@ -202,9 +203,9 @@ def sections(study: Study) -> list[dict[str, Any]]:
 def trials(study: Study) -> list[dict[str, Any]]:
     """A row per trial: what was measured, where and when."""
     names: dict[int, str] = {}
-    for table, rows in study.tables().items():
+    for group, rows in study.tables().items():
         for row in rows:
-            names.setdefault(id(row.summary), row.name if row is study.baseline else f"{table}: {row.name}")
+            names.setdefault(id(row.summary), row.name if row is study.baseline else f"{group}: {row.name}")
     return [
         {
             "name": names[id(summary)],
@@ -229,27 +230,26 @@ def document(study: Study) -> dict[str, Any]:
 def metrics(study: Study) -> dict[str, float]:
     """Numbers to compare studies by: ``table/choice/quantity``."""
     found: dict[str, float] = {}
-    for table, rows in study.tables().items():
+    for group, rows in study.tables().items():
         for row in rows:
             summary, name = row.summary, row.name.removeprefix("+ ")
             values = {
                 "samples_per_s": summary.samples_per_s, "times_faster": summary.faster, "times_sooner": summary.sooner,
                 "seconds_to_target": summary.seconds, "accuracy": summary.accuracy,
             }  # fmt: skip
-            found |= {f"{table}/{name}/{key}": one.measured for key, one in values.items() if one}
-            found[f"{table}/{name}/peak_memory_mb"] = summary.peak_memory_mb
+            found |= {f"{group}/{name}/{key}": one.measured for key, one in values.items() if one}
+            found[f"{group}/{name}/peak_memory_mb"] = summary.peak_memory_mb
     return found
 
 
 def markdown(study: Study) -> str:
     """The tables for a run's page."""
-    lines = [headline(study), *remarks(study)]
+    lines = [text(line) for line in (headline(study), *remarks(study))]
     for name, rows in study.tables().items():
-        lines += ["", f"### {TABLES[name][0]}", "", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
-        for row in rows:
-            shown = [f"{value} ({more})" if more else value for value, more in cells(row, study)]
-            lines.append(f"| {' | '.join([row.name, *shown])} |")
-    lines += ["", *(f"- {name} is left out: {reason}" for name, reason in study.left_out.items())]
+        lines += ["", f"### {TABLES[name][0]}", ""]
+        shown = [[f"{value} ({more})" if more else value for value, more in cells(row, study)] for row in rows]
+        lines.append(table(HEADER, [[row.name, *values] for row, values in zip(rows, shown, strict=True)]))
+    lines += ["", *(f"- {name} is left out: {text(reason)}" for name, reason in study.left_out.items())]
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tasks.contracts import Outcome
+from tasks.markdown import table, text
 from tasks.ml import statistics
 from tasks.reporting import numbers
 from tasks.reporting.evidence import Evidence, models
@@ -58,11 +59,6 @@ def metrics_by_model(outcome: Outcome, evidence: Evidence) -> list[dict[str, flo
     return [_measured(row, BY_MODEL, "waterfall/") for row in models(outcome, evidence)]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
-
-
 def markdown(outcome: Outcome, evidence: Evidence, *, url: str) -> str:
     """Returns the verdict, its checks and the models as Markdown."""
     verdict = outcome.verdict
@@ -78,10 +74,10 @@ def markdown(outcome: Outcome, evidence: Evidence, *, url: str) -> str:
         cells.append([row["title"], accuracy, size, latency])
     parts = [
         f"# {verdict.status.capitalize()}: {outcome.recipe}",
-        headline(verdict.checks),
-        _table(["check", "measured", "limit", "status", "why"], checks),
-        *("\n".join(f"- {sentence}" for sentence in tests(check)) for check in verdict.checks if check.parting),
-        _table(["model", "accuracy", "size", "latency p50"], cells),
+        text(headline(verdict.checks)),
+        table(["check", "measured", "limit", "status", "why"], checks),
+        *("\n".join(f"- {text(sentence)}" for sentence in tests(check)) for check in verdict.checks if check.parting),
+        table(["model", "accuracy", "size", "latency p50"], cells),
     ]
     if outcome.release:
         parts.append(f"Registered as **{outcome.release.name}** version {outcome.release.version}.")

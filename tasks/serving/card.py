@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tasks.markdown import code, text
+
 USAGE = """\
 import json
 import numpy as np
@@ -29,7 +31,7 @@ CARD = """\
 # {name}
 
 Tells which of {num_labels} labels a text has: {labels}. Compressed with Featherweight from a teacher that was
-fine-tuned from `{base_model}` on `{data}`. Texts are cut after {max_length} tokens.
+fine-tuned from {base_model} on {data}. Texts are cut after {max_length} tokens.
 
 ## What was measured
 
@@ -115,18 +117,18 @@ def render(manifest: dict[str, Any], *, base_model: str, data: str, validation: 
     return CARD.format(
         name=manifest["name"],
         num_labels=len(manifest["labels"]),
-        labels=", ".join(f"`{label}`" for label in manifest["labels"]),
-        base_model=base_model,
-        data=data,
+        labels=", ".join(map(code, manifest["labels"])),
+        base_model=code(base_model),
+        data=code(data),
         max_length=manifest["max_length"],
         measured="\n".join(
             f"| {title} | {_cell(teacher, key, form)} | {_cell(shipped, key, form)} |" for title, key, form in ROWS
         ),
         n=validation["n"],
-        machine=f"{device.get('gpu') or device['cpu_model']}, {device['threads']} threads, {device['provider']}",
+        machine=text(f"{device.get('gpu') or device['cpu_model']}, {device['threads']} threads, {device['provider']}"),
         split=SPLITS[validation["split"]],
         checks=CHECKS.format(rows="\n".join(map(_check, checks))) if checks else "",
-        reason=manifest["verdict"]["reason"],
+        reason=text(manifest["verdict"]["reason"]),
         batches=BATCHES[manifest["batch_invariant"]],
         usage=USAGE.format(provider=manifest["provider"]),
         opset=manifest["versions"]["opsets"]["ai.onnx"],

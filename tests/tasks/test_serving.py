@@ -19,6 +19,7 @@ from tasks.contracts import FeatherweightError
 from tasks.judge import BudgetConfig, weigh
 from tasks.ml import datasets, tokenization
 from tasks.serving import bundle as bundles
+from tasks.serving import card
 from tasks.serving.predictor import Predictor, self_test
 from tests.tasks.shippable import LABELS, MAX_LENGTH, TEXTS, tokenizer, write_dataset, write_evidence, write_onnx_bundle
 
@@ -126,6 +127,18 @@ def test_the_card_says_how_well_and_on_what(serving: Path) -> None:
         assert words in card
     assert re.search(r"\| quality_drop \| 0\.00715 \| -?[\d.e-]+ to 0\.0\d+ \| ≤ 0\.015 \| 2098 \| passed \|", card)
     assert "{" not in re.sub(r"```.*?```", "", card, flags=re.DOTALL)
+
+
+def test_the_card_shows_labels_as_text(tmp_path: Path) -> None:
+    serving = build(tmp_path)
+    manifest = json.loads((serving / "manifest.json").read_text())
+    manifest["labels"] = ["<script>alert(1)</script>\n# x", "a | `b`"]
+    manifest["verdict"]["reason"] = "failed: class '<img src=x>\n\n# y' is lost"
+    validation = json.loads((tmp_path / "evidence" / "validation.json").read_text())
+    text = card.render(manifest, base_model="a`b", data="file:x\n# z", validation=validation)
+    assert "labels a text has: `<script>alert(1)</script> # x`, `` a | `b` ``." in text
+    assert "<img" not in text
+    assert not re.search("^# [xyz]", text, re.MULTILINE)
 
 
 def test_order_batch_and_padding_do_not_change_the_answer(serving: Path) -> None:
