@@ -1,6 +1,7 @@
 """The command ``featherweight``. Imports what a command needs when it runs, so that ``--help`` answers at once.
 
-Exit status: 0 passed, 1 verdict not passed or something is broken, 2 bad input, 3 unexpected error, 130 interrupted.
+Exit status: 0 passed, 1 verdict not passed or something is broken, 2 bad input, 3 unexpected error, 4 nothing can be
+written to the home or another disk, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,44 +20,58 @@ if TYPE_CHECKING:
 
     from tasks.contracts import Outcome
 
-PASSED, NOT_PASSED, BAD_INPUT, UNEXPECTED, INTERRUPTED = 0, 1, 2, 3, 130
+PASSED, NOT_PASSED, BAD_INPUT, UNEXPECTED, DISK, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     options = parser().parse_args(arguments)
     from flows import embedded
-    from tasks.contracts import FeatherweightError
+    from tasks import disk
 
     embedded.configure()
     try:
+        if options.run is not _doctor:  # which looks for itself
+            disk.require_home()
         return int(options.run(options))
     except KeyboardInterrupt:
         print("featherweight: interrupted; finished stages are kept and will be reused", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        return _fail(error, FeatherweightError)
+        return _fail(error)
     finally:
         gc.freeze()  # all of it goes with the process; looking through it first would take half a second
 
 
-def _fail(error: BaseException, mendable: type[Exception]) -> int:
+def _fail(error: BaseException) -> int:
     """Says what went wrong in a line that starts at the cause the user can mend, if there is one."""
-    from tasks.redaction import hide
+    from tasks import disk
+    from tasks.contracts import FeatherweightError
 
+    if what := disk.trouble(error):
+        return _say(what, DISK)
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, mendable):
-            for line in hide(str(cause)).splitlines():
-                print(f"featherweight: {line}", file=sys.stderr)
-            return BAD_INPUT
+        if isinstance(cause, FeatherweightError):
+            return _say(str(cause), BAD_INPUT)
         cause = cause.__cause__ or cause.__context__
+    try:
+        disk.require_home()  # a server on the same disk says only that it failed
+    except disk.HomeError as full:
+        return _say(str(full), DISK)
     from flows import console
 
     console.keep(error)
-    summary = " ".join(hide(str(error)).split())[:300]
-    print(f"featherweight: unexpected {type(error).__name__}: {summary}\nsee {console.log_path()}", file=sys.stderr)
-    return UNEXPECTED
+    summary = " ".join(str(error).split())[:300]
+    return _say(f"unexpected {type(error).__name__}: {summary}\nsee {console.log_path()}", UNEXPECTED)
+
+
+def _say(text: str, status: int) -> int:
+    from tasks.redaction import hide
+
+    for line in hide(text).splitlines():
+        print(f"featherweight: {line}", file=sys.stderr)
+    return status
 
 
 def parser() -> argparse.ArgumentParser:

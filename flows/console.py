@@ -37,15 +37,22 @@ class _Lines(logging.Handler):
             tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _Log(logging.FileHandler):
+    """The log in the home; where that is full, lines are lost, and nothing is said of each."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass
+
+
 def start_logging() -> None:
     """Sends our lines and everybody's warnings to standard error, and all of them with tracebacks to ``log_path``.
 
     Call it after Prefect was imported, because Prefect replaces the root logger's handlers.
     """
-    log_path().parent.mkdir(parents=True, exist_ok=True)
+    disk.made("logs")
     lines = _Lines()
     lines.setFormatter(redaction.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    file = logging.FileHandler(log_path(), encoding="utf-8")
+    file = _Log(log_path(), encoding="utf-8")
     file.setFormatter(redaction.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().handlers[:] = [lines, file]
     logging.getLogger().setLevel(logging.WARNING)
@@ -55,7 +62,7 @@ def start_logging() -> None:
 
 def keep(error: BaseException) -> None:
     """Appends an error with its traceback to the log."""
-    log_path().parent.mkdir(parents=True, exist_ok=True)
+    disk.made("logs")
     with log_path().open("a", encoding="utf-8") as file:
         file.write(redaction.hide("".join(traceback.format_exception(error))))
 

@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from flows import gate
 from tasks import disk, redaction, secret
 from tasks.contracts import FeatherweightError
 from tasks.ml import machine
@@ -49,6 +50,7 @@ MANNERS = {
 
 NO_ONE_WATCHES = {
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
+    "PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "false",
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events",
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
@@ -126,10 +128,9 @@ class Api:
     """
 
     def __init__(self) -> None:
-        home = disk.home() / "prefect"
-        home.mkdir(parents=True, exist_ok=True)
+        home = disk.made("prefect")
         self.is_first_start = not (home / "prefect.db").exists()
-        log_file().parent.mkdir(parents=True, exist_ok=True)
+        disk.made("logs")
         with socket.create_server(("127.0.0.1", 0), backlog=128) as listener, log_file().open("ab") as log:
             self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
             self.password = f"{USER}{secrets.token_urlsafe(32)}"
@@ -218,32 +219,28 @@ def _stay_on_one_core() -> None:
 
 
 def _migrate() -> None:
-    """Brings Prefect's database up to date."""
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
-    _stay_on_one_core()
-    with quick_imports():
-        import asyncio
+    """Brings Prefect's database up to date; one process at a time, as two would alter the same tables."""
+    import asyncio
 
-        from prefect.server.database import provide_database_interface
+    from prefect.server.database import provide_database_interface
 
-    asyncio.run(provide_database_interface().create_db())
-    gc.freeze()
+    with disk.lock("prefect-migration"):
+        asyncio.run(provide_database_interface().create_db())
+
+
+def _hosts(listener: int) -> list[str]:
+    """The names of the server on an inherited socket."""
+    with socket.socket(fileno=os.dup(listener)) as own:
+        return gate.of_loopback(own.getsockname()[1])
 
 
 def _serve(listener: int) -> None:
     """Runs Prefect's API on an inherited socket until standard input closes."""
-    _stay_on_one_core()
-    with quick_imports():
-        import threading
+    import threading
 
-        import uvicorn
+    import uvicorn
 
-        from flows import gate
-
-        with socket.socket(fileno=os.dup(listener)) as own:
-            port = own.getsockname()[1]
-        app = gate.application(gate.of_loopback(port))
-
+    app = gate.application(_hosts(listener))
     server = uvicorn.Server(uvicorn.Config(app, fd=listener, log_level="error", lifespan="on"))
 
     def stop_with_parent() -> None:
@@ -252,11 +249,19 @@ def _serve(listener: int) -> None:
 
     threading.Thread(target=stop_with_parent, daemon=True).start()
     server.run()
-    gc.freeze()
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "migrate":
-        _migrate()
-    else:
-        _serve(int(sys.argv[1]))
+    _stay_on_one_core()
+    sockets = [int(argument) for argument in sys.argv[1:] if argument != "migrate"]
+    for one in sockets:
+        gate.configure(_hosts(one))
+    with quick_imports():
+        import prefect.server.database
+
+        if sockets:
+            import prefect.server.api.server  # noqa: F401
+    _migrate()
+    for one in sockets:
+        _serve(one)
+    gc.freeze()

@@ -100,9 +100,13 @@ def sign_in_link(url: str, password: str) -> str:
     return f"{url}{SIGN_IN}#{quote(password, safe=':')}"
 
 
-def application(hosts: Collection[str]) -> Gate:
-    """Prefect's API and UI behind the gate; settings that Prefect reads from the environment are set here."""
+def configure(hosts: Collection[str]) -> None:
+    """Sets what Prefect reads from the environment when it is imported."""
     os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(origins(hosts))
+
+
+def application(hosts: Collection[str]) -> Gate:
+    """Prefect's API and UI behind the gate. Call ``configure`` before Prefect is imported."""
     from prefect.server.api.server import create_app
     from starlette.responses import HTMLResponse
     from starlette.routing import Route
@@ -132,9 +136,9 @@ def main() -> None:
     named = [host.strip().lower() for host in options.allowed_hosts.split(",") if host.strip()]
     import uvicorn
 
-    uvicorn.run(
-        application([*of_loopback(options.port), *named]), host=options.host, port=options.port, log_level="warning"
-    )
+    hosts = [*of_loopback(options.port), *named]
+    configure(hosts)
+    uvicorn.run(application(hosts), host=options.host, port=options.port, log_level="warning")
 
 
 if __name__ == "__main__":

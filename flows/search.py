@@ -112,7 +112,7 @@ def search(recipe: Recipe = Recipe(), config: SearchConfig = SearchConfig()) -> 
     preflight.require(preflight.objections(recipe, base))
     grid = space.of(recipe, base, config.space)
     home = _home(recipe, config)
-    with comparing.parent_run(KIND, recipe, _identity(config), continues=_run_before(home)) as run_id:
+    with comparing.parent_run(KIND, recipe, _identity(config), continues=tracking.run_named_in(home / "run")) as run_id:
         disk.write_atomically(home / "run", run_id)
         prepared = prepare(recipe.data, problem=recipe.problem, base_model=recipe.base_model, run_id=run_id)
         splits = prepared.splits
@@ -172,11 +172,6 @@ def _journal(home: Path, course: Course) -> Path:
     others = [outside(config) for config in (recipe.distillation, recipe.pruning, recipe.quantization)]
     about = (course.splits.digest, course.teacher.digest, others, code, numerics_versions(), machine.identity())
     return home / f"{_digest(*about)}.journal"
-
-
-def _run_before(home: Path) -> str | None:
-    said = home / "run"
-    return said.read_text(encoding="utf-8") if said.is_file() else None
 
 
 def _limits(recipe: Recipe, config: SearchConfig, baseline: StageResult) -> Limits:

@@ -9,6 +9,7 @@ import fcntl
 import logging
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +19,70 @@ from tasks.contracts import FeatherweightError
 logger = logging.getLogger("featherweight")
 
 MIN_FREE_BYTES = 500_000_000
+PROBE_BYTES = 65_536
+UNFIT = "?"
+"""What no path of a home may have: it becomes part of the addresses of two databases, and there a query begins."""
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+"""Errors of a disk that is full, over a quota, read-only or broken."""
+SQLITE_FULL = ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN")
+"""The same, as SQLite has it."""
 
 SHARED = "FEATHERWEIGHT_SHARED_DISK"
 """``true`` where all workers have this home, as those of ``featherweight up`` have."""
 
 
+class HomeError(FeatherweightError):
+    """The home, or the disk under it, cannot be used."""
+
+
 def home() -> Path:
-    """Returns ``FEATHERWEIGHT_HOME`` as an absolute path (not created)."""
-    return Path(os.environ.get("FEATHERWEIGHT_HOME", "~/.featherweight")).expanduser().absolute()
+    """Returns ``FEATHERWEIGHT_HOME`` as an absolute path (not created); of an empty one, the default.
+
+    Raises:
+        HomeError: no home can have this path.
+    """
+    said = os.environ.get("FEATHERWEIGHT_HOME") or "~/.featherweight"
+    try:
+        path = Path(said).expanduser().absolute()
+    except RuntimeError:
+        raise HomeError(f"FEATHERWEIGHT_HOME: {said!r}: there is no such user, or no HOME") from None
+    if UNFIT in str(path):
+        raise HomeError(f"FEATHERWEIGHT_HOME: {said!r}: may have no {UNFIT}, which ends a path in a database's address")
+    return path
+
+
+def made(*names: str) -> Path:
+    """Returns a directory in the home, created if it is not there; a home is made for its user alone."""
+    home().mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = home().joinpath(*names)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def require_home() -> None:
+    """Raises ``HomeError`` unless the home is there, or can be made, and takes a file."""
+    try:
+        with tempfile.TemporaryFile(dir=made()) as file:
+            file.write(bytes(PROBE_BYTES))
+    except OSError as error:
+        raise HomeError(
+            f"nothing can be written to {home()} ({error.strerror}); "
+            "mend that, or set FEATHERWEIGHT_HOME to another directory"
+        ) from error
+
+
+def trouble(error: BaseException) -> str:
+    """What is wrong with a disk, if that is why something failed; otherwise nothing."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, HomeError):
+            return str(cause)
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return f"{cause.filename or home()}: {cause.strerror}; free some space, or mend the disk"
+        if isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorname", "").startswith(SQLITE_FULL):
+            return f"a database in {home()} cannot be written ({cause}); free some space, or mend the disk"
+        cause = cause.__cause__ or cause.__context__
+    return ""
 
 
 def is_shared() -> bool:
@@ -35,9 +92,7 @@ def is_shared() -> bool:
 
 def folder(name: str) -> Path:
     """Returns a directory under ``store``, created if it is not there."""
-    path = home() / "store" / name
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return made("store", name)
 
 
 def fsync(path: Path) -> None:
@@ -79,11 +134,10 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def require_free_space(num_bytes: int = MIN_FREE_BYTES) -> None:
-    """Raises ``FeatherweightError`` if the disk under the home has less than ``num_bytes`` free."""
-    home().mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(home()).free
+    """Raises ``HomeError`` if the disk under the home has less than ``num_bytes`` free."""
+    free = shutil.disk_usage(made()).free
     if free < num_bytes:
-        raise FeatherweightError(
+        raise HomeError(
             f"not enough disk: {home()} has {free / 1e6:.0f} MB free and this run needs {num_bytes / 1e6:.0f} MB; "
             "free some space or set FEATHERWEIGHT_HOME to a larger disk"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,10 @@ def table(model: nn.Module, problem: str, **request: Any) -> LatencyTable:
     key = latency_table.identity(model, problem, **request)
     path = disk.home() / "cache" / "latency" / f"{key}.json"
     with disk.lock(f"latency-{key}"):
-        if not path.is_file():
-            logger.info("measuring what layers of this model cost on this machine")
-            disk.write_atomically(path, latency_table.measure(model, problem, **request).to_json())
-    return latency_table.LatencyTable.from_json(path.read_text(encoding="utf-8"))
+        if path.is_file():
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # damaged: measured anew
+                return latency_table.LatencyTable.from_json(path.read_text(encoding="utf-8"))
+        logger.info("measuring what layers of this model cost on this machine")
+        found = latency_table.measure(model, problem, **request)
+        disk.write_atomically(path, found.to_json())
+        return found

@@ -44,7 +44,7 @@ def _run_to_continue(checkpoints: Path) -> str | None:
     """The MLflow run of an execution that was interrupted after it had kept some state in this directory."""
     said = checkpoints / RUN_ID
     kept = said.is_file() and any(path != said for path in checkpoints.iterdir())
-    return said.read_text(encoding="utf-8") if kept else None
+    return tracking.run_named_in(said) if kept else None
 
 
 def _prefect_tags() -> dict[str, str]:
@@ -84,7 +84,7 @@ def stage(
 
     def compute(key: str, run: tracking.Run, checkpoints: Path, arguments: Mapping[str, Any]) -> StageResult:
         started = time.monotonic()
-        checkpoints.mkdir(parents=True, exist_ok=True)
+        disk.made("store", "checkpoints", key)
         (checkpoints / RUN_ID).write_text(run.run_id, encoding="utf-8")
         machine.keep_to_limits()
         token = _checkpoint_directory.set(checkpoints)

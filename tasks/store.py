@@ -3,7 +3,7 @@
 Layout under ``FEATHERWEIGHT_HOME`` (default ``~/.featherweight``)::
 
     store/objects/<digest>/      what was published, plus files.json (name → SHA-256) that the digest is taken of
-    store/records/<key>.json     the StageResult that a cache key produced
+    store/records/<key>.json     the StageResult that a cache key produced, and the digest of both
     store/locks/<key>.lock       flock: two runs never compute the same key at once, and a killed holder lets go
     store/checkpoints/<key>/     state that an interrupted stage resumes from
     store/quarantine/            objects that failed verification, kept for a look
@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from tasks import disk, exchange
 from tasks.contracts import Digest, FeatherweightError, StageResult
@@ -64,17 +65,30 @@ def workspace() -> Iterator[Path]:
 
 
 def sweep() -> None:
-    """Removes scratch directories whose process is gone."""
+    """Removes scratch directories whose process is gone; what cannot be removed is left, and ends no run."""
     with disk.lock("tmp"):
         for path in disk.folder("tmp").iterdir():
-            handle = os.open(path, os.O_RDONLY)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path)
-            except BlockingIOError:
-                continue
-            finally:
-                os.close(handle)
+                _sweep(path)
+            except FileNotFoundError:
+                continue  # a workspace that ended, or was published, in the meantime
+            except OSError as error:
+                logger.warning("%s cannot be removed: %s", path, error)
+
+
+def _sweep(path: Path) -> None:
+    """Removes a scratch directory unless a living process holds it, and a file, which nobody works in."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(handle)
 
 
 def publish(directory: Path, *, expected: Digest = "") -> Digest:
@@ -194,10 +208,10 @@ def _quarantine(directory: Path) -> None:
 def read_record(key: str) -> StageResult | None:
     """Returns the result recorded under a cache key, here or by another worker, if every object it names can be had."""
     record = disk.folder("records") / f"{key}.json"
-    text = record.read_bytes() if record.is_file() else exchange.find_result(key)
-    if text is None:
-        return None
     try:
+        text = _unsealed(key, record.read_bytes()) if record.is_file() else exchange.find_result(key)
+        if text is None:
+            return None
         result = StageResult.model_validate_json(text)
         for digest in exchange.digests(result).values():
             path(digest)
@@ -205,11 +219,34 @@ def read_record(key: str) -> StageResult | None:
         logger.warning("cannot reuse record %s: %s", key[:12], error)
         return None
     if not record.is_file():
-        disk.write_atomically(record, result.model_dump_json(indent=1))
+        _keep_record(key, result)
     return result
 
 
 def write_record(key: str, result: StageResult) -> None:
     """Records what a cache key produced, and offers it to workers on other machines."""
-    disk.write_atomically(disk.folder("records") / f"{key}.json", result.model_dump_json(indent=1))
+    _keep_record(key, result)
     exchange.offer(key, result, path)
+
+
+def _seal(key: str, result: Any) -> str:
+    """Digest of a cache key together with the result that it produced."""
+    return hashlib.sha256(json.dumps([key, result], sort_keys=True).encode()).hexdigest()
+
+
+def _keep_record(key: str, result: StageResult) -> None:
+    values = result.model_dump(mode="json")
+    record = {"sha256": _seal(key, values), "result": values}
+    disk.write_atomically(disk.folder("records") / f"{key}.json", json.dumps(record, indent=1))
+
+
+def _unsealed(key: str, text: bytes) -> str:
+    """The result in a record.
+
+    Raises:
+        ValueError: it is damaged, was changed, or belongs to another key.
+    """
+    record = json.loads(text)
+    if not isinstance(record, dict) or record.get("sha256") != _seal(key, record.get("result")):
+        raise ValueError("it is not what was written")
+    return json.dumps(record["result"])

@@ -7,6 +7,7 @@ import contextvars
 import json
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,7 +50,7 @@ def _client(uri: str) -> MlflowClient:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     redaction.watch_logs()
     if uri.startswith("sqlite:///"):
-        disk.home().mkdir(parents=True, exist_ok=True)
+        disk.made()
         # Several processes that migrate a fresh SQLite file at once corrupt each other's schema.
         with disk.lock("mlflow-migration"):
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -336,6 +337,12 @@ def download(run_id: str, name: str, directory: Path) -> Path:
         return Path(client().download_artifacts(run_id, name, str(directory)))
     except (MlflowException, OSError) as error:
         raise FeatherweightError(f"artifact {name} of run {run_id} cannot be read: {error}") from error
+
+
+def run_named_in(path: Path) -> str | None:
+    """The run id that a file holds, and nothing else; ``None`` where there is no such file, or it was damaged."""
+    text = path.read_bytes() if path.is_file() else b""
+    return text.decode() if re.fullmatch(rb"[0-9a-f]{32}", text) else None
 
 
 def find_runs(filter_string: str, *, names: Sequence[str] = (), max_results: int = 50) -> list[Any]:

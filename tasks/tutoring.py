@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -240,15 +241,18 @@ def teach_between(
         title: names it among the students of the stage.
         about: passed on to ``prepare_lesson``.
     """
-    from tasks.ml import modeling
+    from tasks.ml import locators, modeling
 
     folder, problem = checkpoint_directory() / title, about["splits"].problem
-    if not (folder / "model").is_dir():
+    seal = folder / "model.sha256"
+    whole = seal.is_file() and seal.read_bytes() == locators.directory_digest(folder / "model").encode()
+    if not whole:
         student = make()
         lesson, _ = prepare_lesson(student, teacher, tokenizer, config=config, seed=seed, **about)
         options: Any = {"config": config, "seed": seed, "steps": config.steps}
         fitting.learn(title, student, lesson, checkpoint=folder / "checkpoints", **options)
-        (folder / "new").mkdir(parents=True, exist_ok=True)
-        modeling.save_model(student.cpu(), folder / "new")
-        (folder / "new").rename(folder / "model")
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        (folder / "model").mkdir(parents=True)
+        modeling.save_model(student.cpu(), folder / "model")
+        disk.write_atomically(seal, locators.directory_digest(folder / "model"))
     return modeling.load(folder / "model", problem)

@@ -267,6 +267,34 @@ def test_runs_lists_the_newest_first() -> None:
     assert first.run_id in featherweight("runs").stdout
 
 
+@pytest.mark.parametrize("said", ["/dev/null/home", "a?b", "~nobody-of-this-name/x"])
+def test_an_impossible_home_is_one_line_and_a_status_of_its_own(said: str) -> None:
+    done = featherweight("runs", "--json", FEATHERWEIGHT_HOME=said)
+    assert done.returncode == 4
+    [line] = done.stderr.splitlines()
+    assert line.startswith("featherweight: ")
+    assert not done.stdout
+
+
+FULL = """
+import resource, sys
+from flows import cli, history
+def fail(*, limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # a disk that takes nothing more
+    raise RuntimeError("500 Internal Server Error")
+history.runs = fail
+sys.exit(cli.main(["runs"]))
+"""
+
+
+def test_a_disk_that_fills_up_is_said_in_one_line_and_nothing_is_written_to_it(home: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"featherweight: nothing can be written to {home}")
+    assert not (home / "logs").exists()
+
+
 def test_doctor_finds_this_installation_healthy() -> None:
     done = featherweight("doctor", "--json")
     report = json.loads(done.stdout)

@@ -1,11 +1,13 @@
-"""The environment of a run: this machine is never asked for through a proxy."""
+"""What a run is surrounded by: no proxy for this machine, and a database that several first runs may find."""
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import httpx
 import pytest
@@ -50,3 +52,16 @@ def test_no_proxy_is_asked_for_this_machine(said: str, host: str, port: int, mon
     monkeypatch.setenv("no_proxy", "*")
     embedded.configure()
     assert urllib.request.getproxies()["no"] == "*"
+
+
+def test_first_runs_that_meet_in_an_empty_home_all_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATHERWEIGHT_HOME", str(tmp_path / "new"))
+    servers = [embedded.Api() for _ in range(3)]
+    try:
+        for server in servers:
+            server.wait()
+    finally:
+        for server in servers:
+            server.stop()
+    with sqlite3.connect(tmp_path / "new" / "prefect" / "prefect.db") as database:
+        assert database.execute("select count(*) from alembic_version").fetchone() == (1,)

@@ -63,6 +63,15 @@ def test_an_interrupted_stage_goes_on_in_its_own_run() -> None:
     assert again.run_id != result.run_id
 
 
+def test_a_damaged_run_id_beside_a_checkpoint_begins_a_new_run(home: Path) -> None:
+    with pytest.raises(FeatherweightError, match="interrupted"):
+        tiny_stages.patiently("c")
+    [said] = (home / "store" / "checkpoints").glob("*/run_id")
+    said.write_bytes(b"\xff" + said.read_bytes()[1:])
+    result = tiny_stages.patiently("c")
+    assert tracking.client().get_run(result.run_id).info.status == "FINISHED"
+
+
 def test_a_stage_whose_run_was_deleted_goes_on_in_a_new_one() -> None:
     with pytest.raises(FeatherweightError, match="interrupted"):
         tiny_stages.patiently("b")

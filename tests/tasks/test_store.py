@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tasks import disk, store
-from tasks.contracts import Bundle, FeatherweightError, StageResult
+from tasks.contracts import Bundle, FeatherweightError, Scorecard, StageResult
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -106,6 +109,31 @@ def test_a_damaged_record_is_no_record(text: str, home: Path, caplog: pytest.Log
     assert "cannot reuse record" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [('"accuracy": 0.75', '"accuracy": 0.95'), ('"run_id": "r"', '"run_id": "s"')]
+)
+def test_a_record_that_was_changed_is_no_record(before: str, after: str, home: Path, caplog: Any) -> None:
+    digest = publish({"a": "1"})
+    recorded = result(digest).model_copy(update={"scorecard": Scorecard(accuracy=0.75)})
+    store.write_record("key", recorded)
+    path = home / "store" / "records" / "key.json"
+    assert store.read_record("key") == recorded
+    text = path.read_text(encoding="utf-8")
+    assert before in text
+    path.write_text(text.replace(before, after), encoding="utf-8")
+    assert store.read_record("key") is None
+    assert "cannot reuse record" in caplog.text
+    path.with_name("other.json").write_text(text, encoding="utf-8")
+    assert store.read_record("other") is None, "the result of another key"
+
+
+def test_a_record_of_an_earlier_version_is_computed_again(home: Path) -> None:
+    store.write_record("key", result(publish({"a": "1"})))
+    path = home / "store" / "records" / "key.json"
+    path.write_text(result(publish({"a": "1"})).model_dump_json(), encoding="utf-8")
+    assert store.read_record("key") is None
+
+
 def test_many_threads_publish_the_same() -> None:
     with ThreadPoolExecutor(8) as pool:
         digests = set(pool.map(lambda _: publish({"a": "1", "b": "2" * 10_000}), range(40)))
@@ -172,6 +200,83 @@ def test_a_digest_is_no_path(digest: str, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="should match pattern"):
             Bundle(digest=one, format="torch", problem="text-classification")
     assert precious.is_dir()
+
+
+def test_a_sweep_ends_no_run_whatever_lies_there(tmp_path: Path) -> None:
+    tmp = disk.folder("tmp")
+    (tmp / "stray").write_text("a file", encoding="utf-8")
+    (tmp / "link").symlink_to(tmp_path)
+    (tmp / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp / "left" / "inner").mkdir(parents=True)
+    store.sweep()
+    assert not leftovers()
+    assert tmp_path.is_dir()
+
+
+def test_a_sweep_does_not_mind_workspaces_that_end_meanwhile() -> None:
+    def work(number: int) -> None:
+        for turn in range(25):
+            with store.workspace() as directory:
+                (directory / "a").write_text(f"{number} {turn % 5}", encoding="utf-8")
+                if turn % 2:
+                    store.publish(directory)
+
+    with ThreadPoolExecutor(4) as pool:
+        working = [pool.submit(work, number) for number in range(3)]
+        while not all(one.done() for one in working):
+            store.sweep()
+        for one in working:
+            one.result()
+    assert not leftovers()
+
+
+def test_an_entry_that_vanishes_under_a_sweep_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        (disk.folder("tmp") / name).mkdir()
+    opened = os.open
+
+    def vanishing(path: object, *arguments: int) -> int:
+        if Path(str(path)).name in ("one", "two"):
+            Path(str(path)).rmdir()
+        return opened(path, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", vanishing)
+    store.sweep()
+
+
+def test_what_a_full_disk_says_is_known_wherever_it_is_said() -> None:
+    error = RuntimeError("the database says no")
+    error.__context__ = OSError(errno.ENOSPC, "No space left on device", "/home/a")
+    assert disk.trouble(error) == "/home/a: No space left on device; free some space, or mend the disk"
+    assert disk.trouble(OSError(errno.ENOENT, "No such file", "data.csv")) == ""
+    with sqlite3.connect(":memory:") as db:
+        db.execute("pragma max_page_count = 1")
+        with pytest.raises(sqlite3.OperationalError) as caught:
+            db.executescript("create table a (b); create table c (d); create table e (f); create table g (h);")
+    assert "database or disk is full" in disk.trouble(caught.value)
+
+
+@pytest.mark.parametrize("said", ["a?b", "a/b?c=d"])
+def test_a_home_that_databases_would_misread_is_refused(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATHERWEIGHT_HOME", str(tmp_path / said))
+    with pytest.raises(disk.HomeError, match="may have no"):
+        disk.home()
+
+
+def test_an_empty_home_is_the_default_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATHERWEIGHT_HOME", "")
+    assert disk.home() == Path("~/.featherweight").expanduser()
+    monkeypatch.setenv("FEATHERWEIGHT_HOME", "~nobody-of-this-name/home")
+    with pytest.raises(disk.HomeError, match="no such user"):
+        disk.home()
+
+
+def test_a_home_is_for_its_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATHERWEIGHT_HOME", str(tmp_path / "new" / "home"))
+    disk.folder("objects")
+    assert (tmp_path / "new" / "home").stat().st_mode & 0o777 == 0o700
 
 
 def test_too_little_disk_says_how_much() -> None:
