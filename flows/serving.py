@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from flows.supervisor import end_tree, guarded, interruptible, search_path
+from flows.supervisor import end_tree, guarded, interruptible
 from tasks import registry
 from tasks.contracts import FeatherweightError, Release
 from tasks.ml import machine
@@ -42,10 +41,9 @@ def serve(model: str, *, host: str, port: int) -> int:
             f"featherweight: {release.name} version {release.version} answers at http://{host}:{port}/invocations",
             file=sys.stderr,
         )
-        command = ["models", "serve", "--model-uri", str(directory), "--env-manager", "local", "--host", host]
+        command = ["tasks.serving.server", "--model-uri", str(directory), "--host", host, "--port", str(port)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command, "--port", str(port), "--workers", "1"],
-            env={**os.environ, "PATH": search_path()},
+            [sys.executable, "-m", *command],
             text=True,
             start_new_session=True,
             preexec_fn=machine.end_with_parent,
