@@ -35,42 +35,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
             disk.require_home()
         return int(options.run(options))
     except KeyboardInterrupt:
-        print("featherweight: interrupted; finished stages are kept and will be reused", file=sys.stderr)
-        return INTERRUPTED
+        return _failed(INTERRUPTED, "interrupted; finished stages are kept and will be reused", as_json=options.json)
     except Exception as error:
-        return _fail(error)
+        return _failed(*_explained(error), as_json=options.json)
     finally:
         gc.freeze()  # all of it goes with the process; looking through it first would take half a second
 
 
-def _fail(error: BaseException) -> int:
-    """Says what went wrong in a line that starts at the cause the user can mend, if there is one."""
+def _explained(error: BaseException) -> tuple[int, str]:
+    """Exit status, and what went wrong, beginning at the cause that the user can mend, if there is one."""
     from tasks import disk
     from tasks.contracts import FeatherweightError
 
     if what := disk.trouble(error):
-        return _say(what, DISK)
+        return DISK, what
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, FeatherweightError):
-            return _say(str(cause), BAD_INPUT)
+            return BAD_INPUT, str(cause)
         cause = cause.__cause__ or cause.__context__
     try:
         disk.require_home()  # a server on the same disk says only that it failed
     except disk.HomeError as full:
-        return _say(str(full), DISK)
+        return DISK, str(full)
     from flows import console
 
     console.keep(error)
     summary = " ".join(str(error).split())[:300]
-    return _say(f"unexpected {type(error).__name__}: {summary}\nsee {console.log_path()}", UNEXPECTED)
+    return UNEXPECTED, f"unexpected {type(error).__name__}: {summary}\nsee {console.log_path()}"
 
 
-def _say(text: str, status: int) -> int:
+def _failed(status: int, text: str, *, as_json: bool) -> int:
+    """Says what went wrong, where a document was asked for also in one, and returns the exit status."""
+    from flows import console
     from tasks.redaction import hide
 
-    for line in hide(text).splitlines():
+    lines = hide(text).splitlines()
+    for line in lines:
         print(f"featherweight: {line}", file=sys.stderr)
+    if as_json:
+        console.print_json({"error": "\n".join(lines), "exit_status": status})
     return status
 
 
