@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from flows import embedded
     from tasks import disk
 
-    embedded.configure()
     try:
+        embedded.configure()  # looks for the password of this home's servers
         if options.run is not _doctor:  # which looks for itself
             disk.require_home()
         return int(options.run(options))

@@ -33,7 +33,8 @@ def of_home(name: str, prefix: str = "") -> str:
 def keep(name: str, text: str) -> Path:
     """Writes a file that only its owner can read, whole or not at all, and returns its path."""
     target = path(name)
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    disk.made()
+    target.parent.mkdir(mode=0o700, exist_ok=True)
     fresh = target.with_name(f".{name}.new")
     fresh.unlink(missing_ok=True)
     with os.fdopen(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:

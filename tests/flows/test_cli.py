@@ -269,7 +269,7 @@ def test_runs_lists_the_newest_first() -> None:
 
 @pytest.mark.parametrize("said", ["/dev/null/home", "a?b", "~nobody-of-this-name/x"])
 def test_an_impossible_home_is_one_line_and_a_status_of_its_own(said: str) -> None:
-    done = featherweight("runs", "--json", FEATHERWEIGHT_HOME=said)
+    done = featherweight("runs", "--json", FEATHERWEIGHT_HOME=said, PREFECT_API_URL="http://127.0.0.1:9/api")
     assert done.returncode == 4
     [line] = done.stderr.splitlines()
     assert line.startswith("featherweight: ")
