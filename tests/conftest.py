@@ -30,8 +30,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
 
 
+SERVERS = (
+    "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD",
+    "PREFECT_API_URL",
+)  # fmt: skip
+
+
 def _forget_servers(patch: pytest.MonkeyPatch) -> None:
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "PREFECT_API_URL"):
+    for name in SERVERS:
         patch.setenv(name, "")  # so that what MLflow itself sets is taken back afterwards, too
         patch.delenv(name)
 

@@ -124,7 +124,7 @@ def test_cells_metrics_markdown_and_document_say_the_same() -> None:
     assert metrics[f"{row.name}/accuracy_low"] == row.effect.accuracy.low
     assert metrics[f"{row.name}/accuracy_p"] == row.effect.claims["accuracy"].adjusted_p_value
     text = ablation.markdown(found)
-    assert text.count("\n| ") == 1 + len(TECHNIQUES)
+    assert text.count("\n| ") == 2 + len(TECHNIQUES)  # the header, the line below it, and the rows
     document = json.loads(json.dumps(ablation.document(found)))
     assert document["rows"][3]["judgement"] == ablation.judgement(row.effect)
     assert "unlabeled &lt;text&gt;" in ablation.render(found, SURROUNDINGS)

@@ -15,6 +15,7 @@ import pytest
 
 from tasks import store, tracking
 from tasks.contracts import Splits, StageOutput
+from tasks.keys import PlainText
 from tasks.ml import datasets, held_out
 from tasks.stage import stage
 from tests.tasks import tiny_models
@@ -42,7 +43,7 @@ def stages() -> list[str]:
     )
 
 
-def look(splits: Splits, split: str) -> StageOutput:
+def look(splits: Splits, split: PlainText) -> StageOutput:
     datasets.read(store.path(splits.digest), split)
     return StageOutput(splits=splits)
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 from torch import nn
 
-from tasks import disk, fitting, store, tracking, tutoring
+from tasks import disk, fitting, store, tracking
 from tasks.contracts import Bundle, Splits, StageResult
 from tasks.distill import DistillationConfig, distill
 from tasks.ml import (
@@ -200,9 +200,3 @@ def test_zeros_are_still_there_after_healing_and_in_the_integers(
 def test_zeros_that_could_not_stay_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         PruningConfig(sparsity="wanda", **changes)
-
-
-def test_the_model_that_proposes_words_is_part_of_the_key(tmp_path: Any) -> None:
-    assert tutoring.augmentation_digest(PruningConfig()) == ""
-    with pytest.raises(ValueError, match="augmentation_model: directory"):
-        tutoring.augmentation_digest(PruningConfig(augmentation_model=str(tmp_path / "nowhere")))
