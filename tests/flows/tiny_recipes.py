@@ -31,7 +31,7 @@ def sources(folder: Path) -> tuple[Path, Path]:
 def write(folder: Path) -> Recipe:
     """Writes base model and rows into a folder and returns the recipe."""
     base, source = sources(folder)
-    student = {"learning_rate": 1e-3, "batch_size": 16, "epochs": 1, "augmentation": 0}
+    student = {"learning_rate": 2e-3, "batch_size": 16, "epochs": 3, "augmentation": 0}
     return Recipe.model_validate({
         "name": "tiny", "base_model": str(base),
         "data": {"source": f"file:{source}", "max_length": 16, "max_rows": 300, "selection_fraction": 0.2},
