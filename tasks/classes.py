@@ -25,7 +25,10 @@ def quoted(label: str) -> str:
 
 
 def floor(counts: Tally, about: Mapping[str, Any], *, who: str, split: str, confidence: float) -> Check:
-    """Whether a model beats the answer that is always the most frequent label of the training rows.
+    """Whether a model beats the answer that is always the same: the most frequent label of these rows.
+
+    Which label that is may differ from the training rows', of which a balanced sample may be made; a model that names
+    one label only then still beats none.
 
     Args:
         about: ``labels`` by class index, ``majority``, a class index, and ``majority_share`` of the training rows.
@@ -33,8 +36,9 @@ def floor(counts: Tally, about: Mapping[str, Any], *, who: str, split: str, conf
     """
     from tasks.ml import classwise
 
-    found = classwise.against_majority(counts, about["majority"], confidence=confidence)
-    always = quoted(about["labels"][about["majority"]])
+    majority = max(about["majority"], int(counts.rows.argmax()), key=lambda c: counts.rows[c])
+    found = classwise.against_majority(counts, majority, confidence=confidence)
+    always = quoted(about["labels"][majority])
     gain, others = found.gain, found.n - found.majority_right
     told_apart = gain.high >= 0 and found.others_p < (1 - confidence) / 2
     if gain.low > 0 or told_apart:

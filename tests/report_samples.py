@@ -187,6 +187,7 @@ def validation(n: int = 2114) -> dict[str, Any]:
             "shape_rows": 18,
             "shape_flips": 0,
             "allowed_abs_error": 0.0914,
+            "alone_abs_error": 0.0,
             "max_abs_error": 0.0312,
             "mean_abs_error": 0.00214,
             "median_abs_error": 1.9e-6,

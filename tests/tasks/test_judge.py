@@ -259,6 +259,10 @@ def test_a_teacher_must_beat_the_majority_answer() -> None:
     assert always.status is FAILED
     assert "the teacher is right on 50 of 100 selection rows, and always answering 'ham' on 50" in always.reason
     assert "budget.floor: none" in always.reason
+    shifted = held((30, 70), (0, 70), (0, 100))
+    assert shifted is not None, "always the label that is rarer among the training rows"
+    assert shifted.status is FAILED
+    assert "always answering 'spam' on 70" in shifted.reason
     guess = held((18, 16), (11, 10), (17, 17))
     assert guess is not None
     assert guess.status is UNDECIDABLE
