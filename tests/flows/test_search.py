@@ -35,6 +35,7 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_search_finds_ships_and_repeats_nothing(recipe: Recipe, tmp_path: Path) -> None:
     config = SearchConfig(minimize=Minimize.SIZE, trials=5, finalists=2, space=SPACE)
     found = search.search(recipe, config)
@@ -76,6 +77,7 @@ def test_a_search_finds_ships_and_repeats_nothing(recipe: Recipe, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("runner", Runner)
 def test_trials_go_side_by_side(recipe: Recipe, runner: Runner) -> None:
     config = SearchConfig(minimize=Minimize.SIZE, trials=3, finalists=1, space=SPACE, parallel=2, runner=runner)
@@ -86,6 +88,7 @@ def test_trials_go_side_by_side(recipe: Recipe, runner: Runner) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_search_that_was_killed_goes_on_and_repeats_nothing(recipe: Recipe, tmp_path: Path) -> None:
     home = tmp_path / "killed"
     file = tmp_path / "tiny.yaml"
