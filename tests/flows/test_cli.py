@@ -274,7 +274,7 @@ def test_an_impossible_home_is_one_line_and_a_status_of_its_own(said: str) -> No
     assert done.returncode == 4
     [line] = done.stderr.splitlines()
     assert line.startswith("featherweight: ")
-    assert not done.stdout
+    assert json.loads(done.stdout) == {"error": line.removeprefix("featherweight: "), "exit_status": 4}
 
 
 FULL = """
