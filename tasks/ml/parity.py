@@ -96,7 +96,7 @@ def compare(
         "median_abs_error": float(np.median(errors)),
         "allowed_abs_error": allowed,
         "alone_abs_error": float(max(alone, default=0.0)),
-        "non_finite": int((~np.isfinite(actual).all(axis=-1)).sum()),
+        "non_finite": int((~np.isfinite(errors)).sum()),
         "shapes": [list(shape) for shape in shapes],
     }
 
@@ -123,7 +123,8 @@ def stretched(rows: Sequence[Sequence[int]], batch: int, length: int) -> list[li
 def require(parity: dict[str, Any], *, max_flips: float) -> None:
     """Raises ``ParityError`` where the runtime gave what is no number, too many other labels, or too large an error."""
     if parity["non_finite"]:
-        raise ParityError(f"validation: the runtime gave NaN or infinity as logits of {parity['non_finite']} rows")
+        count = parity["non_finite"]
+        raise ParityError(f"validation: runtime or simulated model gave NaN or infinity as logits of {count} rows")
     n, flips = parity["n"] + parity["shape_rows"], parity["label_flips"] + parity["shape_flips"]
     if flips / n > max_flips:
         raise ParityError(
