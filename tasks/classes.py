@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.contracts import Check, CheckStatus, ClassRecall
 
 if TYPE_CHECKING:
-    from tasks.ml.classwise import Fate, Tally
+    from tasks.ml.classwise import Fate, Standing, Tally
 
 FLOOR, LOST_CLASSES = "floor", "lost_classes"
 NAMED = 3
@@ -22,6 +22,23 @@ LONGEST_LABEL = 40
 def quoted(label: str) -> str:
     """A label in a sentence: in quotes, on one line, and shortened."""
     return repr(label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…")
+
+
+def _majority(counts: Tally, about: Mapping[str, Any]) -> int:
+    return max(about["majority"], int(counts.rows.argmax()), key=lambda c: counts.rows[c])
+
+
+def _beats(found: Standing, confidence: float) -> bool:
+    told_apart = found.gain.high >= 0 and found.others_p < (1 - confidence) / 2
+    return found.gain.low > 0 or told_apart
+
+
+def is_decidable(counts: Tally, about: Mapping[str, Any], *, confidence: float) -> bool:
+    """Whether these rows would show that a model without errors beats the answer that is always the same."""
+    from tasks.ml import classwise
+
+    perfect = classwise.against_majority(counts.without_errors(), _majority(counts, about), confidence=confidence)
+    return _beats(perfect, confidence)
 
 
 def floor(counts: Tally, about: Mapping[str, Any], *, who: str, split: str, confidence: float) -> Check:
@@ -36,14 +53,14 @@ def floor(counts: Tally, about: Mapping[str, Any], *, who: str, split: str, conf
     """
     from tasks.ml import classwise
 
-    majority = max(about["majority"], int(counts.rows.argmax()), key=lambda c: counts.rows[c])
+    majority = _majority(counts, about)
     found = classwise.against_majority(counts, majority, confidence=confidence)
     always = quoted(about["labels"][majority])
     gain, others = found.gain, found.n - found.majority_right
-    told_apart = gain.high >= 0 and found.others_p < (1 - confidence) / 2
-    if gain.low > 0 or told_apart:
+    decidable = is_decidable(counts, about, confidence=confidence)
+    if _beats(found, confidence):
         status = CheckStatus.PASSED
-    elif gain.measured > 0 or not others:
+    elif gain.measured > 0 or not decidable:
         status = CheckStatus.UNDECIDABLE
     else:
         status = CheckStatus.FAILED
@@ -52,8 +69,12 @@ def floor(counts: Tally, about: Mapping[str, Any], *, who: str, split: str, conf
         f"{found.majority_right:,}: a gain of {_points(gain.measured)} points ({100 * confidence:g} % interval "
         f"{_points(gain.low)} to {_points(gain.high)}), balanced accuracy {_percent(found.balanced_accuracy)}"
     )
-    if not others:
-        explanation += "; undecidable, because no row has another label"
+    if not decidable:
+        few = "no row has another label" if not others else f"only {others:,} have another label"
+        explanation += (
+            f"; undecidable, because {few}, too few even for a model without errors: raise data.{split}_fraction, or "
+            "add rows"
+        )
     elif status is CheckStatus.UNDECIDABLE:
         needed = found.rows_needed
         rows = "no number of rows is enough" if needed is None else f"at least {needed:,} {split} rows are needed"

@@ -205,18 +205,13 @@ def floor(teacher: Digest, budget: BudgetConfig, *, run_id: str) -> Verdict | No
         return None
     about = json.loads((store.path(teacher) / "classes.json").read_text(encoding="utf-8"))
 
-    def held(counts: Tally) -> Check:
-        return classes.floor(counts, about, who="the teacher", split="selection", confidence=budget.confidence)
-
-    counts = Tally.from_json(about["answers"])
-    check = held(counts)
+    counts, level = Tally.from_json(about["answers"]), budget.confidence
+    check = classes.floor(counts, about, who="the teacher", split="selection", confidence=level)
     if check.status is CheckStatus.PASSED:
         logger.info("floor: %s", check.explanation)
         return None
-    if held(counts.without_errors()).status is not CheckStatus.PASSED:
-        logger.warning(
-            "floor: %s; not even a teacher without errors could show it here, test decides", check.explanation
-        )
+    if not classes.is_decidable(counts, about, confidence=level):
+        logger.warning("floor: %s; the run goes on, and the test split decides", check.explanation)
         return None
     hint = "look at labels, base model and learning rate, or let such a run go on with budget.floor: none"
     verdict = Verdict(checks=(check.model_copy(update={"explanation": f"{check.explanation}; {hint}"}),))

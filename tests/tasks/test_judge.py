@@ -276,6 +276,20 @@ def test_a_teacher_must_beat_the_majority_answer() -> None:
     assert "selection rows are needed" in guess.reason
 
 
-def test_rows_on_which_nothing_can_be_shown_do_not_end_a_run() -> None:
-    assert held((156, 0), (156, 0), (156, 0)) is None, "no row has the other label"
-    assert held((3, 2), (3, 2), (3, 2)) is None, "not even all right would be enough"
+@pytest.mark.parametrize(
+    ("rows", "right", "said"),
+    [
+        ((156, 0), (156, 0), "because no row has another label, too few even for a model without errors"),
+        ((3, 2), (3, 2), "because only 2 have another label, too few even for a model without errors"),
+        ((3, 2), (3, 0), "because only 2 have another label, too few even for a model without errors"),
+    ],
+)
+def test_rows_on_which_nothing_can_be_shown_do_not_end_a_run(
+    caplog: pytest.LogCaptureFixture, rows: tuple[int, ...], right: tuple[int, ...], said: str
+) -> None:
+    """And what is said of them asks nothing of the teacher."""
+    caplog.set_level("WARNING", logger="featherweight")
+    assert held(rows, right, (sum(rows) - right[1], right[1])) is None
+    assert said in caplog.text
+    assert "raise data.selection_fraction, or add rows; the run goes on, and the test split decides" in caplog.text
+    assert "must be better" not in caplog.text
