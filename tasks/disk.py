@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import sqlite3
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,11 +53,24 @@ def home() -> Path:
 
 
 def made(*names: str) -> Path:
-    """Returns a directory in the home, created if it is not there; a home is made for its user alone."""
+    """Returns a directory in the home, created if it is not there; a home is its user's alone."""
     home().mkdir(mode=0o700, parents=True, exist_ok=True)
+    _close(home())
     path = home().joinpath(*names)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _close(path: Path) -> None:
+    """Takes a home of this user from all others, as earlier versions did not; where that cannot be, it stays.
+
+    A directory that is no home yet, or in which others may put files beside ours, such as ``/tmp``, is left alone.
+    """
+    about = path.stat()
+    others, is_common = stat.S_IMODE(about.st_mode) & 0o077, about.st_mode & stat.S_ISVTX
+    if others and not is_common and about.st_uid == os.geteuid() and (path / "store").is_dir():
+        with contextlib.suppress(OSError):
+            path.chmod(0o700)
 
 
 def require_home() -> None:

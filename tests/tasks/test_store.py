@@ -279,6 +279,35 @@ def test_a_home_is_for_its_user_alone(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "new" / "home").stat().st_mode & 0o777 == 0o700
 
 
+def test_a_home_of_an_earlier_version_is_closed_and_no_other_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(name: str, mode: int, *, is_home: bool = True) -> int:
+        path = tmp_path / name
+        (path / "store" if is_home else path).mkdir(parents=True)
+        path.chmod(mode)
+        monkeypatch.setenv("FEATHERWEIGHT_HOME", str(path))
+        disk.made()
+        return path.stat().st_mode & 0o7777
+
+    assert opened("old", 0o755) == 0o700
+    assert opened("empty", 0o755, is_home=False) == 0o755
+    assert opened("common", 0o1777) == 0o1777
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert opened("another user's", 0o755) == 0o755
+
+
+def test_a_home_that_cannot_be_closed_is_used_as_it_is(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk.folder("objects")
+    home.chmod(0o755)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    assert disk.made("logs").is_dir()
+
+
 def test_too_little_disk_says_how_much() -> None:
     with pytest.raises(FeatherweightError, match=r"not enough disk: .* MB free and this run needs 1000000000 MB"):
         disk.require_free_space(10**15)
