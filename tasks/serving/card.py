@@ -74,7 +74,7 @@ curl localhost:5001/invocations -H 'Content-Type: application/json' \\
 ## Limits
 
 It knows the domain and language of its training data and no other; the accuracy above says nothing about other text.
-{batches}
+{batches} A batch of your own needs at least one row and one token: onnxruntime ends its process on none.
 """
 
 CHECKS = """\

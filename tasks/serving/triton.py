@@ -1,7 +1,8 @@
 """A serving bundle as an entry of a Triton model repository, for its ONNX Runtime backend.
 
 Triton takes token ids: a client encodes with the bundle's ``tokenizer.json``, which is put beside the configuration.
-Rows of one request are padded to one length; the dynamic batcher joins requests of equal length.
+Rows of one request are padded to one length, of one token at least, because onnxruntime ends its process on none; the
+dynamic batcher joins requests of equal length.
 """
 
 from __future__ import annotations
