@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from prefect import flow, tags
+from prefect import tags
 from pydantic import Field, field_validator
 
-from flows import branch, comparing, console, orphans, preflight, recipe_files, techniques
+from flows import branch, comparing, console, preflight, recipe_files, techniques
 from flows.recipe import Recipe
 from flows.techniques import Arm, Technique
 from tasks import quiet, store, tracking
@@ -54,13 +54,7 @@ class AblationConfig(Contract):
 CONFIG = AblationConfig
 
 
-@flow(
-    name=KIND,
-    flow_run_name=comparing.run_name(KIND),
-    on_running=[orphans.sign],
-    persist_result=False,
-    validate_parameters=False,
-)
+@comparing.flow_of(KIND)
 def ablation(recipe: Recipe = Recipe(), config: AblationConfig = AblationConfig()) -> Ablation:
     """Make a recipe's model with and without each technique, and compare them on the selection split."""
     recipe, config = recipe_files.checked(recipe), checked(config)

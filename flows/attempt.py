@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import ValidationError
 
@@ -20,6 +18,7 @@ from tasks import tracking
 from tasks.contracts import Bundle, Contract, FeatherweightError, Splits, StageResult
 from tasks.ml import machine
 from tasks.reporting.search import Limits, Minimize, State, Trial
+from tasks.step import step
 
 logger = logging.getLogger("featherweight")
 
@@ -70,7 +69,7 @@ def name(number: int, changes: Mapping[str, Any]) -> str:
     return f"trial {number}: {values}"
 
 
-@task(name="trial", task_run_name="trial {number}", persist_result=False, cache_policy=NO_CACHE)
+@step(name="trial", task_run_name="trial {number}")
 def attempt(number: int, changes: dict[str, Any], course: Course, rivals: Sequence[Rival], *, run_id: str) -> Trial:
     """Makes one variation of the recipe and measures it, unless what is known meanwhile says that it is hopeless.
 

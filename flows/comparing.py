@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
+from prefect import Flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from pydantic import ValidationError
 
 from flows import console, links, orphans, recipe_files
+from flows.flow import flow
 from flows.recipe import Recipe
 from tasks import disk, store, tracking
 from tasks.contracts import Contract, FeatherweightError
@@ -21,6 +23,8 @@ from tasks.report import versions
 from tasks.reporting import page
 
 AnyConfig = TypeVar("AnyConfig", bound=Contract)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Shown(Protocol):
@@ -50,6 +54,11 @@ class Shown(Protocol):
 def run_name(kind: str) -> Callable[[], str]:
     """What Prefect names runs by: the kind and the time, so that those of many nights lie side by side."""
     return lambda: f"{kind} {datetime.now(UTC):%Y-%m-%d %H:%M UTC}"
+
+
+def flow_of(kind: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
+    """Makes a function the flow of this kind; wrong fields are explained by the flow, as on the command line."""
+    return flow(name=kind, flow_run_name=run_name(kind), validate_parameters=False)
 
 
 @contextmanager

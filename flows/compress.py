@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from prefect import flow
 from prefect.runtime import flow_run
 from prefect.states import Failed, State
 
 from flows import links, orphans, preflight, recipe_files
+from flows.flow import flow
 from flows.recipe import Recipe
 from tasks import disk, store, tracking
 from tasks.contracts import Bundle, Outcome, Splits, StageResult
@@ -33,9 +33,7 @@ def _run_name() -> str:
 
 
 # Prefect would explain wrong fields in its own words: the recipe is checked here, and explained as on the command line.
-@flow(
-    name="compress", flow_run_name=_run_name, on_running=[orphans.sign], persist_result=False, validate_parameters=False
-)
+@flow(name="compress", flow_run_name=_run_name, validate_parameters=False)
 def compress(recipe: Recipe = Recipe()) -> Outcome | State[Outcome]:
     """Train, shrink, prove and ship one language model."""
     recipe = recipe_files.checked(recipe)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from prefect import flow
-
-from flows import orphans
+from flows.flow import flow
 from tasks import promote as steps
 from tasks.contracts import Release
 
 
-@flow(name="promote", flow_run_name="promote-{name}", on_running=[orphans.sign], persist_result=False)
+@flow(name="promote", flow_run_name="promote-{name}")
 def promote(name: str, version: int = 0, reason: str = "") -> Release:
     """Make a version the champion, which is the one that is served.
 
@@ -21,7 +19,7 @@ def promote(name: str, version: int = 0, reason: str = "") -> Release:
     return steps.promote(name, version or "candidate", reason=reason)
 
 
-@flow(name="rollback", flow_run_name="rollback-{name}", on_running=[orphans.sign], persist_result=False)
+@flow(name="rollback", flow_run_name="rollback-{name}")
 def rollback(name: str, reason: str = "") -> Release:
     """Make the champion before the present one the champion again.
 

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
 from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Failed, State
 from pydantic import Field
 
-from flows import branch, comparing, console, finals, ledger, orphans, preflight, recipe_files, space
+from flows import branch, comparing, console, finals, ledger, preflight, recipe_files, space
 from flows.attempt import Course, Runner, attempt, pool
 from flows.attempt import name as trial_name
 from flows.ledger import Asked, Ledger, SamplerName
@@ -98,13 +97,7 @@ class SearchConfig(Contract):
 CONFIG = SearchConfig
 
 
-@flow(
-    name=KIND,
-    flow_run_name=comparing.run_name(KIND),
-    on_running=[orphans.sign],
-    persist_result=False,
-    validate_parameters=False,
-)
+@comparing.flow_of(KIND)
 def search(recipe: Recipe = Recipe(), config: SearchConfig = SearchConfig()) -> Search | State[Search]:
     """Try variations of a recipe, keep the best at every moment, and let the test split judge the last few."""
     recipe, config = recipe_files.checked(recipe), checked(config)

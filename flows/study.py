@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from prefect import flow, tags
+from prefect import tags
 from pydantic import Field
 
-from flows import choices, comparing, console, orphans, preflight, recipe_files
+from flows import choices, comparing, console, preflight, recipe_files
 from flows.recipe import Recipe
 from tasks import store, tracking
 from tasks.contracts import Contract, FeatherweightError, StageResult
@@ -53,13 +53,7 @@ class StudyConfig(Contract):
 CONFIG = StudyConfig
 
 
-@flow(
-    name=KIND,
-    flow_run_name=comparing.run_name(KIND),
-    on_running=[orphans.sign],
-    persist_result=False,
-    validate_parameters=False,
-)
+@comparing.flow_of(KIND)
 def study(recipe: Recipe = Recipe(), config: StudyConfig = StudyConfig()) -> Study:
     """Train the same model in many ways, one at a time, and compare them."""
     recipe, config = recipe_files.checked(recipe), checked(config)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import Field, field_validator
 
 from tasks import registry, tracking
 from tasks.contracts import Release, StageConfig
+from tasks.step import step
 
 
 class DeploymentConfig(StageConfig):
@@ -32,7 +31,7 @@ class DeploymentConfig(StageConfig):
         return alias
 
 
-@task(name="deploy", persist_result=False, cache_policy=NO_CACHE)
+@step(name="deploy")
 def deploy(release: Release, config: DeploymentConfig, *, run_id: str) -> Release:
     """Reloads a new version from the registry, tries its golden rows in a clean process, and moves the alias last."""
     registry.require_passed(registry.find(release.name, release.version), config.alias)

@@ -11,12 +11,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from tasks import classes, store, tracking
 from tasks.contracts import Check, CheckStatus, Digest, Parting, StageConfig, Verdict
+from tasks.step import step
 
 if TYPE_CHECKING:
     from tasks.ml.statistics import Interval
@@ -192,7 +191,7 @@ def weigh(evidence: Path, budget: BudgetConfig) -> Verdict:
     return Verdict(checks=tuple(checks), recalls=classes.recalls(fates, about["labels"]))
 
 
-@task(name="floor", persist_result=False, cache_policy=NO_CACHE)
+@step(name="floor")
 def floor(teacher: Digest, budget: BudgetConfig, *, run_id: str) -> Verdict | None:
     """Weighs the teacher, from what ``train`` left, before anything is made of it.
 
@@ -219,7 +218,7 @@ def floor(teacher: Digest, budget: BudgetConfig, *, run_id: str) -> Verdict | No
     return verdict
 
 
-@task(name="judge", persist_result=False, cache_policy=NO_CACHE)
+@step(name="judge")
 def judge(evidence: Digest, budget: BudgetConfig, *, run_id: str) -> Verdict:
     """Weighs the evidence against the budget and records every check on the parent run."""
     verdict = weigh(store.path(evidence), budget)

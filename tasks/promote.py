@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from tasks import markdown, registry
 from tasks.contracts import FeatherweightError, Release
+from tasks.step import step
 
 
-@task(name="promote", persist_result=False, cache_policy=NO_CACHE)
+@step(name="promote")
 def promote(name: str, which: str | int, *, reason: str) -> Release:
     """Makes a version the champion, once it has answered its golden rows.
 
@@ -26,7 +25,7 @@ def promote(name: str, which: str | int, *, reason: str) -> Release:
     return release
 
 
-@task(name="rollback", persist_result=False, cache_policy=NO_CACHE)
+@step(name="rollback")
 def rollback(name: str, *, reason: str) -> Release:
     """Makes the champion before this one the champion again; what it replaces becomes the previous one."""
     if registry.PREVIOUS not in registry.aliases(name):

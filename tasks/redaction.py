@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
 HIDDEN = "***"
@@ -66,6 +67,24 @@ def cleanse(error: BaseException | None) -> None:
         if isinstance(message := getattr(error, "message", None), str):
             error.message = hide(message)  # type: ignore[attr-defined]
         error = error.__cause__ or error.__context__
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def cleansing(function: Callable[P, R]) -> Callable[P, R]:
+    """Makes a function out of which errors come without credentials."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            cleanse(error)
+            raise
+
+    return call
 
 
 class _Record(logging.LogRecord):

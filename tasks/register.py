@@ -8,16 +8,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from tasks import disk, markdown, registry, store, tracking
 from tasks.contracts import Digest, Outcome, Release, Splits, StageResult, Verdict
+from tasks.step import step
 
 logger = logging.getLogger("featherweight")
 
 
-@task(name="register", persist_result=False, cache_policy=NO_CACHE)
+@step(name="register")
 def register(name: str, outcome: Outcome, *, run_id: str) -> Release:
     """Publishes what passed as a serving bundle and as a version of the registered model ``name``."""
     assert outcome.verdict.passed, "only a passed verdict is registered"
@@ -27,7 +25,7 @@ def register(name: str, outcome: Outcome, *, run_id: str) -> Release:
     return release
 
 
-@task(name="keep", persist_result=False, cache_policy=NO_CACHE)
+@step(name="keep")
 def keep(
     name: str, splits: Splits, appraised: StageResult, baseline: StageResult, *, alias: str, run_id: str
 ) -> Release:

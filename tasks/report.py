@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from tasks import disk, store, tracking
@@ -20,6 +19,7 @@ from tasks.contracts import Outcome
 from tasks.keys import numerics_versions
 from tasks.reporting import page, summary
 from tasks.reporting.evidence import Evidence, SeedRun, compare, correctness
+from tasks.step import step
 
 logger = logging.getLogger("featherweight")
 
@@ -95,7 +95,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **ours, **numerics_versions()}
 
 
-@task(name="report", persist_result=False)
+@step(name="report")
 def report(outcome: Outcome, recipe: dict[str, Any], *, run_id: str) -> Path:
     """Writes the report page and returns its path; logs it, its figures and its numbers to the parent run."""
     run = tracking.Run(run_id)
@@ -111,8 +111,8 @@ def report(outcome: Outcome, recipe: dict[str, Any], *, run_id: str) -> Path:
         run.text(content, name)
     run.metrics(summary.final_metrics(outcome, evidence))
     run.describe(summary.markdown(outcome, evidence, url=""))
-    for step, metrics in enumerate(summary.metrics_by_model(outcome, evidence)):
-        run.metrics(metrics, step=step)
+    for number, metrics in enumerate(summary.metrics_by_model(outcome, evidence)):
+        run.metrics(metrics, step=number)
 
     slug = re.sub(r"[^a-z0-9]+", "-", outcome.recipe.lower()).strip("-")
     create_markdown_artifact(

@@ -18,14 +18,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.states import Completed, State
 
 from tasks import disk, keys, store, tracking
 from tasks.contracts import StageOutput, StageResult
 from tasks.ml import held_out, machine
+from tasks.step import step
 
 logger = logging.getLogger("featherweight")
 
@@ -134,7 +133,7 @@ def stage(
         inspect.Parameter("run_id", inspect.Parameter.KEYWORD_ONLY, annotation=str),
     ]
     execute.__signature__ = signature.replace(parameters=parameters, return_annotation=StageResult)  # type: ignore[attr-defined]
-    run_as_task = task(name=name, persist_result=False, cache_policy=NO_CACHE)(execute)
+    run_as_task = step(name=name)(execute)
 
     @functools.wraps(function)
     def call(*args: Any, run_id: str, **kwargs: Any) -> StageResult:

@@ -8,8 +8,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from prefect.client.orchestration import get_client
 
+from flows.flow import flow
 from tasks import redaction, tracking
+from tasks.step import step
 
 CANARY = "canary-of-the-test"
 
@@ -76,6 +79,27 @@ def test_the_last_look_at_a_line_sees_tracebacks_too() -> None:
     record.exc_text = f"OSError: http://me:{CANARY}@host"
     handler.emit(record)
     assert stream.getvalue() == "failed\nOSError: http://***@host\n"
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize("place", ["flow", "step"])
+def test_prefect_is_told_of_a_failure_without_them(place: str) -> None:
+    """Also where nothing in MLflow is open, as when its database does not answer."""
+
+    def refuse() -> None:
+        raise ConnectionError(f"cannot open postgresql://team:{CANARY}@db/mlflow") from OSError(CANARY)
+
+    asked = step(name="asked")(refuse)
+    state = asked(return_state=True) if place == "step" else flow(name="asking")(refuse)(return_state=True)
+    with get_client(sync_client=True) as client:
+        details = state.state_details
+        told = (
+            client.read_task_run(details.task_run_id) if place == "step" else client.read_flow_run(details.flow_run_id)
+        )
+    assert told.state is not None
+    assert told.state.is_failed()
+    assert "cannot open postgresql://***@db/mlflow" in str(told.state.message)
+    assert CANARY not in told.model_dump_json()
 
 
 @pytest.mark.usefixtures("planted")
