@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.contracts import FeatherweightError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 DEFAULT_PADDING = 1
@@ -136,6 +137,15 @@ class Family:
     def set_embedding(self, model: nn.Module, module: nn.Module) -> None:
         self.backbone(model).set_submodule(self.embeddings, module)
 
+    def count_positions(self, model: nn.Module) -> None:
+        """Has a model, in place, count positions from the left whatever its tokens are, as its graph does.
+
+        Nobody reads padding, but where a batch shares the scale of its activations, padding has a part in it.
+        """
+        if self.positions_follow_padding:
+            holder: Any = self.backbone(model).get_submodule(self.position_embeddings.rpartition(".")[0])
+            holder.create_position_ids_from_input_ids = _from_left
+
     def token_embedding(self, model: nn.Module) -> nn.Embedding:
         """The token table, which may have fewer columns than the hidden size."""
         found = self.embedding(model)
@@ -189,6 +199,14 @@ class Family:
         others = [(name,) for name in self.linears(model) if name not in grouped]
         below = [group for group in others if group[0].startswith(f"{model.base_model_prefix}.{self.embeddings}.")]
         return below + groups + [group for group in others if group not in below]
+
+
+def _from_left(input_ids: torch.Tensor, padding_idx: int, *_: Any) -> torch.Tensor:
+    """Positions (B, S) of token ids (B, S), from the one after the padding token's id on."""
+    import torch
+
+    first = padding_idx + 1
+    return torch.arange(first, first + input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
 
 
 BERT = Family(

@@ -63,6 +63,7 @@ def load_base(directory: str | Path, labels: Sequence[str], *, dropout: float = 
         nn.init.zeros_(model.get_parameter(classifier[1]))
         new.update(classifier)
     _say(new, about["unexpected_keys"])
+    family.count_positions(model)
     model.num_labels = model.config.num_labels = len(labels)
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {label: index for index, label in enumerate(labels)}
@@ -109,7 +110,9 @@ def _say(new: Collection[str], unused: Collection[str]) -> None:
 
 def build(config: Any) -> nn.Module:
     """Builds the model of a config."""
-    return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    families.of(config.model_type).count_positions(model)
+    return model
 
 
 def loss(logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0) -> torch.Tensor:
