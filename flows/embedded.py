@@ -72,7 +72,6 @@ def configure() -> None:
     The password of this home's servers is part of it where Prefect is on this machine. Credentials leave the addresses.
     """
     redaction.take_out_of_addresses()
-    redaction.watch_logs()
     for name, value in (PRIVACY | MANNERS).items():
         os.environ.setdefault(name, value)
     here = re.match(r"https?://(127\.0\.0\.1|localhost)[:/]", os.environ.get("PREFECT_API_URL", ""))

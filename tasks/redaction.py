@@ -88,7 +88,10 @@ def cleansing(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class _Record(logging.LogRecord):
-    """A log record of any library without credentials, before any handler has it."""
+    """A log record of any library without credentials, before any handler has it.
+
+    Prefect shows the way of every error on a run's page; of one that the user can mend, its sentence is enough.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -96,10 +99,14 @@ class _Record(logging.LogRecord):
             self.msg, self.args = clean, ()
         if self.exc_info and self.exc_info[1]:
             cleanse(self.exc_info[1])
+            from tasks.contracts import FeatherweightError  # needs pydantic, which --help does without
+
+            if isinstance(self.exc_info[1], FeatherweightError):
+                self.exc_info = None
 
 
 def watch_logs() -> None:
-    """Lets every log record of this process be made without credentials; Prefect keeps them in its database."""
+    """Lets every log record of this process be made like that; Prefect keeps them in its database."""
     logging.setLogRecordFactory(_Record)
 
 

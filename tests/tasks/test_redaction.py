@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +14,7 @@ from prefect.client.orchestration import get_client
 
 from flows.flow import flow
 from tasks import redaction, tracking
+from tasks.contracts import FeatherweightError
 from tasks.step import step
 
 CANARY = "canary-of-the-test"
@@ -68,6 +71,27 @@ def test_a_log_record_of_any_library_has_none(caplog: pytest.LogCaptureFixture) 
     assert CANARY not in caplog.text
     assert "no answer from http://***@host" in caplog.text
     assert caplog.records[-1].args == (3, 4), "what is innocent is left as it was"
+
+
+@pytest.mark.usefixtures("records")
+def test_of_an_error_that_the_user_can_mend_a_log_has_the_sentence_and_of_others_the_way(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for error in (FeatherweightError("no such file"), OSError("cut off")):
+        try:
+            raise error
+        except (FeatherweightError, OSError):
+            logging.getLogger("prefect.flow_runs").exception("Encountered %r", error)
+    mendable, other = caplog.text.split("ERROR")[1:]
+    assert "no such file" in mendable
+    assert "Traceback" not in mendable
+    assert "Traceback" in other
+
+
+def test_a_worker_that_imports_a_flow_logs_like_that_before_the_flow_begins() -> None:
+    code = "import logging, flows; print(logging.getLogRecordFactory().__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "tasks.redaction"
 
 
 @pytest.mark.usefixtures("planted")
