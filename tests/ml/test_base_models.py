@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,10 +83,12 @@ def test_a_head_for_other_labels_is_new(
         ({0: "LABEL_0", 1: "LABEL_1"}, ["negative", "positive"], None),
         ({0: "Yes", 1: "YES"}, ["yes", "no"], None),
         ({0: "yes", 1: "no"}, ["Yes", "yes"], None),
+        ({0: 0, 1: 1}, ["1", "0"], [1, 0]),
+        ({1: "no", 2: "yes"}, ["no", "yes"], None),
     ],
 )
 def test_names_decide_only_where_they_are_clear(
-    names: dict[int, str], labels: list[str], rows: list[int] | None
+    names: dict[int, Any], labels: list[str], rows: list[int] | None
 ) -> None:
     assert text_classification.head_rows(names, labels) == rows
 

@@ -70,17 +70,18 @@ def load_base(directory: str | Path, labels: Sequence[str], *, dropout: float = 
     return model
 
 
-def head_rows(names: Mapping[int, str], labels: Sequence[str]) -> list[int] | None:
+def head_rows(names: Mapping[int, object], labels: Sequence[str]) -> list[int] | None:
     """Rows of a head, whose labels are named, that belong to these labels; ``None`` unless it knows all of them.
 
-    Names may differ in case, and ``LABEL_3``, which transformers makes up, is the label 3.
+    Names may differ in case, and ``LABEL_3``, which transformers makes up, is the label 3. Names that do not
+    count their rows from 0 say nothing.
     """
     known: dict[str, list[int]] = {}
     for row, name in names.items():
-        known.setdefault(_folded(name), []).append(int(row))
+        known.setdefault(_folded(str(name)), []).append(int(row))
     found = [known.get(_folded(label), []) for label in labels]
     taken = [rows[0] for rows in found if len(rows) == 1]
-    return taken if len(set(taken)) == len(labels) else None
+    return taken if len(set(taken)) == len(labels) and max(names) < len(names) else None
 
 
 def _folded(label: str) -> str:
