@@ -30,7 +30,10 @@ _LINE.maxstring = _LINE.maxother = _LINE.maxlong = LINE
 _LINE.maxlevel = 3
 
 SOURCES = (("data", "source"), ("data", "unlabeled"))
-MODELS = (("base_model",), ("distillation", "augmentation_model"), ("pruning", "augmentation_model"))
+MODELS = (
+    ("base_model",),
+    *((*group, "augmentation_model") for group in (("distillation",), ("pruning",), ("quantization", "training"))),
+)
 """Fields that may hold paths."""
 
 

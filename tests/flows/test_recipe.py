@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pydantic import BaseModel
 from flows import recipe_files
 from flows.recipe import Recipe
 from tasks.contracts import FeatherweightError
+from tasks.keys import Outside
 
 
 def write(tmp_path: Path, text: str | bytes) -> str:
@@ -51,6 +53,17 @@ def test_relative_paths_count_from_the_recipes_folder(tmp_path: Path, monkeypatc
     unchanged = "data: {source: 'file:~/rows.csv', unlabeled: 'hf:some/rows'}\nbase_model: package:base/model\n"
     assert paths(write(tmp_path, unchanged)) == ("file:~/rows.csv", "hf:some/rows", "package:base/model")
     assert paths(write(tmp_path, "base_model: ./nowhere\n"))[2] == f"{tmp_path}/nowhere"
+
+
+def test_every_field_that_may_hold_a_path_is_known_as_one() -> None:
+    def named(group: type[BaseModel], *path: str) -> Iterator[tuple[str, ...]]:
+        for name, field in group.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                yield from named(field.annotation, *path, name)
+            elif any(isinstance(mark, Outside) for mark in field.metadata):
+                yield *path, name
+
+    assert {*named(Recipe), ("base_model",)} == {*recipe_files.SOURCES, *recipe_files.MODELS}
 
 
 def test_changes_are_applied_in_order_and_parsed_as_yaml(tmp_path: Path) -> None:
