@@ -302,6 +302,7 @@ def _in_prefect(prepare: Callable[[], Callable[[], State[Any]]], *, heavy: bool 
                 import tasks.ml.modeling  # noqa: F401
         console.start_logging()
         if server is None:
+            embedded.require_server()
             return _result(call())
         server.wait()
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # no one listens, and stopping takes 1 s

@@ -109,6 +109,32 @@ def is_embedded() -> bool:
     return not os.environ.get("PREFECT_API_URL")
 
 
+def require_server() -> str:
+    """Returns the version of the configured Prefect server.
+
+    Raises:
+        FeatherweightError: it does not answer, or not to us.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    server = f"PREFECT_API_URL: {redaction.hide(os.environ['PREFECT_API_URL'])}"
+    with get_client(sync_client=True) as client:
+        if error := client.api_healthcheck():
+            raise FeatherweightError(
+                f"{server} does not answer: {redaction.hide(str(error))}; "
+                "mend it or start its server, or unset it to need none"
+            )
+        try:
+            return str(client.api_version())
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code not in (401, 403):  # a cloud need not tell its version
+                return "unknown"
+            raise FeatherweightError(
+                f"{server} refuses requests that lack its password; set PREFECT_API_AUTH_STRING, or PREFECT_API_KEY"
+            ) from None
+
+
 def log_file() -> Path:
     """Where the embedded API writes what it has to say."""
     return disk.home() / "logs" / "prefect-api.log"

@@ -28,6 +28,7 @@ from tasks.contracts import FeatherweightError
 ERROR_TAG = "featherweight.error"
 CACHE_KEY_TAG = "featherweight.cache_key"
 FLOW_RUN_URL_TAG = "prefect.flow_run_url"
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 PARAM_LIMIT = 6000
 """Characters of a value that MLflow stores."""
 PARAMS_PER_BATCH = 100
@@ -45,18 +46,59 @@ def is_remote() -> bool:
     return urlsplit(tracking_uri()).scheme in ("http", "https")
 
 
+@contextlib.contextmanager
+def _first_contact() -> Iterator[None]:
+    """Asks a server for 14 s: one that restarts is waited for, and of a wrong address a person hears soon.
+
+    MLflow's own seven retries take four minutes, in which nothing is said.
+    """
+    if os.environ.get(RETRIES):
+        yield
+        return
+    os.environ[RETRIES] = "3"
+    try:
+        yield
+    finally:
+        del os.environ[RETRIES]
+
+
+@contextlib.contextmanager
+def _named(uri: str) -> Iterator[None]:
+    """Whatever keeps MLflow from an address that a person gave is told with the address.
+
+    Raises:
+        FeatherweightError: the block failed.
+    """
+    try:
+        yield
+    except Exception as error:  # of MLflow, of a database's driver, or of an address that is none
+        cause: BaseException = error
+        while inner := cause.__cause__ or cause.__context__:
+            cause = inner
+        said = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
+        reason = " ".join(redaction.hide(said).split())[:300]
+        raise FeatherweightError(
+            f"MLFLOW_TRACKING_URI: {redaction.hide(uri)} cannot be used: {reason}; "
+            "mend it or start its server, or unset it to keep runs in the home"
+        ) from error
+
+
 @cache
 def _client(uri: str) -> MlflowClient:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     redaction.watch_logs()
-    if uri.startswith("sqlite:///"):
-        disk.made()
-        # Several processes that migrate a fresh SQLite file at once corrupt each other's schema.
-        with disk.lock("mlflow-migration"):
+    given = bool(os.environ.get("MLFLOW_TRACKING_URI"))
+    with _named(uri) if given else contextlib.nullcontext():
+        if uri.startswith("sqlite:///"):
+            disk.made()
+            # Several processes that migrate a fresh SQLite file at once corrupt each other's schema.
+            with disk.lock("mlflow-migration"):
+                client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+                client.search_experiments(max_results=1)
+        else:
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-            client.search_experiments(max_results=1)
-    else:
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            with _first_contact():
+                client.search_experiments(max_results=1)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     return client
