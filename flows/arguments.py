@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import unicodedata
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -12,12 +13,25 @@ LONGEST = 20
 """Characters of a number that are read, and quoted where they are none."""
 
 
+LONGEST_LINE = 1000
+"""Characters of a line that is said; more of it would be what was given, and hide what is wrong."""
+
+
+def line(text: str) -> str:
+    """A text as a line that a terminal shows and does not obey, as long as a person reads."""
+    shown = "".join(
+        one if one.isprintable() or unicodedata.category(one) == "Zs" else "\N{REPLACEMENT CHARACTER}" for one in text
+    )
+    half = LONGEST_LINE // 2
+    return shown if len(shown) <= LONGEST_LINE else f"{shown[:half]} … {shown[-half:]}"
+
+
 class Parser(argparse.ArgumentParser):
     """Says in one line what is wrong, where argparse would print the usage first."""
 
     def error(self, message: str) -> NoReturn:
-        line = " ".join(message.split())
-        self.exit(BAD_INPUT, f"featherweight: {line[:300]}; see '{self.prog} --help'\n")
+        said = line(" ".join(message.split()))
+        self.exit(BAD_INPUT, f"featherweight: {said[:300]}; see '{self.prog} --help'\n")
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:

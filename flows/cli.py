@@ -70,7 +70,7 @@ def _failed(status: int, text: str, *, as_json: bool) -> int:
     from flows import console
     from tasks.redaction import hide
 
-    lines = hide(text).splitlines()
+    lines = [arguments.line(line) for line in hide(text).strip().split("\n")]
     for line in lines:
         print(f"featherweight: {line}", file=sys.stderr)
     if as_json:

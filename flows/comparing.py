@@ -114,4 +114,4 @@ def checked(kind: str, config_type: type[AnyConfig], config: AnyConfig | Mapping
     try:
         return config_type.model_validate(config)
     except ValidationError as error:
-        raise FeatherweightError("\n".join(recipe_files.explain(error, kind))) from None
+        raise FeatherweightError(*recipe_files.explain(error, kind)) from None

@@ -129,6 +129,8 @@ def writable(text: str) -> Path:
     path = paths.written(text, field="--output").absolute()
     if path.is_dir():
         raise FeatherweightError(f"--output {text}: this is a directory; name a file in it")
+    if path.exists() and not path.is_file():  # which is swapped for the page, even if it is /dev/null
+        raise FeatherweightError(f"--output {text}: this is no file that a page could take the place of; name another")
     if not path.parent.is_dir():
         raise FeatherweightError(f"--output {text}: there is no directory {path.parent}")
     if not os.access(path.parent, os.W_OK):

@@ -40,7 +40,7 @@ def inspected(recipe: Recipe) -> Inspection:
 def require(reasons: Iterable[str]) -> None:
     """Raises ``FeatherweightError`` with a line for each reason, if there is any."""
     if lines := list(reasons):
-        raise FeatherweightError("\n".join(lines))
+        raise FeatherweightError(*lines)
 
 
 def of_training(recipe: Recipe, base: Inspection) -> Iterator[str]:

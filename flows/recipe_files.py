@@ -106,7 +106,7 @@ def validate(values: dict[str, Any], name: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise FeatherweightError("\n".join(explain(error, f"recipe {Path(name).name}"))) from None
+        raise FeatherweightError(*explain(error, f"recipe {Path(name).name}")) from None
 
 
 def checked(recipe: Recipe | dict[str, Any]) -> Recipe:

@@ -148,6 +148,6 @@ def checked(recipe: Recipe, base: Inspection, path: str, values: Sequence[Any]) 
         try:
             preflight.require(preflight.objections(variation(recipe, {path: value}), base))
         except ValidationError as error:
-            raise FeatherweightError("\n".join(recipe_files.explain(error, "search: space"))) from None
+            raise FeatherweightError(*recipe_files.explain(error, "search: space")) from None
     unique = tuple(dict.fromkeys(values))
     return tuple(sorted(unique)) if is_ordered(unique) else unique

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("featherweight")
 
+LONGEST_COUNT = 7
+"""Digits of a batch or a length."""
 PACKAGES = ("featherweight", "torch", "transformers")
 
 
@@ -36,9 +38,10 @@ def counts(text: str, option: str) -> list[int]:
         FeatherweightError: it is something else.
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) for part in parts):
+    if not all(part.isdecimal() and len(part) <= LONGEST_COUNT and int(part) for part in parts):
         raise FeatherweightError(
-            f"{option} {text!r}: write whole numbers above 0 with commas between them, as in 1,8,32"
+            f"{option} {text[:80]!r}: write whole numbers above 0 with commas between them, as in 1,8,32; "
+            f"they have at most {LONGEST_COUNT} digits"
         )
     return sorted({int(part) for part in parts})
 

@@ -15,7 +15,17 @@ RunId = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{1,256}$")]
 
 
 class FeatherweightError(ValueError):
-    """The user can mend this: the message says what was wrong, where, and what would be right."""
+    """The user can mend this: the message says what was wrong, where, and what would be right.
+
+    Args:
+        lines: one for each thing that is wrong. What they quote of names and data makes no further ones.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*(" ".join(line.splitlines()) for line in lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class Contract(BaseModel):

@@ -77,7 +77,7 @@ def read_result(job: Path, model: nn.Module) -> trainer.History:
         raise ERRORS[result["error"]](result["message"])
     if "history" not in result:
         log = (job / LOG).read_text(encoding="utf-8", errors="replace")
-        raise FeatherweightError(f"num_processes: a worker died without a result:\n{log[-LOG_KEPT:]}")
+        raise FeatherweightError("num_processes: a worker died without a result:", *log[-LOG_KEPT:].splitlines())
     model.load_state_dict(load_file(job / "model" / modeling.WEIGHTS))
     model.eval()
     return trainer.History(**result["history"])

@@ -111,6 +111,12 @@ def test_help_needs_the_interpreter_and_argparse_only() -> None:
         ),
         (["study", "--output", "nowhere/x.html"], "--output nowhere/x.html: there is no directory"),
         (["xray", ".", "--output", "nowhere/x.html"], "--output nowhere/x.html: there is no directory"),
+        (["xray", ".", "--output", "no\nwhere\x1b\udcff/x.html"], "--output no where\ufffd\ufffd/x.html: there is no"),
+        (
+            ["xray", ".", "--output", os.devnull],
+            "--output /dev/null: this is no file that a page could take the place of",
+        ),
+        (["xray", "x/y" * 9000], "xray: 'x/yx/y"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments: list[str], expected: str, home: Path) -> None:
@@ -119,6 +125,7 @@ def test_bad_input_is_one_line_and_status_2(arguments: list[str], expected: str,
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(f"featherweight: {expected}")
+    assert len(lines[0]) < 1100
     if not expected.startswith("argument "):  # of what cannot be read, that a document was asked for is not known
         assert json.loads(done.stdout) == {"error": lines[0].removeprefix("featherweight: "), "exit_status": 2}
     assert not (home / "store" / "objects").exists(), "nothing half-written"

@@ -268,7 +268,7 @@ def test_more_tokens_than_positions_are_refused(tmp_path: Path) -> None:
     assert AutoConfig.from_pretrained(tmp_path).max_position_embeddings == 64
 
 
-@pytest.mark.parametrize("text", ["", "0", "1,,2", "-1", "1.5", "x"])
+@pytest.mark.parametrize("text", ["", "0", "1,,2", "-1", "1.5", "x", "9" * 5000])
 def test_counts_are_whole_numbers_above_zero(text: str) -> None:
     assert flow.counts("32, 1,8,8", "--batch") == [1, 8, 32]
     with pytest.raises(FeatherweightError, match=r"--batch .*: write whole numbers above 0"):
