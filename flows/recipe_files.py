@@ -224,7 +224,9 @@ def assignments(changes: Sequence[str], option: str) -> dict[str, Any]:
         path, equals, text = change.partition("=")
         if not equals or not all(path.strip().split(".")):
             raise FeatherweightError(f"{option} {quoted(change)}: write key.path=value, for example training.epochs=2")
-        found[path.strip()] = _parse(text, f"{option} {quoted(change)}")
+        value = _parse(text, f"{option} {quoted(change)}")
+        is_cut = isinstance(value, str) and text.lstrip().startswith(f"{value} ")  # by a # of YAML's remarks
+        found[path.strip()] = text.strip() if is_cut else value
     return found
 
 
