@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 from typing import TYPE_CHECKING, Any
 
 from tasks import disk
+from tasks.keys import code_digest, numerics_versions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +29,12 @@ def table(model: nn.Module, problem: str, **request: Any) -> LatencyTable:
 
     shapes = modeling.shapes(model)
     request |= {kind: max(1, *(shape[kind] for shape in shapes)) for kind in ("heads", "ffn")}
-    key = latency_table.identity(model, problem, **request)
+    about = [
+        latency_table.identity(model, problem, **request),
+        code_digest(latency_table.__name__),
+        numerics_versions(),
+    ]
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     path = disk.home() / "cache" / "latency" / f"{key}.json"
     with disk.lock(f"latency-{key}"):
         if path.is_file():

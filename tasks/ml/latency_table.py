@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import torch
 from onnx.utils import Extractor
 from torch import nn
@@ -38,7 +37,6 @@ from tasks.ml import (
     onnx_lowering,
     problems,
     quantization,
-    runtime,
     stopwatch,
 )  # fmt: skip
 
@@ -235,26 +233,13 @@ def measure(
 
 
 def identity(like: nn.Module, problem: str, **arguments: Any) -> str:
-    """Digest of all that the times depend on: machine, runtime, shapes, request, and the code that makes the graph.
+    """Digest of what is timed and where: machine, shapes and request; not of code and libraries.
 
     Args:
         arguments: of ``measure``.
     """
     config: Any = like.config
-    modules = (
-        cuts, factorization, families, first_token, fused_attention, onnx_export, onnx_fusion, onnx_lowering,
-        quantization, runtime, stopwatch,
-    )  # fmt: skip
-    sources = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in modules]
-    sources.append(Path(__file__).read_text(encoding="utf-8"))
     shape = {name: getattr(config, name) for name in ("model_type", "hidden_size", "num_attention_heads", "hidden_act")}
     shape["embedding_rank"] = factorization.rank(like)
-    about = {
-        "machine": machine.identity(),
-        "onnxruntime": onnxruntime.__version__,
-        "problem": problem,
-        "shape": shape,
-        "arguments": arguments,
-        "code": sources,
-    }
+    about = {"machine": machine.identity(), "problem": problem, "shape": shape, "arguments": arguments}
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
