@@ -44,6 +44,7 @@ def learn(
             "for_model": config.for_model(),
             "observer": observer,
             "checkpoint": checkpoint_directory(),
+            "chosen_in": str(checkpoint_directory()),
             "seed": seed,
             **config.for_trainer(),
             **options,

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,22 +128,14 @@ class Checkpoints:
             if path.stem not in kept:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _states(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """The directory and the state of each checkpoint that counts, newest first; tensors may be broken."""
-        if self.directory is None:
-            return
-        for path in sorted(self.directory.glob("step-*.json"), reverse=True):
-            with suppress(OSError, ValueError):
-                yield path.with_suffix(""), json.loads(path.read_text(encoding="utf-8"))
-
-    def remembered(self, name: str) -> Any:
-        """What the newest checkpoint that has it says under this name of its state, or ``None``."""
-        return next((state[name] for _, state in self._states() if name in state), None)
-
     def newest(self) -> Saved | None:
         """Returns the newest checkpoint that is whole, if any."""
-        for directory, state in self._states():
-            with suppress(OSError, KeyError):
+        if self.directory is None:
+            return None
+        for path in sorted(self.directory.glob("step-*.json"), reverse=True):
+            directory = path.with_suffix("")
+            with suppress(OSError, ValueError, KeyError):
+                state = json.loads(path.read_text(encoding="utf-8"))
                 if directory.is_dir() and _digests(directory) == state["sha256"]:
                     return Saved(state, directory)
         return None

@@ -133,11 +133,11 @@ class Lesson:
         problem = problems.get(self.problem)
         return learning.quality(model, problem, self.selection, pad_id=self.pad_id, reference=self.reference)
 
-    def _precision(self, name: str, device: torch.device, checkpoint: Path | None) -> precisions.Choice:
+    def _precision(self, name: str, device: torch.device, directory: Path | None) -> precisions.Choice:
         if name == "auto" and self.spec is not None and self.spec.linears:
             # In bf16 the rest of the model would be rounded about as much as quantization rounds.
             return precisions.Choice(None, "fp32 (what quantized numbers are simulated in)")
-        return trainer.precision_of(name, device, checkpoint)
+        return precisions.of_run(name, device, directory)
 
     def learn(
         self,
@@ -147,6 +147,7 @@ class Lesson:
         observer: trainer.Observer,
         precision: str,
         checkpoint: Path | None = None,
+        chosen_in: str | None = None,
         **for_trainer: Any,
     ) -> trainer.History:
         """Trains a model in place.
@@ -155,9 +156,12 @@ class Lesson:
             for_model: keyword arguments of ``trainable.prepared``.
             precision: one of ``precisions.PRECISIONS``; ``auto`` is fp32 where quantized products are simulated.
             checkpoint: see ``trainer.fit``.
+            chosen_in: directory of what trainings that belong together choose at the start of the first, if it is not
+                the checkpoint's.
             for_trainer: its other keyword arguments.
         """
-        chosen = self._precision(precision, next(model.parameters()).device, checkpoint)
+        directory = Path(chosen_in) if chosen_in else checkpoint
+        chosen = self._precision(precision, next(model.parameters()).device, directory)
         with ExitStack() as stack:
             if self.tutor is not None and self.tutor.weights.hidden > 0:
                 shares = for_model.get("parallelism", "replicated")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from tasks.contracts import FeatherweightError
+from tasks.ml import world
 
 SIDE = {"cpu": 768, "cuda": 4096}
 """Rows and columns of the square product that is timed: large enough for the peak, small enough for a moment."""
@@ -146,6 +149,37 @@ def choose(precision: str, device: torch.device) -> Choice:
         FeatherweightError: the device cannot do it.
     """
     return PRECISIONS[precision](device)
+
+
+FILE = "precision.json"
+
+
+def of_run(name: str, device: torch.device, directory: Path | None) -> Choice:
+    """What a run computes in: what it chose at its start, if that is in the directory, whatever would be measured now;
+    the same in all processes, which must all ask.
+
+    Args:
+        name: one of ``PRECISIONS``.
+        directory: where the choice is kept, if it is.
+
+    Raises:
+        FeatherweightError: the device cannot do it.
+    """
+    chosen = _kept(directory / FILE) if directory else None
+    if chosen is None:
+        chosen = choose(name, device)
+        if directory and world.rank() == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+            temporary = directory / f"{FILE}.tmp"
+            temporary.write_text(json.dumps(chosen.to_json()), encoding="utf-8")
+            temporary.replace(directory / FILE)
+    return world.first(chosen)
+
+
+def _kept(path: Path) -> Choice | None:
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or damaged
+        return Choice.from_json(json.loads(path.read_text(encoding="utf-8")))
+    return None
 
 
 def length_multiple(choice: Choice, device: torch.device) -> int:

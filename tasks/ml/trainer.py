@@ -22,7 +22,6 @@ from tasks.ml.activations import Demand
 from tasks.ml.batching import Sampler
 from tasks.ml.checkpoints import Checkpoints, Saved
 from tasks.ml.precision import Choice, matmul_rate, products
-from tasks.ml.precision import choose as choose_precision
 from tasks.ml.updates import StepLoss, Taken, Update
 
 POINTS_PER_RUN = 200
@@ -59,21 +58,6 @@ def seed_everything(seed: int) -> None:
 def default_device() -> torch.device:
     """The first CUDA device, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def precision_of(name: str, device: torch.device, checkpoint: Path | None) -> Choice:
-    """What a run computes in: what it chose at its start, if a checkpoint of it is there, whatever would be measured
-    now; the same in all processes, which must all ask.
-
-    Args:
-        name: one of ``precision.PRECISIONS``.
-        checkpoint: directory of the run's checkpoints.
-
-    Raises:
-        FeatherweightError: the device cannot do it.
-    """
-    before = Checkpoints(checkpoint).remembered("precision")
-    return world.first(choose_precision(name, device) if before is None else Choice.from_json(before))
 
 
 def learning_rate_factor(step: int, total: int, *, warmup: float, schedule: str) -> float:
@@ -208,7 +192,6 @@ class _Run:
             "random": _random_states(),
             "optimizer": dict(world.everybody(list(self.update.optimizers.scalars().items()))),
             "scaler": self.update.scaler.state_dict(),
-            "precision": self.update.precision.to_json(),
             "micro_batch": self.update.micro_batch,
             "out_of_memory_at": self.update.out_of_memory_at,
         }

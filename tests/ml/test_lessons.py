@@ -40,6 +40,26 @@ def test_a_resumed_run_keeps_the_precision_that_was_measured_at_its_start(
         assert torch.equal(a, b)
 
 
+def test_trainings_that_belong_together_keep_what_the_first_chose(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first left no checkpoint, and the next has a directory of its own: rounds of pruning."""
+    rates = iter([(1.0, 9.0), (9.0, 1.0)])
+    found = []
+    for number in range(2):
+        fp32, bf16 = next(rates)
+        monkeypatch.setattr(
+            precision, "matmul_rate", lambda _, dtype, fp32=fp32, bf16=bf16: bf16 if dtype == torch.bfloat16 else fp32
+        )
+        folder = tmp_path / str(number)
+        *_, history = train(model, lesson(model), 1, folder, precision="auto", chosen_in=str(tmp_path))
+        found.append(history.notes["precision"])
+    assert found[0] == found[1]
+    assert found[0].startswith("bf16")
+    (tmp_path / precision.FILE).write_text("[]")
+    assert precision.of_run("fp32", torch.device("cpu"), tmp_path).autocast is None, "damaged: chosen anew"
+
+
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
 def test_a_choice_is_read_as_it_was_written(name: str) -> None:
     choice = precision.choose(name, torch.device("cpu"))
