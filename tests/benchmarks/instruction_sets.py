@@ -1,0 +1,233 @@
+"""A run's models on this processor and on one without VNNI, and what exact products cost: on an idle machine.
+
+    infra/run python tests/benchmarks/instruction_sets.py --home DIRECTORY [--run ID] [--parts flips golden price]
+
+flips: the run's teacher, quantized as it is by both schemes of 8 bits, asked all rows of selection here and on an
+emulated Haswell (``qemu-x86_64 -cpu Haswell``: AVX2 alone), against its simulation. golden: the golden rows of the
+shipped bundle, by its predictor and by a plain session. price: the shipped graph in turns with its twin of signed
+weights, which is wrong without VNNI, and the accuracy of the teacher with weights of ±127 and of ±63. Prints Markdown.
+Flips take about half an hour, because all instructions are emulated; the rest takes minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import numpy_helper
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+HASWELL = ("qemu-x86_64", "-cpu", "Haswell")
+HERE: tuple[str, ...] = ()
+SCHEMES = ("int8-dynamic", "int8-static")
+BATCH_SIZE = 32
+PARTS = ("flips", "golden", "price")
+
+
+def answer(question: dict[str, Any]) -> dict[str, Any]:
+    """Logits (N, C) of a graph, by a session at default options; the body of the process that is emulated."""
+    from tasks.ml import runtime
+
+    session = ort.InferenceSession(question["model"], providers=[runtime.CPU])
+    logits = runtime.logits(session, question["rows"], pad_id=question["pad_id"], batch_size=question["batch_size"])
+    return {"logits": logits.tolist()}
+
+
+def asked(emulator: Sequence[str], *arguments: str, question: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a process of its own says, on this processor or on an emulated one."""
+    done = subprocess.run(
+        [*emulator, sys.executable, *arguments], input=json.dumps(question), capture_output=True, text=True, cwd=ROOT
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return dict(json.loads(done.stdout))
+
+
+def ask(emulator: Sequence[str], model: Path, rows: Sequence[Sequence[int]], **how: int) -> np.ndarray:
+    question = {"model": str(model), "rows": list(rows), **how}
+    return np.array(asked(emulator, __file__, "--answer", question=question)["logits"], dtype=np.float32)
+
+
+def quantized(teacher: Path, data: Path, problem: str, scheme: str, directory: Path) -> np.ndarray:
+    """Exports the teacher as a scheme has it; returns the logits (N, C) of its simulation on selection."""
+    from tasks.ml import (
+        datasets,
+        evaluation,
+        first_token,
+        modeling,
+        onnx_export,
+        post_training,
+        problems,
+        quantization,
+        tokenization,
+    )
+
+    kind, tokenizer = problems.get(problem), tokenization.load(teacher)
+    model, pad_id = modeling.load(teacher, problem), tokenizer.pad_token_id
+    plan = quantization.plan(model, scheme=scheme, linears=True, token_bits=8, block_size=32)
+    spec, _ = post_training.decide(model, plan, kind, datasets.read(data, "calibration", tokenizer), pad_id=pad_id)
+    names = {"inputs": kind.ONNX_INPUTS, "outputs": kind.ONNX_OUTPUTS}
+    first_only = kind.FIRST_TOKEN_ONLY
+    onnx_export.export_onnx(model, directory, spec=spec, opset=20, first_token_only=first_only, **names)
+    quantization.simulate(model, spec)
+    if first_only:
+        first_token.narrow(model)
+    rows = datasets.read(data, "selection", tokenizer).input_ids
+    return evaluation.logits(model, rows, pad_id=pad_id, batch_size=BATCH_SIZE)
+
+
+def flips(teacher: Path, data: Path, problem: str) -> None:
+    """Prints how often, and by how much, the runtime says something else than the simulation of the teacher."""
+    from tasks.ml import datasets, onnx_export, tokenization
+
+    tokenizer = tokenization.load(teacher)
+    rows = datasets.read(data, "selection", tokenizer).input_ids
+    how = {"pad_id": tokenizer.pad_token_id, "batch_size": BATCH_SIZE}
+    print(
+        "\n| teacher | processor | labels that differ | median difference of a logit | largest |\n|---|---|---|---|---|"
+    )
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(SCHEMES)) as pool:
+        expected, found = {}, {}
+        for scheme in SCHEMES:
+            directory = Path(folder) / scheme
+            directory.mkdir()
+            expected[scheme] = quantized(teacher, data, problem, scheme, directory)
+            for place, emulator in (("here", HERE), ("Haswell, emulated", HASWELL)):
+                found[scheme, place] = pool.submit(ask, emulator, directory / onnx_export.MODEL, rows, **how)
+        for (scheme, place), future in found.items():
+            errors = np.abs(future.result() - expected[scheme])
+            differ = (future.result().argmax(-1) != expected[scheme].argmax(-1)).sum()
+            print(
+                f"| {scheme} | {place} | {differ} of {len(rows)} ({differ / len(rows):.2%}) | "
+                f"{np.median(errors):.1e} | {errors.max():.1e} |",
+                flush=True,
+            )
+
+
+def golden(bundle: Path) -> None:
+    """Prints how far the golden rows are off, by the predictor of the bundle and by a plain session."""
+    rows = json.loads((bundle / "golden.json").read_text(encoding="utf-8"))
+    pad_id = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["padding"]["id"]
+    labels = list(rows[0]["probabilities"])
+    expected = np.array([[row["probabilities"][label] for label in labels] for row in rows])
+    print(
+        f"\n| largest difference of a probability, {len(rows)} golden rows | predictor | plain session |\n|---|---|---|"
+    )
+    for place, emulator in (("here", HERE), ("Haswell, emulated", HASWELL)):
+        predictor = asked(emulator, str(bundle / "predictor.py"), "--self-test")["max_abs_error"]
+        logits = ask(emulator, bundle / "model.onnx", [row["input_ids"] for row in rows], pad_id=pad_id, batch_size=1)
+        shares = np.exp(logits - logits.max(-1, keepdims=True))
+        plain = np.abs(shares / shares.sum(-1, keepdims=True) - expected).max()
+        print(f"| {place} | {predictor:.1e} | {plain:.1e} |", flush=True)
+
+
+def signed(source: Path, target: Path) -> int:
+    """Writes a graph whose weights are int8 around 0 where they are uint8 around 128; returns how many."""
+    model = onnx.load(source)
+    weights = {"DynamicQuantizeMatMul": (1, 3), "MatMulIntegerToFloat": (1, 5), "QAttention": (1, 7)}
+    names: set[str] = set()
+    for node in model.graph.node:
+        names.update(node.input[index] for index in weights.get(node.op_type, ()))
+    for tensor in model.graph.initializer:
+        if tensor.name in names:
+            codes = (numpy_helper.to_array(tensor).astype(np.int16) - 128).astype(np.int8)
+            tensor.CopyFrom(numpy_helper.from_array(codes, tensor.name))
+    onnx.save(model, target)
+    return len(names)
+
+
+def price(shipped: Path, data: Path, problem: str, *, rounds: int) -> None:
+    """Times the shipped graph in turns with its twin of signed weights."""
+    from tasks.ml import machine, proof, runtime, timing
+
+    threads = machine.num_cores()
+    with tempfile.TemporaryDirectory() as folder:
+        twin = Path(folder) / "twin"
+        shutil.copytree(shipped, twin)
+        count = signed(shipped / "model.onnx", twin / "model.onnx")
+        folders = {"uint8": shipped, "int8": twin}
+        subjects = [proof.subject(name, name, one, data, split="selection") for name, one in folders.items()]
+        options = {"problem": problem, "provider": runtime.CPU, "threads": threads, "sentences": 160}
+        with proof.probes(subjects, **options) as probes:
+            found = timing.paces(probes, rounds=rounds, batch_size=16)
+    print(f"\n| {count} tensors | p50, ms, one sentence | rows/s, batch 16 |\n|---|---|---|")
+    for name, pace in found.items():
+        print(f"| {name} | {pace.latency_p50_ms:.3f} | {pace.throughput_per_s:.0f} |")
+    ours, theirs = found["uint8"], found["int8"]
+    slower = np.array(ours.latency_rounds_ms) / theirs.latency_rounds_ms
+    fewer = np.array(theirs.throughput_rounds_per_s) / ours.throughput_rounds_per_s
+
+    def spread(ratios: np.ndarray) -> str:
+        return f"{np.median(ratios):.3f}× ({np.quantile(ratios, 0.25):.3f} … {np.quantile(ratios, 0.75):.3f})"
+
+    print(f"| price, median of {rounds} rounds (quartiles) | {spread(slower)} | {spread(fewer)} |")
+
+
+def codes(teacher: Path, data: Path, problem: str) -> None:
+    """Prints the accuracy of the teacher on selection with weights of 255 codes and of 127."""
+    from tasks.ml import datasets, evaluation, modeling, problems, quantization, tokenization
+
+    kind, tokenizer = problems.get(problem), tokenization.load(teacher)
+    rows = datasets.read(data, "selection", tokenizer)
+    print("\n| weights of the teacher, simulated | accuracy on selection | agreement with fp32 |\n|---|---|---|")
+    exact = evaluation.logits(modeling.load(teacher, problem), rows.input_ids, pad_id=tokenizer.pad_token_id)
+    for most in (127, 63):
+        quantization.INT8_MAX = most
+        model = modeling.load(teacher, problem)
+        plan = quantization.plan(model, scheme="int8-dynamic", linears=True, token_bits=32, block_size=32)
+        quantization.simulate(model, plan)
+        found = evaluation.logits(model, rows.input_ids, pad_id=tokenizer.pad_token_id)
+        right, same = kind.correct(found, rows.targets).mean(), (found.argmax(-1) == exact.argmax(-1)).mean()
+        print(f"| ±{most} | {right:.4f} | {same:.4f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--home", type=Path, help="of the run")
+    parser.add_argument("--run", default="", help="id of the run, or its beginning; the newest by default")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--rounds", type=int, default=31, help="of timing")
+    parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.answer:
+        json.dump(answer(json.load(sys.stdin)), sys.stdout)
+        return
+    os.environ["FEATHERWEIGHT_HOME"] = str(options.home)
+    from flows import embedded, history
+
+    embedded.configure()
+    from tasks import store
+    from tasks.ml import machine
+
+    outcome = history.outcome(options.run)
+    assert outcome.release is not None, "the run shipped nothing"
+    paths = {stage.stage: store.path(stage.bundle.digest) for stage in outcome.stages if stage.bundle}
+    (data,) = (store.path(stage.splits.digest) for stage in outcome.stages if stage.splits)
+    bundle = store.path(outcome.release.digest)
+    problem = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["problem"]
+    print(f"{machine.cpu_model()}, {machine.num_cores()} threads")
+    if "golden" in options.parts:
+        golden(bundle)
+    if "price" in options.parts:
+        price(paths["validate"], data, problem, rounds=options.rounds)
+        codes(paths["train"], data, problem)
+    if "flips" in options.parts:
+        flips(paths["train"], data, problem)
+
+
+if __name__ == "__main__":
+    main()
