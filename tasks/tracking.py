@@ -48,14 +48,14 @@ def is_remote() -> bool:
 
 @contextlib.contextmanager
 def _first_contact() -> Iterator[None]:
-    """Asks a server for 14 s: one that restarts is waited for, and of a wrong address a person hears soon.
+    """Asks a server for 30 s: one that restarts is waited for, and of a wrong address a person hears soon.
 
     MLflow's own seven retries take four minutes, in which nothing is said.
     """
     if os.environ.get(RETRIES):
         yield
         return
-    os.environ[RETRIES] = "3"
+    os.environ[RETRIES] = "4"
     try:
         yield
     finally:
