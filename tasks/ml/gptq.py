@@ -1,14 +1,15 @@
 """GPTQ: rounds a weight column by column and lets the columns still to come make up for each rounding.
 
 Frantar et al. 2022 (arXiv:2210.17323), algorithm 1, on the grids of ``quantization``. Weights come back *on* their
-grid: scales follow from the largest element of a row or block, so that element keeps its extreme code whatever has been
-added to it, and whoever derives codes from the weight finds exactly these. O = output channels, I = input channels.
+grid: scales follow from the largest element or pair of a row, or the largest element of a block, so those keep their
+codes whatever has been added to them, and whoever derives codes from the weight finds exactly these. O = output
+channels, I = input channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -18,12 +19,16 @@ from tasks.ml.quantization import (
     INT4,
     INT4_MAX,
     INT8_MAX,
+    PAIR_MAX,
     LinearScheme,
     Spec,
+    in_pairs,
     input_on_grid,
+    pair_sums,
+    quantize_weight,
+    row_scale,
     smoothed,
     weight_on_grid,
-    weight_scale,
 )
 
 DAMPING = 0.01
@@ -45,13 +50,41 @@ def _factor(hessian: torch.Tensor) -> torch.Tensor:
     return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
 
 
-def _scale_of(weight: torch.Tensor, scheme: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale (O, 1) of a row or block of columns, and which of its elements is the largest (O, 1)."""
-    largest = weight.abs().argmax(dim=-1, keepdim=True)
-    if scheme != INT4:
-        return weight_scale(weight), largest
-    scale = weight.gather(-1, largest) / -(INT4_MAX + 1)
-    return torch.where(scale.abs() < 1e-12, torch.full_like(scale, 1e-12), scale), largest
+class _Grid(NamedTuple):
+    """Of a row or a block of its columns (O, B): the scale, and what it follows from, which keeps its value."""
+
+    scale: torch.Tensor
+    """(O, 1)."""
+    kept: torch.Tensor
+    """Which elements keep their value (O, B)."""
+    nearest: torch.Tensor
+    """Each element, rounded to nearest (O, B)."""
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, scheme: str) -> Self:
+        largest = weight.abs().argmax(dim=-1, keepdim=True)
+        kept = torch.zeros_like(weight, dtype=torch.bool).scatter_(-1, largest, True)
+        if scheme == INT4:
+            scale = weight.gather(-1, largest) / -(INT4_MAX + 1)
+            return cls(torch.where(scale.abs() < 1e-12, torch.full_like(scale, 1e-12), scale), kept, weight)
+        codes, scale = quantize_weight(weight)
+        sums = pair_sums(in_pairs(weight))
+        pair = torch.zeros_like(sums, dtype=torch.bool).scatter_(-1, sums.argmax(dim=-1, keepdim=True), True)
+        pair = pair.repeat_interleave(2, dim=-1)[:, : weight.shape[1]]
+        return cls(scale, torch.where(scale > row_scale(weight), pair, kept), codes * scale)
+
+    def codes(self) -> torch.Tensor:
+        """Those of the elements that are kept, and 0 (O, B rounded up to whole pairs)."""
+        return in_pairs((self.nearest / self.scale).round() * self.kept).flatten(-2)
+
+
+def _limits(codes: torch.Tensor, column: int, scheme: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Least and largest code of a column (O,) beside the codes of its neighbour."""
+    if scheme == INT4:
+        return codes.new_tensor(-(INT4_MAX + 1)), codes.new_tensor(INT4_MAX)
+    neighbour = codes[:, column ^ 1]
+    low, high = ((PAIR_MAX - side.clamp_min(0)).clamp_max(INT8_MAX) for side in (-neighbour, neighbour))
+    return -low, high
 
 
 def round_weight(
@@ -69,18 +102,20 @@ def round_weight(
     """
     nearest = weight_on_grid(weight, LinearScheme(scheme), block_size)
     factor = _factor(hessian).to(weight.dtype)
-    low, high = (-(INT4_MAX + 1), INT4_MAX) if scheme == INT4 else (-INT8_MAX, INT8_MAX)
     width = block_size if scheme == INT4 else weight.shape[1]
     work, rounded, there = weight.clone(), torch.empty_like(weight), weight != 0
     for start in range(0, weight.shape[1], width):
         end = min(start + width, weight.shape[1])
         # Of 4-bit blocks the scale is that of the weight as corrected so far.
         block = work[:, start:end] * there[:, start:end]
-        scale, largest = _scale_of(block, scheme)
+        grid = _Grid.of(block, scheme)
+        codes = grid.codes()
         for column in range(start, end):
-            kept = largest.squeeze(-1) == column - start
-            code = (work[:, column, None] / scale).round().clamp(low, high)
-            value = torch.where(kept, block[:, column - start], (code * scale).squeeze(-1)) * there[:, column]
+            at = column - start
+            kept, scale = grid.kept[:, at], grid.scale.squeeze(-1)
+            code = (work[:, column] / scale).round().clamp(*_limits(codes, at, scheme)) * there[:, column]
+            codes[:, at] = torch.where(kept, codes[:, at], code)
+            value = torch.where(kept, grid.nearest[:, at] * there[:, column], code * scale)
             rounded[:, column] = value
             error = (work[:, column] - value) / factor[column, column]
             work[:, column + 1 :] -= torch.outer(error, factor[column, column + 1 :])

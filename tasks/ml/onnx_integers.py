@@ -18,19 +18,6 @@ from torch import nn
 from tasks.ml import quantization
 
 CONTRIB = "com.microsoft"
-ZERO_POINT = 128
-"""The code of zero in a weight: signed codes moved up to uint8.
-
-Where a processor multiplies bytes in pairs (AVX2, and AVX-512 without VNNI), the runtime adds the two products of
-unsigned and signed bytes in 16 bits, which saturate. Unsigned weights take kernels that are exact everywhere, with the
-session options that anyone has who opens the file.
-"""
-
-
-def unsigned_codes(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes of a weight (M, K) as integer products take them: uint8 (K, M) around ``ZERO_POINT``, and scales (M,)."""
-    codes, scale = quantization.quantize_rows(weight)
-    return (codes.T.to(torch.int16) + ZERO_POINT).to(torch.uint8).contiguous(), scale.squeeze(-1)
 
 
 class IntegerWeight(nn.Module):
@@ -42,15 +29,15 @@ class IntegerWeight(nn.Module):
 
     def __init__(self, linear: nn.Linear, how: quantization.LinearScheme) -> None:
         super().__init__()
-        codes, scale = unsigned_codes(quantization.smoothed(linear.weight.detach(), how))
-        self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", torch.tensor(ZERO_POINT, dtype=torch.uint8))
+        codes, scale = quantization.quantize_weight(quantization.smoothed(linear.weight.detach(), how))
+        self.register_buffer("codes", codes.T.contiguous())  # (K, M), as MatMul wants it
+        self.register_buffer("scale", scale.squeeze(-1))
+        self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int8))
         self.bias = linear.bias
 
     def dense(self) -> torch.Tensor:
         """The weight (M, K) again. Made of constants only, it is widened once, as the runtime loads it."""
-        return ((self.codes.float() - ZERO_POINT) * self.scale).T
+        return (self.codes.float() * self.scale).T
 
 
 class DynamicLinear(IntegerWeight):

@@ -15,10 +15,9 @@ import pyarrow as pa
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from tasks.ml import onnx_integers, quantization
+from tasks.ml import quantization
 
 OPSET = 20
-ZERO_POINT = "zero_point"
 TOKENS = 32
 """Rows of the activations that products are timed with: about a sentence."""
 ROUNDS = 51
@@ -27,7 +26,7 @@ COMPRESSIONS = ("gzip", "zstd")
 
 def codes(layers: Mapping[str, nn.Linear]) -> dict[str, np.ndarray]:
     """The int8 codes (O, I) that the weights are shipped as."""
-    return {name: quantization.quantize_rows(layer.weight.detach())[0].numpy() for name, layer in layers.items()}
+    return {name: quantization.quantize_weight(layer.weight.detach())[0].numpy() for name, layer in layers.items()}
 
 
 def compressed_bytes(weights: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -39,17 +38,15 @@ def compressed_bytes(weights: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 def products(weights: Mapping[str, np.ndarray]) -> bytes:
     """A graph of all the integer products, as they are in the shipped one: each of its own activations (S, I)."""
-    nodes, inputs, outputs = [], [], []
-    initializers = [numpy_helper.from_array(np.array(onnx_integers.ZERO_POINT, np.uint8), ZERO_POINT)]
+    nodes, inputs, outputs, initializers = [], [], [], []
     for number, code in enumerate(weights.values()):
         x, q, scale, zero, w, y = (f"{letter}{number}" for letter in ("x", "q", "s", "z", "w", "y"))
         channels_out, channels_in = code.shape
         inputs.append(helper.make_tensor_value_info(x, TensorProto.FLOAT, ["tokens", channels_in]))
         outputs.append(helper.make_tensor_value_info(y, TensorProto.INT32, ["tokens", channels_out]))
-        unsigned = (code.T.astype(np.int16) + onnx_integers.ZERO_POINT).astype(np.uint8)
-        initializers.append(numpy_helper.from_array(np.ascontiguousarray(unsigned), w))
+        initializers.append(numpy_helper.from_array(np.ascontiguousarray(code.T), w))
         nodes.append(helper.make_node("DynamicQuantizeLinear", [x], [q, scale, zero]))
-        nodes.append(helper.make_node("MatMulInteger", [q, w, zero, ZERO_POINT], [y]))
+        nodes.append(helper.make_node("MatMulInteger", [q, w, zero], [y]))
     graph = helper.make_graph(nodes, "products", inputs, outputs, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
     model.ir_version = min(model.ir_version, 10)

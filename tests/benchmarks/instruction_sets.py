@@ -4,8 +4,9 @@
 
 flips: the run's teacher, quantized as it is by both schemes of 8 bits, asked all rows of selection here and on an
 emulated Haswell (``qemu-x86_64 -cpu Haswell``: AVX2 alone), against its simulation. golden: the golden rows of the
-shipped bundle, by its predictor and by a plain session. price: the shipped graph in turns with its twin of signed
-weights, which is wrong without VNNI, and the accuracy of the teacher with weights of ±127 and of ±63. Prints Markdown.
+shipped bundle, by its predictor and by a plain session. price: the shipped graph in turns with a twin of any int8
+weights, which is wrong without VNNI, and one of uint8 weights around 128, which is right; and the accuracy of the
+teacher with codes up to ±127, with those that fit in pairs and with ±63. Prints Markdown.
 Flips take about half an hour, because all instructions are emulated; the rest takes minutes.
 """
 
@@ -18,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -135,64 +136,71 @@ def golden(bundle: Path) -> None:
         print(f"| {place} | {predictor:.1e} | {plain:.1e} |", flush=True)
 
 
-def signed(source: Path, target: Path) -> int:
-    """Writes a graph whose weights are int8 around 0 where they are uint8 around 128; returns how many."""
-    model = onnx.load(source)
+def twin(source: Path, target: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Copies a bundle, and changes codes and zero points of its products."""
+    shutil.copytree(source, target)
+    model = onnx.load(source / "model.onnx")
     weights = {"DynamicQuantizeMatMul": (1, 3), "MatMulIntegerToFloat": (1, 5), "QAttention": (1, 7)}
-    names: set[str] = set()
-    for node in model.graph.node:
-        names.update(node.input[index] for index in weights.get(node.op_type, ()))
+    names = {node.input[index] for node in model.graph.node for index in weights.get(node.op_type, ())}
     for tensor in model.graph.initializer:
         if tensor.name in names:
-            codes = (numpy_helper.to_array(tensor).astype(np.int16) - 128).astype(np.int8)
-            tensor.CopyFrom(numpy_helper.from_array(codes, tensor.name))
-    onnx.save(model, target)
-    return len(names)
+            tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), tensor.name))
+    onnx.save(model, target / "model.onnx")
+
+
+def anything(codes: np.ndarray) -> np.ndarray:
+    """Of any pairs; a zero point stays."""
+    return np.random.default_rng(0).integers(-127, 128, codes.shape).astype(np.int8) if codes.ndim else codes
+
+
+def unsigned(codes: np.ndarray) -> np.ndarray:
+    return (codes.astype(np.int16) + 128).astype(np.uint8)
 
 
 def price(shipped: Path, data: Path, problem: str, *, rounds: int) -> None:
-    """Times the shipped graph in turns with its twin of signed weights."""
+    """Times the shipped graph in turns with its twins."""
     from tasks.ml import machine, proof, runtime, timing
 
-    threads = machine.num_cores()
     with tempfile.TemporaryDirectory() as folder:
-        twin = Path(folder) / "twin"
-        shutil.copytree(shipped, twin)
-        count = signed(shipped / "model.onnx", twin / "model.onnx")
-        folders = {"uint8": shipped, "int8": twin}
+        folders = {"shipped": shipped, "any int8": Path(folder) / "int8", "uint8": Path(folder) / "uint8"}
+        twin(shipped, folders["any int8"], anything)
+        twin(shipped, folders["uint8"], unsigned)
         subjects = [proof.subject(name, name, one, data, split="selection") for name, one in folders.items()]
-        options = {"problem": problem, "provider": runtime.CPU, "threads": threads, "sentences": 160}
+        options = {"problem": problem, "provider": runtime.CPU, "threads": machine.num_cores(), "sentences": 160}
         with proof.probes(subjects, **options) as probes:
             found = timing.paces(probes, rounds=rounds, batch_size=16)
-    print(f"\n| {count} tensors | p50, ms, one sentence | rows/s, batch 16 |\n|---|---|---|")
-    for name, pace in found.items():
-        print(f"| {name} | {pace.latency_p50_ms:.3f} | {pace.throughput_per_s:.0f} |")
-    ours, theirs = found["uint8"], found["int8"]
-    slower = np.array(ours.latency_rounds_ms) / theirs.latency_rounds_ms
-    fewer = np.array(theirs.throughput_rounds_per_s) / ours.throughput_rounds_per_s
 
     def spread(ratios: np.ndarray) -> str:
         return f"{np.median(ratios):.3f}× ({np.quantile(ratios, 0.25):.3f} … {np.quantile(ratios, 0.75):.3f})"
 
-    print(f"| price, median of {rounds} rounds (quartiles) | {spread(slower)} | {spread(fewer)} |")
+    plain = found["any int8"]
+    print(
+        f"\n| weights | p50, ms, one sentence | rows/s, batch 16 | slower than any int8, {rounds} rounds | in batches |"
+    )
+    print("|---|---|---|---|---|")
+    for name, pace in found.items():
+        slower = np.array(pace.latency_rounds_ms) / plain.latency_rounds_ms
+        fewer = np.array(plain.throughput_rounds_per_s) / pace.throughput_rounds_per_s
+        cells = f"{pace.latency_p50_ms:.3f} | {pace.throughput_per_s:.0f} | {spread(slower)} | {spread(fewer)}"
+        print(f"| {name} | {cells} |", flush=True)
 
 
 def codes(teacher: Path, data: Path, problem: str) -> None:
-    """Prints the accuracy of the teacher on selection with weights of 255 codes and of 127."""
+    """Prints the accuracy of the teacher on selection with all codes, with those that fit in pairs, and with half."""
     from tasks.ml import datasets, evaluation, modeling, problems, quantization, tokenization
 
     kind, tokenizer = problems.get(problem), tokenization.load(teacher)
     rows = datasets.read(data, "selection", tokenizer)
     print("\n| weights of the teacher, simulated | accuracy on selection | agreement with fp32 |\n|---|---|---|")
     exact = evaluation.logits(modeling.load(teacher, problem), rows.input_ids, pad_id=tokenizer.pad_token_id)
-    for most in (127, 63):
-        quantization.INT8_MAX = most
+    for title, most, together in (("±127", 127, 254), ("±127, pairs ±128", 127, 128), ("±63", 63, 126)):
+        quantization.INT8_MAX, quantization.PAIR_MAX = most, together
         model = modeling.load(teacher, problem)
         plan = quantization.plan(model, scheme="int8-dynamic", linears=True, token_bits=32, block_size=32)
         quantization.simulate(model, plan)
         found = evaluation.logits(model, rows.input_ids, pad_id=tokenizer.pad_token_id)
         right, same = kind.correct(found, rows.targets).mean(), (found.argmax(-1) == exact.argmax(-1)).mean()
-        print(f"| ±{most} | {right:.4f} | {same:.4f} |", flush=True)
+        print(f"| {title} | {right:.4f} | {same:.4f} |", flush=True)
 
 
 def main() -> None:

@@ -16,8 +16,6 @@ from tests.ml import answers_elsewhere
 from tests.ml.test_onnx_export import export, pruned, simulation
 from tests.ml.test_onnx_integers import planned
 
-EXACT = 255 * 127 * answers_elsewhere.PRODUCTS
-
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors' kernels have no such pairs")
 def test_a_processor_without_vnni_answers_what_the_simulation_says(tmp_path: Path) -> None:
@@ -31,7 +29,8 @@ def test_a_processor_without_vnni_answers_what_the_simulation_says(tmp_path: Pat
     models = {scheme: tmp_path / scheme / onnx_export.MODEL for scheme in specs}
     answers = answers_elsewhere.ask(models, rows, emulator=answers_elsewhere.HASWELL)
 
-    assert answers["saturating"] < EXACT, "the emulated processor does not do what this test is about"
+    assert answers["wrong_beyond"] > 0, "the emulated processor does not do what this test is about"
+    assert answers["wrong"] == 0
     feed = {name: torch.from_numpy(array) for name, array in runtime.feed(rows, pad_id=1).items()}
     for scheme, spec in specs.items():
         with torch.inference_mode():

@@ -19,6 +19,31 @@ def test_rows_round_trip_within_half_a_step() -> None:
     assert ((codes * scale - weight).abs() <= 0.5 * scale + 1e-9).all()
 
 
+@pytest.mark.parametrize("columns", [1, 2, 47, 384])
+def test_codes_of_neighbours_do_not_saturate_where_products_are_added_in_16_bits(columns: int) -> None:
+    generator = torch.Generator().manual_seed(columns)
+    weight = torch.randn(300, columns, generator=generator) * torch.logspace(-3, 2, 300)[:, None]
+    weight[:9], weight[9] = weight[:9].abs(), 0
+    codes, scale = quantization.quantize_weight(weight)
+    assert codes.shape == weight.shape
+    assert codes.dtype == torch.int8
+    wide = codes.long()
+    for sign in (1, -1):
+        sums = quantization.in_pairs((sign * wide).clamp_min(0)).sum(dim=-1)
+        assert (255 * sums <= 2**15 - 1).all()
+    assert ((codes * scale - weight).abs() <= scale * (1 + 1e-6)).all()
+    assert ((codes * scale - weight).abs() <= 0.5 * scale * (1 + 1e-6)).float().mean() > 0.995
+    again, _ = quantization.quantize_weight(codes * scale)
+    assert torch.equal(again, codes), "whoever quantizes what was rounded finds the same codes"
+
+
+def test_codes_that_fit_in_pairs_cost_little() -> None:
+    weight = torch.randn(400, 384, generator=torch.Generator().manual_seed(0))
+    ratio = quantization.weight_scale(weight) / quantization.row_scale(weight)
+    assert ratio.min() >= 1
+    assert 1.02 < ratio.mean() < 1.4, "2 would be as many codes as ±63 has"
+
+
 def test_quantizing_twice_changes_nothing() -> None:
     weight = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
     for bits in (8, 4):
