@@ -55,7 +55,7 @@ class Gate:
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan" or self._is_meant(scope):
-            await self.app(scope, receive, _unframed(send))
+            await self.app(scope, receive, self._confined(send))
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
@@ -71,16 +71,22 @@ class Gate:
             and all(origin.lower() in self.origins for origin in given[b"origin"])
         )
 
+    def _confined(self, send: Any) -> Any:
+        """Tells browsers what these pages may do.
 
-def _unframed(send: Any) -> Any:
-    """Tells browsers to show nothing of it in a frame of another page, where a person could be led to click."""
+        No other page may show them in a frame, where a person could be led to click, and they talk to these hosts only:
+        Prefect's UI greets a service that counts visitors, also where the server has analytics switched off.
+        """
+        sockets = (origin.replace("http", "ws", 1) for origin in self.origins)
+        policy = f"connect-src 'self' {' '.join(sorted({*self.origins, *sockets}))}"
 
-    async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), (b"x-frame-options", b"DENY")]
-        await send(message)
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                told = [(b"x-frame-options", b"DENY"), (b"content-security-policy", policy.encode("latin-1"))]
+                message["headers"] = [*message.get("headers", ()), *told]
+            await send(message)
 
-    return sending
+        return sending
 
 
 def origins(hosts: Collection[str]) -> list[str]:

@@ -112,6 +112,18 @@ def test_who_has_no_link_is_asked_for_the_password(day: servers.Running, page: P
     assert page.evaluate("localStorage.getItem('prefect-password')") is None
 
 
+def test_the_ui_speaks_to_nobody_else(day: servers.Running, page: Page) -> None:
+    sent: list[str] = []
+    page.on("requestfailed", lambda request: sent.append(f"{request.url}: {request.failure}"))
+    page.on("response", lambda response: sent.append(response.url))
+    sign_in(page, day)
+    for place in ("/v2/dashboard", "/deployments"):
+        page.goto(f"http://127.0.0.1:{day.prefect}{place}")
+        page.wait_for_load_state("networkidle")
+    tried = [one for one in sent if not one.startswith((f"http://127.0.0.1:{day.prefect}/", "data:", "blob:"))]
+    assert [one for one in tried if not one.endswith(": csp")] == []
+
+
 def open_form(page: Page, day: servers.Running) -> None:
     """As a person gets there: signed in, deployments, smoke, Run, Custom run."""
     sign_in(page, day)

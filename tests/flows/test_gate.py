@@ -79,6 +79,15 @@ def test_the_own_page_is_answered(prefect_api: str) -> None:
     assert answer.headers["x-frame-options"] == "DENY"
 
 
+def test_the_own_page_talks_to_its_own_server_only(prefect_api: str) -> None:
+    (host,) = [host for host in gate.of_loopback(urlsplit(prefect_api).port or 0) if host.startswith("127")]
+    answer = httpx.get(prefect_api.removesuffix("/api"), auth=password(), follow_redirects=True)
+    kind, *allowed = answer.headers["content-security-policy"].split()
+    assert kind == "connect-src"
+    assert {"'self'", f"http://{host}", f"ws://{host}"} <= set(allowed)
+    assert all(urlsplit(one).hostname in ("127.0.0.1", "localhost") for one in allowed if one != "'self'")
+
+
 def test_a_run_cannot_choose_what_executes_it(client: SyncPrefectClient, deployment: uuid.UUID) -> None:
     """Also of who has the password."""
     chosen: list[dict[str, Any]] = [
