@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -118,7 +119,21 @@ def as_classes(tables: Mapping[str, Table]) -> dict[str, Table]:
                 "not like classes; name a column of classes in data.label",
             }[found.kind]
         )
+    for alike in _spellings(table.labels[index] for table, index in places):
+        logger.warning(
+            "labels %s are classes of their own though they differ only in how they are written; "
+            "write them alike if they mean the same",
+            ", ".join(repr(label[:80]) for label in alike),
+        )
     return {name: _whole(table) for name, table in tables.items()}
+
+
+def _spellings(labels: Iterable[str]) -> list[list[str]]:
+    """Groups of labels that are one but for case, spaces and forms of the same characters."""
+    groups: dict[str, list[str]] = {}
+    for label in sorted(set(labels)):
+        groups.setdefault(" ".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(label)
+    return [alike for alike in groups.values() if len(alike) > 1]
 
 
 def _whole(table: Table) -> Table:

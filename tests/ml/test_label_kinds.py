@@ -95,3 +95,13 @@ def test_whole_numbers_written_with_a_fraction_are_integers(caplog: pytest.LogCa
     assert "labels such as 0.0 are whole numbers written with a fraction: taken as the classes 0, 1, 2" in caplog.text
     odd = ["".join(pair) for pair in product("+-", "01")]
     assert label_kinds.as_classes({"train": table(odd)})["train"].labels == odd
+
+
+def test_labels_that_differ_only_in_how_they_are_written_are_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="featherweight"):
+        label_kinds.as_classes({"train": table(["pos", "Pos", "neg", "gro\u00df", "GROSS", "a b", "a  b"] * 3)})
+        assert len(caplog.records) == 3
+        assert "labels 'Pos', 'pos' are classes of their own" in caplog.text
+        caplog.clear()
+        label_kinds.as_classes({"train": table(["pos", "neg", "neutral"] * 3)})
+    assert not caplog.records
