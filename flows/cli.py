@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             disk.require_home()
         return int(options.run(options))
     except KeyboardInterrupt:
-        return _failed(INTERRUPTED, "interrupted; finished stages are kept and will be reused", as_json=options.json)
+        kept = "; finished stages are kept and will be reused" if "changes" in options else ""  # of a recipe
+        return _failed(INTERRUPTED, f"interrupted{kept}", as_json=options.json)
     except Exception as error:
         return _failed(*_explained(error), as_json=options.json)
     finally:

@@ -99,6 +99,7 @@ def test_the_champion_answers_over_http_and_leaves_nothing(ending: int, home: Pa
         process.send_signal(ending)
         status = process.wait(timeout=60)
     assert status == (130 if ending == signal.SIGTERM else -ending)
+    assert "stages" not in log.read_text(), "a service keeps none"
     assert not psutil.wait_procs(family, timeout=30)[1]
 
 
