@@ -13,6 +13,7 @@ LONGEST = 20
 """Characters of a number that are read, and quoted where they are none."""
 
 
+HOUR_S = 3600
 LONGEST_LINE = 1000
 """Characters of a line that is said; more of it would be what was given, and hide what is wrong."""
 
@@ -54,6 +55,14 @@ def positive(text: str) -> float:
     value = _number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number above 0, not {text[:LONGEST]!r}")
+    return value
+
+
+def seconds(text: str) -> float:
+    """Reads a number of seconds above 0, of an hour at most."""
+    value = _number(text)
+    if not 0 < value <= HOUR_S:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, and at most {HOUR_S}, not {text[:LONGEST]!r}")
     return value
 
 

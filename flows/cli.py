@@ -222,13 +222,13 @@ def parser() -> argparse.ArgumentParser:
     )
     xray.add_argument(
         "--seconds",
-        type=arguments.positive,
+        type=arguments.seconds,
         default=1.0,
         metavar="S",
         help="measure each shape for this long (default: 1)",
     )
     xray.add_argument(
-        "--max-seconds", type=arguments.positive, default=10.0, metavar="S",
+        "--max-seconds", type=arguments.seconds, default=10.0, metavar="S",
         help="leave out shapes of which one pass would take longer than this (default: 10)",
     )  # fmt: skip
     command("doctor", _doctor, "check versions, runtimes, disk and databases")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,8 +133,13 @@ def writable(text: str) -> Path:
         raise FeatherweightError(f"--output {text}: this is no file that a page could take the place of; name another")
     if not path.parent.is_dir():
         raise FeatherweightError(f"--output {text}: there is no directory {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise FeatherweightError(f"--output {text}: nothing may be written to {path.parent}; name another place")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise FeatherweightError(
+            f"--output {text}: nothing can be written to {path.parent} ({error.strerror}); name another place"
+        ) from None
     return path
 
 

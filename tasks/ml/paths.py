@@ -18,7 +18,9 @@ def written(path: str, *, field: str) -> Path:
     """
     try:
         found = Path(path).expanduser()
-        found.exists()
+        found.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return found
     except RuntimeError:
         raise FeatherweightError(f"{field}: {path[:80]!r} begins with the home of a user that is not known") from None
     except (OSError, ValueError) as error:

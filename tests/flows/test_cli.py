@@ -101,7 +101,10 @@ def test_help_needs_the_interpreter_and_argparse_only() -> None:
         (["xray", "./nowhere"], "xray: directory './nowhere' does not exist"),
         (["xray", "flows"], "xray: 'flows' has no config.json in flows"),
         (["xray", ".", "--batch", "0"], "--batch '0': write whole numbers above 0"),
-        (["xray", ".", "--seconds", "-1"], "argument --seconds: must be a number above 0, not '-1'"),
+        (
+            ["xray", ".", "--seconds", "1e300"],
+            "argument --seconds: must be a number above 0, and at most 3600, not '1e",
+        ),
         (["study", "nothing"], "recipe 'nothing': no ready recipe and no file has this name"),
         (["study", "--target-accuracy", "1.5"], "argument --target-accuracy: must be a number from 0 to 1, not '1.5'"),
         (["ablate", "smoke", "--seeds", "0"], "argument --seeds: must be a whole number from 1 to 1000000, not '0'"),
@@ -115,6 +118,10 @@ def test_help_needs_the_interpreter_and_argparse_only() -> None:
         (
             ["xray", ".", "--output", os.devnull],
             "--output /dev/null: this is no file that a page could take the place of",
+        ),
+        (
+            ["xray", ".", "--output", "/proc/self/x.html"],
+            "--output /proc/self/x.html: nothing can be written to /proc/self",
         ),
         (["xray", "x/y" * 9000], "xray: 'x/yx/y"),
     ],
