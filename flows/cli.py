@@ -344,8 +344,22 @@ def _show(options: argparse.Namespace) -> int:
 def _up(options: argparse.Namespace) -> int:
     from flows import servers
 
-    servers.up(servers.Ports(options.prefect_port, options.mlflow_port), limit=options.limit, check=options.check)
+    servers.up(
+        servers.Ports(options.prefect_port, options.mlflow_port), limit=options.limit, check=options.check,
+        announce=_announcing(options),
+    )  # fmt: skip
     return PASSED
+
+
+def _announcing(options: argparse.Namespace) -> Callable[[Mapping[str, Any]], None] | None:
+    """What tells where a server answers, as the one document of a command that only an interrupt ends."""
+    from flows import console
+
+    def announce(facts: Mapping[str, Any]) -> None:
+        console.print_json(facts)
+        options.json = False
+
+    return announce if options.json else None
 
 
 def _promote(options: argparse.Namespace) -> int:
@@ -381,7 +395,7 @@ def _serve(options: argparse.Namespace) -> int:
     from flows import console, serving
 
     console.start_logging()
-    return serving.serve(options.model, host=options.host, port=options.port)
+    return serving.serve(options.model, host=options.host, port=options.port, announce=_announcing(options))
 
 
 def _deploy(options: argparse.Namespace) -> int:

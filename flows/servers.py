@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from flows import deployments, embedded, gate
 from flows.supervisor import Service, Supervisor, guarded, interruptible, say, search_path
@@ -135,11 +136,14 @@ def services(ports: Ports, *, limit: int) -> tuple[Service, Service, Service]:
 WORKER = f"featherweight-{socket.gethostname()}"
 
 
-def up(ports: Ports, *, limit: int, check: bool = False) -> None:
+def up(
+    ports: Ports, *, limit: int, check: bool = False, announce: Callable[[Mapping[str, Any]], None] | None = None
+) -> None:
     """Runs everything until interrupted, or, to check, until each part has answered.
 
     Args:
         limit: runs that the worker executes at once.
+        announce: told where everything is, once each part has answered.
 
     Raises:
         FeatherweightError: a port is taken, or a part does not answer.
@@ -173,6 +177,8 @@ def up(ports: Ports, *, limit: int, check: bool = False) -> None:
         say(f"deployments: {', '.join(names)}")
         supervisor.start(worker)
         ready(worker, f"{WORKER} takes runs from the pool {deployments.POOL}, {limit} at once")
+        if announce:
+            announce({**{one.name: one.where for one in (prefect, mlflow)}, "worker": WORKER, "deployments": names})
         if check:
             return
         _offer_sign_in(ports, shared["PREFECT_SERVER_API_AUTH_STRING"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import urllib.error
@@ -26,8 +27,12 @@ def up(home: Path, *options: str, ports: list[int]) -> subprocess.CompletedProce
 @pytest.mark.slow
 def test_check_sees_every_part_answer_and_leaves_nothing(home: Path) -> None:
     ports = servers.free_ports(2)
-    done = up(home, "--check", ports=ports)
+    done = up(home, "--check", "--json", ports=ports)
     assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["prefect"] == f"http://127.0.0.1:{ports[0]}"
+    assert told["mlflow"] == f"http://127.0.0.1:{ports[1]}"
+    assert "compress/demo" in told["deployments"]
     lines = [line.partition(" (")[0] for line in done.stderr.splitlines()]
     assert f"prefect: http://127.0.0.1:{ports[0]}" in lines
     assert f"mlflow: http://127.0.0.1:{ports[1]}" in lines

@@ -15,7 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
+from flows import serving
 from tasks import registry
+from tasks.contracts import FeatherweightError
 from tests import servers
 from tests.tasks.shippable import register_two
 
@@ -61,6 +63,12 @@ def test_written_for_triton(home: Path, tmp_path: Path) -> None:
     assert "--to torchserve: no such server; known are triton" in done.stderr
 
 
+@pytest.mark.parametrize("directory", ["/dev/null", "/dev/null/models", "a\0b"])
+def test_what_can_be_no_repository_is_refused(directory: str) -> None:
+    with pytest.raises(FeatherweightError, match=r"^--to"):
+        serving.write("polarity", "triton", directory)
+
+
 def ask(port: int, text: str) -> Any:
     body = json.dumps({"dataframe_records": [{"text": text}]}).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
@@ -74,11 +82,11 @@ def test_the_champion_answers_over_http_and_leaves_nothing(ending: int, home: Pa
     for code in (home / "mlartifacts").rglob("pyfunc.py"):
         code.write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n", encoding="utf-8")
     (port,) = servers.free_ports(1)
-    log = tmp_path / "log"
-    with log.open("wb") as file:
+    log, said = tmp_path / "log", tmp_path / "said"
+    with log.open("wb") as file, said.open("wb") as document:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "serve", "polarity@champion", "--port", str(port)],
-            cwd=servers.ROOT, env=servers.environment(home), stdout=file, stderr=file, start_new_session=True,
+            [sys.executable, "-m", "flows.cli", "serve", "polarity@champion", "--port", str(port), "--json"],
+            cwd=servers.ROOT, env=servers.environment(home), stdout=document, stderr=file, start_new_session=True,
         )  # fmt: skip
     try:
         deadline = time.monotonic() + 120
@@ -101,6 +109,8 @@ def test_the_champion_answers_over_http_and_leaves_nothing(ending: int, home: Pa
     assert status == (130 if ending == signal.SIGTERM else -ending)
     assert "stages" not in log.read_text(), "a service keeps none"
     assert not psutil.wait_procs(family, timeout=30)[1]
+    address = f"http://127.0.0.1:{port}/invocations"
+    assert json.loads(said.read_text(encoding="utf-8")) == {"name": "polarity", "version": 1, "url": address}
 
 
 def test_a_damaged_model_gets_no_traffic(home: Path) -> None:
