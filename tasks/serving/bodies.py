@@ -59,7 +59,7 @@ def texts(body: bytes, content_type: str) -> list[str]:
 
 def _checked(values: Any) -> list[str]:
     """Makes sure that the column holds texts, and not too many or too long ones."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
+    if isinstance(values, str | dict) or not isinstance(values, Iterable):
         raise RefusalError(400, f"a list of texts is wanted, for example {EXAMPLE}")
     found: list[str] = []
     for row, value in enumerate(values):
@@ -132,7 +132,7 @@ def _of_csv(text: str) -> Any:
         if COLUMN not in header:
             raise RefusalError(400, f"text/csv: the first line names no column {COLUMN!r}")
         at = header.index(COLUMN)
-        for number, row in enumerate(reader):
+        for number, row in enumerate(row for row in reader if row):  # an empty line is none; an empty text is ""
             if len(row) != len(header):
                 raise RefusalError(400, f"row {number}: {len(row)} fields instead of {len(header)}")
             yield row[at]

@@ -23,6 +23,7 @@ JSON = "application/json"
         ({"inputs": {"text": ["a", "b"]}}, JSON),
         ({"inputs": ["a", "b"], "params": None}, JSON),
         ('text,n\na,1\n"b",2\n', "text/csv"),
+        ("text\na\n\nb\n\n", "text/csv"),
     ],
 )
 def test_shapes_of_requests(body: Any, content_type: str) -> None:
@@ -54,6 +55,7 @@ def records(*texts: Any) -> bytes:
         (b'{"inputs": [], "instances": []}', JSON, 400, "an object with one of"),
         (b'{"inputs": 3}', JSON, 400, "a list is wanted, not a number"),
         (b'{"inputs": {"text": 3}}', JSON, 400, "a list of texts is wanted"),
+        (b'{"inputs": {"text": {"0": "a"}}}', JSON, 400, "a list of texts is wanted"),
         (b'{"inputs": {"words": []}}', JSON, 400, "there is no 'text'"),
         (b'{"dataframe_records": [{"text": "a"}, {}]}', JSON, 400, "row 1: there is no 'text'"),
         (b'{"dataframe_split": {"columns": ["text"], "data": [["a"], []]}}', JSON, 400, "row 1: a list of 1 values"),
