@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from enum import StrEnum
 
 from tasks.contracts import FeatherweightError
@@ -146,6 +147,11 @@ def _whole(table: Table) -> Table:
         table.origin,
         table.label_column,
         fractions[0],
-        ", ".join(map(str, sorted({int(float(label)) for label in written})[:20])),
+        ", ".join(map(str, sorted({_integer(label) for label in written})[:20])),
     )
-    return replace(table, labels=[str(int(float(label))) for label in table.labels])
+    return replace(table, labels=[str(_integer(label)) for label in table.labels])
+
+
+def _integer(label: str) -> int:
+    """A whole number, however long: a float would make one class of two that differ in their last digit."""
+    return int(Decimal(label))

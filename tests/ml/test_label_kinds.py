@@ -93,6 +93,8 @@ def test_whole_numbers_written_with_a_fraction_are_integers(caplog: pytest.LogCa
         found = label_kinds.as_classes({"train": table(["1.0", "0.0", "2"]), "test": table(["0", "1"])})
     assert {name: one.labels for name, one in found.items()} == {"train": ["1", "0", "2"], "test": ["0", "1"]}
     assert "labels such as 0.0 are whole numbers written with a fraction: taken as the classes 0, 1, 2" in caplog.text
+    long = ["9007199254740993.0", "9007199254740992.0"]
+    assert label_kinds.as_classes({"train": table(long)})["train"].labels == [one.removesuffix(".0") for one in long]
     odd = ["".join(pair) for pair in product("+-", "01")]
     assert label_kinds.as_classes({"train": table(odd)})["train"].labels == odd
 
