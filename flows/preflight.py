@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from typing import NamedTuple
 
 from flows.recipe import Recipe
-from tasks.contracts import FeatherweightError, OptimizerConfig, Parallelism
-from tasks.ml import cuts, inspection, locators
+from tasks.contracts import FeatherweightError, Optimizer, OptimizerConfig, Parallelism, Precision
+from tasks.ml import cuts, inspection, locators, machine
 from tasks.ml.inspection import Inspection
 from tasks.prune import Sparsity
 from tasks.quantize import EmbeddingScheme, block_sizes
-from tasks.tutoring import TutoringConfig
+from tasks.tutoring import AugmentationKind, TutoringConfig
+from tasks.validate import Device
 
 
 class Shape(NamedTuple):
@@ -46,6 +48,7 @@ def require(reasons: Iterable[str]) -> None:
 def of_training(recipe: Recipe, base: Inspection) -> Iterator[str]:
     """Says what of the teacher's training cannot be done."""
     yield from _divided("training", recipe.training, _whole(base))
+    yield from _equipped("training", recipe.training)
 
 
 def objections(recipe: Recipe, base: Inspection) -> Iterator[str]:
@@ -60,6 +63,7 @@ def objections(recipe: Recipe, base: Inspection) -> Iterator[str]:
     ]
     yield from _table(recipe, hidden)
     yield from _sparse(recipe, student, rounds[-1], base.head_size)
+    yield from _measured(recipe)
     for name, config, shapes in (
         ("distillation", recipe.distillation, [student]),
         ("pruning", recipe.pruning, rounds),
@@ -67,6 +71,7 @@ def objections(recipe: Recipe, base: Inspection) -> Iterator[str]:
     ):
         if config.epochs:
             yield from _divided(name, config, *shapes)
+            yield from _equipped(name, config)
             yield from _taught(name, config, is_narrower=hidden < whole.hidden)
 
 
@@ -145,6 +150,38 @@ def _divided(name: str, config: OptimizerConfig, *shapes: Shape) -> Iterator[str
                 return
 
 
+def _equipped(name: str, config: OptimizerConfig) -> Iterator[str]:
+    """Whether the packages and the hardware are here that a training asks for by name."""
+    wanted = []
+    if config.optimizer is not Optimizer.ADAMW:
+        from tasks.ml import optimizers
+
+        description = optimizers.OPTIMIZERS[config.optimizer]
+        wanted.append((f"optimizer: {config.optimizer}", description.package, description.is_installed))
+    if config.lora_rank:
+        wanted.append(("lora_rank:", "peft", bool(find_spec("peft"))))
+    if config.precision is Precision.FP8:
+        wanted.append(("precision: fp8", "torchao", bool(find_spec("torchao"))))
+    for what, package, is_installed in wanted:
+        if not is_installed:
+            yield f"{name}.{what} needs the package {package}: pip install 'featherweight[training]'"
+    if config.precision in (Precision.FP8, Precision.TF32):
+        from tasks.ml import precision, trainer
+
+        try:
+            precision.choose(config.precision, trainer.default_device())
+        except FeatherweightError as error:
+            yield f"{name}.{error}"
+
+
+def _measured(recipe: Recipe) -> Iterator[str]:
+    """Whether the GPU is here on which the shipped model is to be measured."""
+    config = recipe.validation
+    if (config.require_gpu or config.device is Device.CUDA) and not machine.gpus():
+        field = "require_gpu" if config.require_gpu else "device"
+        yield f"validation.{field}: a GPU was asked for, and there is none; use device auto and require_gpu false"
+
+
 def _taught(name: str, config: TutoringConfig, *, is_narrower: bool) -> Iterator[str]:
     """Whether a model can be taught as it is asked for."""
     shared = config.num_processes > 1 and config.parallelism is not Parallelism.REPLICATED
@@ -158,6 +195,10 @@ def _taught(name: str, config: TutoringConfig, *, is_narrower: bool) -> Iterator
         try:
             directory = locators.find(config.augmentation_model, field=field)
             inspection.require_no_pointers(directory, field=field)
-            inspection.stored_tensors(directory, field=field)
+            stored = inspection.stored_tensors(directory, field=field)
+            if config.augmentation and config.augmentation_kind is not AugmentationKind.SPANS:
+                from tasks.ml import substitutes
+
+                substitutes.require_head(directory, stored, field=field)
         except FeatherweightError as error:
             yield str(error)

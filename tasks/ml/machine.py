@@ -169,7 +169,7 @@ def gpus() -> tuple[str, ...]:
         found.append(text.value.decode())
     library.nvmlSystemGetDriverVersion(text, len(text))
     library.nvmlShutdown()
-    return (*found, f"driver {text.value.decode()}")
+    return (*found, f"driver {text.value.decode()}") if found else ()
 
 
 def description() -> str:

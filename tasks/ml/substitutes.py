@@ -5,7 +5,7 @@ V = words, H = hidden size, K = words that are proposed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,10 @@ PROPOSED = 15
 """K of TinyBERT (Jiao et al. 2020, arXiv:1909.10351, section 4.2)."""
 ROWS_AT_ONCE = 1024
 BATCH = 64
+HEADLESS = (
+    "{field}: {directory} has no head that predicts masked tokens ({lacking} is missing); name a masked language "
+    "model, or leave it empty for neighbours in the teacher's embeddings"
+)
 
 
 def _word(draft: Draft, number: int) -> str:
@@ -63,16 +67,37 @@ def load_masked(directory: Path) -> nn.Module:
     """
     from transformers import AutoModelForMaskedLM
 
+    field = "augmentation_model"
     model, about = AutoModelForMaskedLM.from_pretrained(
         directory, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
     )
     lacking = sorted(about["missing_keys"])
     if lacking:
-        raise FeatherweightError(
-            f"augmentation_model: {directory} has no head that predicts masked tokens ({lacking[0]} is missing); name "
-            "a masked language model, or leave it empty for neighbours in the teacher's embeddings"
-        )
+        raise FeatherweightError(HEADLESS.format(field=field, directory=directory, lacking=lacking[0]))
     return model.eval()
+
+
+def require_head(directory: Path, stored: Collection[str], *, field: str) -> None:
+    """Sees from the names of its tensors that a model has a head which predicts masked tokens; reads no weights.
+
+    Args:
+        stored: names of the tensors in its files.
+        field: what errors say was wrong.
+
+    Raises:
+        FeatherweightError: it has none.
+    """
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(directory))
+    except (OSError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        raise FeatherweightError(f"{field}: {directory} cannot be a masked language model: {said}") from None
+    head = [name for name, _ in model.named_children() if name != model.base_model_prefix]
+    if not {name.partition(".")[0] for name in stored} & set(head):
+        raise FeatherweightError(HEADLESS.format(field=field, directory=directory, lacking=" and ".join(head)))
 
 
 @torch.no_grad()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from prefect import Flow
+from transformers import BertForMaskedLM
 
 from flows import preflight, recipe_files
 from flows.ablation import AblationConfig, ablation
@@ -16,8 +19,10 @@ from flows.recipe import Recipe
 from flows.search import SearchConfig, search
 from flows.study import study
 from tasks.contracts import FeatherweightError
+from tasks.ml import machine, trainer
 from tasks.ml.inspection import Inspection
 from tests.flows import tiny_recipes
+from tests.tasks import tiny_models
 
 BERT = {
     "model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
@@ -123,6 +128,62 @@ def test_what_cannot_be_is_said_with_what_could(tmp_path: Path, fields: dict[str
 )
 def test_nothing_is_said_against_what_can_be(tmp_path: Path, fields: dict[str, Any]) -> None:
     assert objections(model(tmp_path), **fields) == []
+
+
+LION = {"optimizer": "lion", "learning_rate": 1e-5}
+OF_TRAINING = "pip install 'featherweight[training]'"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"training": LION}, f"training.optimizer: lion needs the package pytorch-optimizer: {OF_TRAINING}"),
+        (
+            {"distillation": {"optimizer": "adamw-8bit"}},
+            f"distillation.optimizer: adamw-8bit needs the package torchao: {OF_TRAINING}",
+        ),
+        ({"pruning": {"lora_rank": 4}}, f"pruning.lora_rank: needs the package peft: {OF_TRAINING}"),
+    ],
+)
+def test_what_is_not_installed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], said: str
+) -> None:
+    assert objections(model(tmp_path), **fields) == []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(preflight, "find_spec", lambda _: None)
+    assert objections(model(tmp_path), **fields) == [said]
+    assert objections(model(tmp_path), quantization={"training": {**LION, "epochs": 0}}) == []
+
+
+@pytest.mark.parametrize("field", [{"require_gpu": True}, {"device": "cuda"}])
+def test_a_gpu_that_is_not_there_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(machine, "gpus", lambda: ("H200", "driver 1"))
+    assert objections(model(tmp_path), validation=field) == []
+    monkeypatch.setattr(machine, "gpus", lambda: ())
+    (said,) = objections(model(tmp_path), validation=field)
+    assert said.startswith(f"validation.{next(iter(field))}: a GPU was asked for, and there is none")
+
+
+def test_a_precision_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "default_device", lambda: torch.device("cpu"))
+    (said,) = objections(model(tmp_path), training={"precision": "fp8"})
+    assert said.startswith("training.precision: fp8 needs an NVIDIA GPU of compute capability 8.9")
+
+
+def test_a_model_that_proposes_words_needs_a_head(tmp_path: Path) -> None:
+    tiny: Any = tiny_models.model()
+    tiny.bert.save_pretrained(tmp_path / "encoder")
+    BertForMaskedLM(tiny.config).save_pretrained(tmp_path / "masked")
+
+    def said(name: str, **fields: Any) -> list[str]:
+        fields |= {"augmentation_model": str(tmp_path / name)}
+        return objections(model(tmp_path), distillation={"augmentation_kind": "both", **fields})
+
+    (found,) = said("encoder")
+    assert "encoder has no head that predicts masked tokens (cls is missing)" in found
+    assert said("masked") == said("encoder", augmentation_kind="spans") == said("encoder", augmentation=0) == []
 
 
 def test_only_wordpiece_is_cut(tmp_path: Path) -> None:
