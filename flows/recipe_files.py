@@ -6,7 +6,6 @@ Imports ``Recipe`` only to validate, because that imports Prefect.
 from __future__ import annotations
 
 import difflib
-import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,19 +15,13 @@ from pydantic import BaseModel, ValidationError
 
 from tasks.contracts import FeatherweightError
 from tasks.ml import paths
+from tasks.ml.quoting import quoted
 
 if TYPE_CHECKING:
     from flows.recipe import Recipe
 
 READY = Path(__file__).parent / "recipes"
 MERGE = "tag:yaml.org,2002:merge"
-LINE = 100
-"""Characters of an input that a message quotes."""
-
-_LINE = reprlib.Repr()
-_LINE.maxstring = _LINE.maxother = _LINE.maxlong = LINE
-_LINE.maxlevel = 3
-
 SOURCES = (("data", "source"), ("data", "unlabeled"))
 MODELS = (
     ("base_model",),
@@ -149,12 +142,6 @@ class _Loader(yaml.SafeLoader):
 
 def _refusal(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-
-
-def quoted(value: object) -> str:
-    """What a message quotes of an input: at most about a line, however large or deep it is."""
-    shortened = _LINE.repr(value)
-    return shortened if len(shortened) <= LINE else f"{shortened[: LINE - 1]}…"
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tasks.contracts import Check, CheckStatus, ClassRecall
+from tasks.ml.quoting import quoted
 
 if TYPE_CHECKING:
     from tasks.ml.classwise import Fate, Standing, Tally
@@ -17,11 +18,6 @@ FLOOR, LOST_CLASSES = "floor", "lost_classes"
 NAMED = 3
 """Classes that a sentence names."""
 LONGEST_LABEL = 40
-
-
-def quoted(label: str) -> str:
-    """A label in a sentence: in quotes, on one line, and shortened."""
-    return repr(label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…")
 
 
 def _majority(counts: Tally, about: Mapping[str, Any]) -> int:
@@ -55,7 +51,7 @@ def floor(counts: Tally, about: Mapping[str, Any], *, who: str, split: str, conf
 
     majority = _majority(counts, about)
     found = classwise.against_majority(counts, majority, confidence=confidence)
-    always = quoted(about["labels"][majority])
+    always = quoted(about["labels"][majority], LONGEST_LABEL)
     gain, others = found.gain, found.n - found.majority_right
     decidable = is_decidable(counts, about, confidence=confidence)
     if _beats(found, confidence):
@@ -128,8 +124,9 @@ def _account(
 
     def said(c: int) -> str:
         fate = fates[c]
-        return f"{quoted(labels[c])}, of whose {fate.rows:,} test rows the teacher finds {fate.teacher:,} and the " + (
-            f"shipped model {fate.shipped:,}"
+        return (
+            f"{quoted(labels[c], LONGEST_LABEL)}, of whose {fate.rows:,} test rows the teacher finds {fate.teacher:,} "
+            f"and the shipped model {fate.shipped:,}"
         )
 
     worst = sorted(gone or fates, key=lambda c: fates[c].change.measured)
@@ -149,9 +146,9 @@ def _account(
         before, after = (_mean_recall(fates, name) for name in ("teacher", "shipped"))
         smallest = min(unseen, key=lambda c: fates[c].rows)
         explanation += (
-            f"; accuracy cannot see the loss of {quoted(labels[smallest])}, {_percent(fates[smallest].rows / n)} of the"
-            f" rows where {_percent(max_drop)} may be lost: balanced accuracy can, and went from {_percent(before)} to "
-            f"{_percent(after)}"
+            f"; accuracy cannot see the loss of {quoted(labels[smallest], LONGEST_LABEL)}, "
+            f"{_percent(fates[smallest].rows / n)} of the rows where {_percent(max_drop)} may be lost: balanced "
+            f"accuracy can, and went from {_percent(before)} to {_percent(after)}"
         )
     return explanation
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import bdtr, ndtr, ndtri
 
+from tasks.ml import statistics
 from tasks.ml.comparison import Estimate
 
 
@@ -40,8 +41,7 @@ def of_rows(first: np.ndarray, second: np.ndarray) -> Contrast:
     Raises:
         ValueError: the rows do not pair up, or there are none.
     """
-    if first.shape != second.shape or first.ndim != 2 or first.size == 0:
-        raise ValueError(f"paired rows need two equal shapes (S, N), both > 0, not {first.shape} and {second.shape}")
+    statistics.require_pairs(first, second, "SN")
     differences = first.astype(np.float64) - second
     seen = np.hstack([differences, np.tile([1.0, -1.0], (len(first), 1))])
     seeds, n = seen.shape

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import bdtr, ndtr, ndtri
 
+from tasks.ml import statistics
 from tasks.ml.statistics import Interval
 
 MOST_ROWS = 10**9
@@ -37,8 +38,7 @@ def count(first: np.ndarray, second: np.ndarray) -> Discordance:
     Raises:
         ValueError: the rows do not pair up, or there are none.
     """
-    if first.shape != second.shape or first.ndim != 1 or first.size == 0:
-        raise ValueError(f"paired rows need two equal shapes (N,) with N > 0, not {first.shape} and {second.shape}")
+    statistics.require_pairs(first, second, "N")
     return Discordance(int((first > second).sum()), int((first < second).sum()), first.size)
 
 

@@ -25,6 +25,14 @@ class Interval(NamedTuple):
     high: float
 
 
+def require_pairs(first: np.ndarray, second: np.ndarray, axes: str) -> None:
+    """Raises ``ValueError`` unless two arrays with these axes, a letter each, have the same rows, and some."""
+    if first.shape != second.shape or first.ndim != len(axes) or first.size == 0:
+        raise ValueError(
+            f"paired rows need two equal shapes ({', '.join(axes)}), none of it 0, not {first.shape} and {second.shape}"
+        )
+
+
 def _percentiles(samples: np.ndarray, confidence: float) -> tuple[float, float]:
     tail = (1 - confidence) / 2
     low, high = np.quantile(samples, [tail, 1 - tail])
@@ -46,8 +54,7 @@ def paired_difference(
     Raises:
         ValueError: the rows do not pair up, or there are none.
     """
-    if first.shape != second.shape or first.ndim != 1 or first.size == 0:
-        raise ValueError(f"paired rows need two equal shapes (N,) with N > 0, not {first.shape} and {second.shape}")
+    require_pairs(first, second, "N")
     values, counts = np.unique(first.astype(np.float64) - second, return_counts=True)
     n = first.size
     random = np.random.default_rng(seed)
@@ -99,8 +106,7 @@ def accuracy_difference_over_seeds(
     Raises:
         ValueError: the rows do not pair up, or there are none.
     """
-    if first.shape != second.shape or first.ndim != 2 or first.size == 0:
-        raise ValueError(f"paired rows need two equal shapes (S, N), both > 0, not {first.shape} and {second.shape}")
+    require_pairs(first, second, "SN")
     seeds, n = first.shape
     if seeds == 1:
         return accuracy_difference(first[0], second[0], confidence=confidence, resamples=resamples, seed=seed)

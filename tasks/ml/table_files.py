@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.contracts import FeatherweightError
-from tasks.ml.tables import Columns, Table, check, require_columns
+from tasks.ml.quoting import quoted
+from tasks.ml.tables import SHOWN, Columns, Table, check, require_columns
 
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -144,8 +145,8 @@ def _read_json(path: Path, wanted: Sequence[str]) -> Columns:
         place = f"{path}, {unit} {number}"
         if not isinstance(record, dict):
             raise FeatherweightError(
-                f"{place}: {str(record)[:40]!r} ({type(record).__name__}) is not an object; write one per {unit}, such "
-                f"as {json.dumps(dict.fromkeys(wanted, '…'), ensure_ascii=False)}"
+                f"{place}: {quoted(str(record), SHOWN)} ({type(record).__name__}) is not an object; write one "
+                f"per {unit}, such as {json.dumps(dict.fromkeys(wanted, '…'), ensure_ascii=False)}"
             )
         require_columns(place, record, wanted)
     return Columns(

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.contracts import FeatherweightError
+from tasks.ml.quoting import quoted
 
+SHOWN = 40
+"""Characters of a name or value that a message quotes."""
 LONGEST_LABEL = 200
 """Characters of a label, above which it is taken to be a text."""
 
@@ -89,7 +92,7 @@ def require_columns(origin: str, present: Iterable[str], wanted: Sequence[str], 
         if name not in present:
             close = difflib.get_close_matches(name, present, n=1)
             mend = f"did you mean {close[0]!r}? Set {field}" if close else f"name one of these in {field}"
-            columns = ", ".join(repr(column[:40]) for column in present[:30]) or "none"
+            columns = ", ".join(quoted(column, SHOWN) for column in present[:30]) or "none"
             raise FeatherweightError(f"{origin}: there is no column {name!r}; the columns are {columns}; {mend}{hint}")
         if present.count(name) > 1:
             raise FeatherweightError(f"{origin}: column {name!r} is there twice; rename one of them")
@@ -131,4 +134,4 @@ def _encodable(value: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "null" if value is None else f"{str(value)[:40]!r} ({type(value).__name__})"
+    return "null" if value is None else f"{quoted(str(value), SHOWN)} ({type(value).__name__})"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import console, history
+from flows import cli, console, history
 from tasks import store, tracking
 from tasks.contracts import (
     Bundle,
@@ -234,6 +234,20 @@ def test_credentials_of_the_tracking_server_stay_in_the_program(command: tuple[s
     assert "MLFLOW_TRACKING_URI: http://127.0.0.1:9 cannot be used: Connection refused; mend it or start" in said
     assert canary not in done.stdout + done.stderr
     assert not [path for path in home.rglob("*") if path.is_file() and canary.encode() in path.read_bytes()]
+
+
+def test_who_interrupts_hears_of_stages_only_where_there_are_some(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("_serve", "_search"):
+        monkeypatch.setattr(cli, name, interrupted)
+    assert cli.main(["serve", "films"]) == cli.main(["search", "smoke"]) == 130
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "featherweight: interrupted"
+    assert second == "featherweight: interrupted; finished stages are kept and will be reused"
 
 
 def test_show_gives_the_whole_outcome_as_one_document() -> None:

@@ -63,6 +63,11 @@ def write(path: Path, rows: list[dict[str, object]]) -> None:
         ("rows.csv", b"1,it was a very long day\n0,b\n", "; if line 1 is a row already, write a line with"),
         (
             "rows.csv",
+            b"1,it was a very long day that went on and on and on\n0,b\n",
+            "the columns are '1', 'it was a very long day that went on and…'; name one of these in",
+        ),
+        (
+            "rows.csv",
             b"id;txt;label\n1;a;b\n",
             "the columns are 'id', 'txt', 'label'; did you mean 'txt'? Set data.text",
         ),
