@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from flows.recipe import Recipe
 
 READY = Path(__file__).parent / "recipes"
-MERGE = "tag:yaml.org,2002:merge"
+MERGE, TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 SOURCES = (("data", "source"), ("data", "unlabeled"))
 MODELS = (
     ("base_model",),
@@ -115,6 +116,11 @@ class _Loader(yaml.SafeLoader):
     Raises:
         yaml.MarkedYAMLError: with the place, whatever is wrong.
     """
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        tag: str = super().resolve(kind, value, implicit)
+        # As in YAML 1.2: 2:4 is text, and not 124 written to the base of 60.
+        return TEXT if kind is yaml.ScalarNode and ":" in value and tag in NUMBERS else tag
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

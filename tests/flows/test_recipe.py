@@ -66,6 +66,14 @@ def test_every_field_that_may_hold_a_path_is_known_as_one() -> None:
     assert {*named(Recipe), ("base_model",)} == {*recipe_files.SOURCES, *recipe_files.MODELS}
 
 
+def test_a_pattern_needs_no_quotes(tmp_path: Path) -> None:
+    path = write(tmp_path, "pruning: {sparsity: magnitude, sparsity_pattern: 2:4}\n")
+    assert recipe_files.load(path).pruning.sparsity_pattern == "2:4"
+    assert recipe_files.load(path, ["pruning.sparsity_pattern=1:30"]).pruning.sparsity_pattern == "1:30"
+    with pytest.raises(FeatherweightError, match=r"training\.epochs: must be a valid number.*got '1:30'"):
+        recipe_files.load(path, ["training.epochs=1:30"])
+
+
 def test_changes_are_applied_in_order_and_parsed_as_yaml(tmp_path: Path) -> None:
     path = write(tmp_path, "name: mine\ntraining: {epochs: 3, batch_size: 8}\n")
     changes = ["training.epochs=2", "training.epochs=0.5", "validation.require_gpu=true", "data.source=file:a=b #1.csv"]
