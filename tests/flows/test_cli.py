@@ -150,6 +150,7 @@ def test_xray_prints_tables_or_json_and_writes_a_page(tmp_path: Path) -> None:
     asked = ("xray", str(tmp_path / "tiny"), "--batch", "2", "--length", "16", "--seconds", "0.01")
     done = featherweight(*asked, "--output", str(page), "--json")
     assert done.returncode == 0, done.stderr
+    assert "torch" not in done.stderr, "what a library says to itself as it is imported"
     document = json.loads(done.stdout)
     assert document["model"] == "tiny"
     assert document["page"] == str(page)
