@@ -3,16 +3,18 @@
     infra/run python tests/benchmarks/instruction_sets.py --home DIRECTORY [--run ID] [--parts flips golden price]
 
 flips: the run's teacher, quantized as it is by both schemes of 8 bits, asked all rows of selection here and on an
-emulated Haswell (``qemu-x86_64 -cpu Haswell``: AVX2 alone), against its simulation. golden: the golden rows of the
+emulated Haswell (``qemu-x86_64 -cpu Haswell``: AVX2 alone), against its simulation, one at a time and in batches of 32,
+whose rows share scales where these are dynamic. golden: the golden rows of the
 shipped bundle, by its predictor and by a plain session. price: the shipped graph in turns with a twin of any int8
 weights, which is wrong without VNNI, and one of uint8 weights around 128, which is right; and the accuracy of the
 teacher with codes up to ±127, with those that fit in pairs and with ±63. Prints Markdown.
-Flips take about half an hour, because all instructions are emulated; the rest takes minutes.
+Flips take an hour, because all instructions are emulated; the rest takes minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -32,10 +34,9 @@ from onnx import numpy_helper
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-HASWELL = ("qemu-x86_64", "-cpu", "Haswell")
-HERE: tuple[str, ...] = ()
+PLACES = {"here": (), "Haswell, emulated": ("qemu-x86_64", "-cpu", "Haswell")}
 SCHEMES = ("int8-dynamic", "int8-static")
-BATCH_SIZE = 32
+BATCH_SIZES = (1, 32)
 PARTS = ("flips", "golden", "price")
 
 
@@ -63,8 +64,8 @@ def ask(emulator: Sequence[str], model: Path, rows: Sequence[Sequence[int]], **h
     return np.array(asked(emulator, __file__, "--answer", question=question)["logits"], dtype=np.float32)
 
 
-def quantized(teacher: Path, data: Path, problem: str, scheme: str, directory: Path) -> np.ndarray:
-    """Exports the teacher as a scheme has it; returns the logits (N, C) of its simulation on selection."""
+def quantized(teacher: Path, data: Path, problem: str, scheme: str, directory: Path) -> dict[int, np.ndarray]:
+    """Exports the teacher as a scheme has it; returns its simulation's logits (N, C) on selection by batch size."""
     from tasks.ml import (
         datasets,
         evaluation,
@@ -88,7 +89,7 @@ def quantized(teacher: Path, data: Path, problem: str, scheme: str, directory: P
     if first_only:
         first_token.narrow(model)
     rows = datasets.read(data, "selection", tokenizer).input_ids
-    return evaluation.logits(model, rows, pad_id=pad_id, batch_size=BATCH_SIZE)
+    return {size: evaluation.logits(model, rows, pad_id=pad_id, batch_size=size) for size in BATCH_SIZES}
 
 
 def flips(teacher: Path, data: Path, problem: str) -> None:
@@ -97,23 +98,22 @@ def flips(teacher: Path, data: Path, problem: str) -> None:
 
     tokenizer = tokenization.load(teacher)
     rows = datasets.read(data, "selection", tokenizer).input_ids
-    how = {"pad_id": tokenizer.pad_token_id, "batch_size": BATCH_SIZE}
-    print(
-        "\n| teacher | processor | labels that differ | median difference of a logit | largest |\n|---|---|---|---|---|"
-    )
+    print("\n| teacher | rows at once | processor | labels that differ | median difference of a logit | largest |")
+    print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(SCHEMES)) as pool:
         expected, found = {}, {}
         for scheme in SCHEMES:
             directory = Path(folder) / scheme
             directory.mkdir()
             expected[scheme] = quantized(teacher, data, problem, scheme, directory)
-            for place, emulator in (("here", HERE), ("Haswell, emulated", HASWELL)):
-                found[scheme, place] = pool.submit(ask, emulator, directory / onnx_export.MODEL, rows, **how)
-        for (scheme, place), future in found.items():
-            errors = np.abs(future.result() - expected[scheme])
-            differ = (future.result().argmax(-1) != expected[scheme].argmax(-1)).sum()
+            for size, (place, emulator) in itertools.product(BATCH_SIZES, PLACES.items()):
+                how = {"pad_id": tokenizer.pad_token_id, "batch_size": size}
+                found[scheme, size, place] = pool.submit(ask, emulator, directory / onnx_export.MODEL, rows, **how)
+        for (scheme, size, place), future in found.items():
+            actual, simulated = future.result(), expected[scheme][size]
+            errors, differ = np.abs(actual - simulated), (actual.argmax(-1) != simulated.argmax(-1)).sum()
             print(
-                f"| {scheme} | {place} | {differ} of {len(rows)} ({differ / len(rows):.2%}) | "
+                f"| {scheme} | {size} | {place} | {differ} of {len(rows)} ({differ / len(rows):.2%}) | "
                 f"{np.median(errors):.1e} | {errors.max():.1e} |",
                 flush=True,
             )
@@ -128,7 +128,7 @@ def golden(bundle: Path) -> None:
     print(
         f"\n| largest difference of a probability, {len(rows)} golden rows | predictor | plain session |\n|---|---|---|"
     )
-    for place, emulator in (("here", HERE), ("Haswell, emulated", HASWELL)):
+    for place, emulator in PLACES.items():
         predictor = asked(emulator, str(bundle / "predictor.py"), "--self-test")["max_abs_error"]
         logits = ask(emulator, bundle / "model.onnx", [row["input_ids"] for row in rows], pad_id=pad_id, batch_size=1)
         shares = np.exp(logits - logits.max(-1, keepdims=True))
