@@ -53,8 +53,8 @@ class BudgetConfig(StageConfig):
         Floor.MAJORITY,
         title="Floor",
         description="majority: the teacher must be shown on the selection split to beat the answer that is always the "
-        "most frequent label, or the run ends there; so must the shipped model on test. none: this is not asked, for "
-        "trials with very few rows. A class that the teacher finds may not be lost with either.",
+        "most frequent label, or the run ends there; so must the shipped model on test, which may lose no class. none: "
+        "nothing of it is asked, for trials with very few rows.",
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, title="Confidence", description="Level of the intervals.")
 
@@ -180,13 +180,13 @@ def weigh(evidence: Path, budget: BudgetConfig) -> Verdict:
     answers = {stage: rows[f"prediction_{stage}"].to_numpy() for stage in ("train", "validate")}
     targets, about, confidence = rows["target"].to_numpy(), document["classes"], budget.confidence
     fates = classwise.fates(answers["train"], answers["validate"], targets, len(about["labels"]), confidence=confidence)
-    checks = [
-        _quality_drop(correct["train"], correct["validate"], budget),
-        classes.lost(fates, about["labels"], max_drop=budget.max_quality_drop, confidence=confidence),
-    ]
+    checks = [_quality_drop(correct["train"], correct["validate"], budget)]
     if budget.floor is Floor.MAJORITY:
         counts = classwise.tally(answers["validate"], targets, len(about["labels"]))
-        checks.append(classes.floor(counts, about, who="the shipped model", split="test", confidence=confidence))
+        checks += [
+            classes.lost(fates, about["labels"], max_drop=budget.max_quality_drop, confidence=confidence),
+            classes.floor(counts, about, who="the shipped model", split="test", confidence=confidence),
+        ]
     checks += [_shrink(teacher, shipped, budget), _speedup(teacher, shipped, budget)]
     return Verdict(checks=tuple(checks), recalls=classes.recalls(fates, about["labels"]))
 
