@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 from prefect import tags
 from pydantic import Field, field_validator
 
-from flows import branch, comparing, console, preflight, recipe_files, techniques
+from flows import preflight
+from flows.command import console, recipe_files
 from flows.recipe import Recipe
-from flows.techniques import Arm, Technique
-from tasks import quiet, store, tracking
+from flows.trials import branch, comparing, techniques
+from flows.trials.techniques import Arm, Technique
 from tasks.contracts import Bundle, Contract, FeatherweightError, Splits
-from tasks.ml import timing
-from tasks.ml.ablation import Measured, compare, read, summarize
+from tasks.engine import quiet, store, tracking
+from tasks.ml.proof.ablation import Measured, compare, read, summarize
+from tasks.ml.runtime import timing
 from tasks.prepare import prepare
 from tasks.race import FILE, race
 from tasks.reporting import ablation as sections

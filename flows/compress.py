@@ -7,13 +7,15 @@ from datetime import UTC, datetime
 from prefect.runtime import flow_run
 from prefect.states import Failed, State
 
-from flows import links, orphans, preflight, recipe_files
+from flows import preflight
+from flows.command import recipe_files
 from flows.flow import flow
 from flows.recipe import Recipe
-from tasks import disk, store, tracking
+from flows.servers import links, orphans
 from tasks.contracts import Bundle, Outcome, Splits, StageResult
 from tasks.deploy import deploy
 from tasks.distill import distill
+from tasks.engine import disk, store, tracking
 from tasks.export import export
 from tasks.judge import floor, judge
 from tasks.prepare import prepare

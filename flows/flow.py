@@ -7,8 +7,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import prefect
 
-from flows import orphans
-from tasks import redaction
+from flows.servers import orphans
+from tasks.engine import redaction
 
 P = ParamSpec("P")
 R = TypeVar("R")

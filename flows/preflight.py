@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 from flows.recipe import Recipe
 from tasks.contracts import FeatherweightError, Optimizer, OptimizerConfig, Parallelism, Precision
-from tasks.ml import cuts, inspection, locators, machine
-from tasks.ml.inspection import Inspection
+from tasks.ml import machine
+from tasks.ml.models import inspection, locators
+from tasks.ml.models.inspection import Inspection
+from tasks.ml.pruning import cuts
 from tasks.prune import Sparsity
 from tasks.quantize import EmbeddingScheme, block_sizes
 from tasks.tutoring import AugmentationKind, TutoringConfig
@@ -154,7 +156,7 @@ def _equipped(name: str, config: OptimizerConfig) -> Iterator[str]:
     """Whether the packages and the hardware are here that a training asks for by name."""
     wanted = []
     if config.optimizer is not Optimizer.ADAMW:
-        from tasks.ml import optimizers
+        from tasks.ml.training import optimizers
 
         description = optimizers.OPTIMIZERS[config.optimizer]
         wanted.append((f"optimizer: {config.optimizer}", description.package, description.is_installed))
@@ -166,7 +168,7 @@ def _equipped(name: str, config: OptimizerConfig) -> Iterator[str]:
         if not is_installed:
             yield f"{name}.{what} needs the package {package}: pip install 'featherweight[training]'"
     if config.precision in (Precision.FP8, Precision.TF32):
-        from tasks.ml import precision, trainer
+        from tasks.ml.training import precision, trainer
 
         try:
             precision.choose(config.precision, trainer.default_device())
@@ -197,7 +199,7 @@ def _taught(name: str, config: TutoringConfig, *, is_narrower: bool) -> Iterator
             inspection.require_no_pointers(directory, field=field)
             stored = inspection.stored_tensors(directory, field=field)
             if config.augmentation and config.augmentation_kind is not AugmentationKind.SPANS:
-                from tasks.ml import substitutes
+                from tasks.ml.data import substitutes
 
                 substitutes.require_head(directory, stored, field=field)
         except FeatherweightError as error:

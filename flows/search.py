@@ -15,17 +15,19 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Failed, State
 from pydantic import Field
 
-from flows import branch, comparing, console, finals, ledger, preflight, recipe_files, space
-from flows.attempt import Course, Runner, attempt, pool
-from flows.attempt import name as trial_name
-from flows.ledger import Asked, Ledger, SamplerName
-from flows.prospects import Rival
+from flows import preflight
+from flows.command import console, recipe_files
 from flows.recipe import Recipe
-from tasks import disk, progress, tracking
+from flows.trials import branch, comparing, finals, ledger, space
+from flows.trials.attempt import Course, Runner, attempt, pool
+from flows.trials.attempt import name as trial_name
+from flows.trials.ledger import Asked, Ledger, SamplerName
+from flows.trials.prospects import Rival
 from tasks.appraise import appraise
 from tasks.contracts import Contract, StageResult
 from tasks.deploy import deploy
-from tasks.keys import code_digest, numerics_versions, outside
+from tasks.engine import disk, progress, tracking
+from tasks.engine.keys import code_digest, numerics_versions, outside
 from tasks.ml import machine
 from tasks.prepare import prepare
 from tasks.register import keep, register

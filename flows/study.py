@@ -11,11 +11,13 @@ from typing import Any
 from prefect import tags
 from pydantic import Field
 
-from flows import choices, comparing, console, preflight, recipe_files
+from flows import preflight
+from flows.command import console, recipe_files
 from flows.recipe import Recipe
-from tasks import store, tracking
+from flows.trials import choices, comparing
 from tasks.contracts import Contract, FeatherweightError, StageResult
-from tasks.ml.comparison import Trial, summarize
+from tasks.engine import store, tracking
+from tasks.ml.statistics.comparison import Trial, summarize
 from tasks.prepare import DataConfig, prepare
 from tasks.reporting import study as sections
 from tasks.reporting.study import Row, Study

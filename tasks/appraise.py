@@ -6,10 +6,10 @@ import json
 
 from pydantic import Field
 
-from tasks import quiet, store, tracking
 from tasks.contracts import Bundle, Scorecard, Splits, StageOutput
+from tasks.engine import quiet, store, tracking
+from tasks.engine.stage import stage
 from tasks.ml import machine
-from tasks.stage import stage
 
 
 class AppraisalConfig(quiet.TimingConfig):
@@ -35,7 +35,7 @@ def appraise(
         source: an exported candidate, or a model in PyTorch, which is timed eagerly.
         simulated: what the candidate was exported from: it must say the same.
     """
-    from tasks.ml import appraisal
+    from tasks.ml.proof import appraisal
 
     data = store.path(splits.digest)
     candidate = appraisal.measure(

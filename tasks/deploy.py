@@ -6,9 +6,9 @@ import re
 
 from pydantic import Field, field_validator
 
-from tasks import registry, tracking
 from tasks.contracts import Release, StageConfig
-from tasks.step import step
+from tasks.engine import registry, tracking
+from tasks.engine.step import step
 
 
 class DeploymentConfig(StageConfig):

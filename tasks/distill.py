@@ -6,9 +6,10 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from tasks import store, tutoring
+from tasks import tutoring
 from tasks.contracts import Bundle, Splits, StageOutput
-from tasks.stage import stage
+from tasks.engine import store
+from tasks.engine.stage import stage
 
 CALIBRATION_BATCH = 16
 
@@ -57,19 +58,14 @@ class DistillationConfig(tutoring.TutoringConfig):
 def distill(source: Bundle, splits: Splits, config: DistillationConfig, *, seed: int) -> StageOutput:
     """Cuts a student out of the teacher and teaches it with logits, hidden states and attention relations.
 
-    The losses and their papers are in ``tasks.ml.losses``.
+    The losses and their papers are in ``tasks.ml.distillation.losses``.
     """
-    from tasks.ml import (
-        datasets,
-        factorization,
-        layer_choice,
-        learning,
-        modeling,
-        problems,
-        surgery,
-        tokenization,
-        width,
-    )
+    from tasks.ml import problems
+    from tasks.ml.data import datasets
+    from tasks.ml.distillation import layer_choice
+    from tasks.ml.models import factorization, modeling, tokenization
+    from tasks.ml.pruning import surgery, width
+    from tasks.ml.quality import learning
 
     teacher = modeling.load(store.path(source.digest), source.problem)
     tokenizer = tokenization.load(store.path(source.digest))

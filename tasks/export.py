@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from tasks import publish, store
 from tasks.contracts import Bundle, Scorecard, StageConfig, StageOutput
-from tasks.stage import stage
+from tasks.engine import publish, store
+from tasks.engine.stage import stage
 
 
 class ExportConfig(StageConfig):
@@ -20,7 +20,9 @@ def export(source: Bundle, config: ExportConfig) -> StageOutput:
     """Writes ONNX whose fused and integer operators are there by construction, and counts them."""
     import json
 
-    from tasks.ml import modeling, onnx_export, problems
+    from tasks.ml import problems
+    from tasks.ml.graph import export as onnx_export
+    from tasks.ml.models import modeling
 
     directory, problem = store.path(source.digest), problems.get(source.problem)
     spec = onnx_export.read_spec(directory)

@@ -7,16 +7,16 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tasks import progress, publish, tracking
 from tasks.contracts import OptimizerConfig, Scorecard, StageOutput
-from tasks.stage import checkpoint_directory
+from tasks.engine import progress, publish, tracking
+from tasks.engine.stage import checkpoint_directory
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tasks.ml.datasets import Split
-    from tasks.ml.lessons import Lesson
-    from tasks.ml.trainer import History
+    from tasks.ml.data.datasets import Split
+    from tasks.ml.jobs.lessons import Lesson
+    from tasks.ml.training.trainer import History
 
 logger = logging.getLogger("featherweight")
 
@@ -37,7 +37,7 @@ def learn(
         apart: whether a process of its own trains also where one is enough, so that its memory is the training's alone.
         options: passed on to ``trainer.fit``.
     """
-    from tasks.ml import elastic
+    from tasks.ml.jobs import elastic
 
     with tracking.current().system_metrics(), progress.training(title) as observer:
         settings = {
@@ -84,7 +84,10 @@ def fit(
         evidence: files to publish beside the history, by name.
         options: passed on to ``learn``.
     """
-    from tasks.ml import classwise, evaluation, learning, modeling, problems, sparsity
+    from tasks.ml import problems
+    from tasks.ml.models import modeling
+    from tasks.ml.pruning import sparsity
+    from tasks.ml.quality import classwise, evaluation, learning
 
     history = learn(title, model, lesson, **options)
     problem, targets = problems.get(lesson.problem), lesson.selection.targets

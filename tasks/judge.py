@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from tasks import classes, store, tracking
 from tasks.contracts import Check, CheckStatus, Digest, Parting, StageConfig, Verdict
-from tasks.step import step
+from tasks.engine import store, tracking
+from tasks.engine.step import step
+from tasks.ml.proof import classes
 
 if TYPE_CHECKING:
-    from tasks.ml.statistics import Interval
+    from tasks.ml.statistics.bootstrap import Interval
 
 logger = logging.getLogger("featherweight")
 
@@ -76,10 +77,10 @@ def decide(interval: Interval, limit: float, direction: Direction, *, band: tupl
 
 def _quality_drop(teacher: Any, shipped: Any, budget: BudgetConfig) -> Check:
     """Accuracy lost, from per-row correctness (N,) of both models on the same rows."""
-    from tasks.ml import discordance, statistics
+    from tasks.ml.statistics import bootstrap, discordance
 
     confidence, limit = budget.confidence, budget.max_quality_drop
-    interval = statistics.accuracy_difference(teacher, shipped, confidence=confidence)
+    interval = bootstrap.accuracy_difference(teacher, shipped, confidence=confidence)
     counts = discordance.count(teacher, shipped)
     near, far = limit - abs(limit), limit + abs(limit)
     status = decide(interval, limit, "at_most", band=(near, far))
@@ -112,7 +113,7 @@ def _needed(rows: int | None) -> str:
 
 
 def _shrink(teacher: dict[str, Any], shipped: dict[str, Any], budget: BudgetConfig) -> Check:
-    from tasks.ml.statistics import Interval
+    from tasks.ml.statistics.bootstrap import Interval
 
     ratio = teacher["size_mb"] / shipped["size_mb"]
     interval, limit = Interval(ratio, ratio, ratio), budget.min_shrink
@@ -125,10 +126,10 @@ def _shrink(teacher: dict[str, Any], shipped: dict[str, Any], budget: BudgetConf
 
 
 def _speedup(teacher: dict[str, Any], shipped: dict[str, Any], budget: BudgetConfig) -> Check:
-    from tasks.ml import statistics
+    from tasks.ml.statistics import bootstrap
 
     slow, fast = teacher["latency_p50_rounds_ms"], shipped["latency_p50_rounds_ms"]
-    interval, limit = statistics.ratio_of_medians(slow, fast, confidence=budget.confidence), budget.min_speedup
+    interval, limit = bootstrap.ratio_of_medians(slow, fast, confidence=budget.confidence), budget.min_speedup
     status = decide(interval, limit, "at_least", band=(limit / 2, limit * 2))
     explanation = (
         f"p50 latency of one sentence is {interval.measured:.2f} times lower ({100 * budget.confidence:g} % interval "
@@ -170,7 +171,7 @@ def weigh(evidence: Path, budget: BudgetConfig) -> Verdict:
     """Compares the shipped model with its teacher, from the files that ``validate`` left. Pure."""
     import pyarrow as pa
 
-    from tasks.ml import classwise
+    from tasks.ml.quality import classwise
 
     document = json.loads((evidence / "validation.json").read_text(encoding="utf-8"))
     teacher = next(model for model in document["models"] if model["stage"] == "train")
@@ -198,7 +199,7 @@ def floor(teacher: Digest, budget: BudgetConfig, *, run_id: str) -> Verdict | No
     Returns:
         The verdict that the run ends with; ``None`` if it goes on.
     """
-    from tasks.ml.classwise import Tally
+    from tasks.ml.quality.classwise import Tally
 
     if budget.floor is Floor.NONE:
         return None

@@ -10,22 +10,22 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from tasks import disk, store, tracking
 from tasks.contracts import Scorecard, Splits, StageConfig, StageOutput
-from tasks.keys import Outside, PlainText
-from tasks.stage import stage
+from tasks.engine import disk, store, tracking
+from tasks.engine.keys import Outside, PlainText
+from tasks.engine.stage import stage
 
 logger = logging.getLogger("featherweight")
 
 
 def _rows_digest(source: str) -> str:
-    from tasks.ml import sources
+    from tasks.ml.data import sources
 
     return sources.digest(source)
 
 
 def _tokenizer_digest(base_model: str) -> str:
-    from tasks.ml import locators
+    from tasks.ml.models import locators
 
     return locators.directory_digest(locators.locate(base_model), weights=False)
 
@@ -85,17 +85,9 @@ def prepare(
     config: DataConfig, *, problem: PlainText, base_model: Annotated[str, Outside(_tokenizer_digest)]
 ) -> StageOutput:
     """Reads and checks the rows, divides them by content, and encodes them with the base model's tokenizer."""
-    from tasks.ml import (
-        datasets,
-        families,
-        inspection,
-        label_kinds,
-        locators,
-        problems,
-        sources,
-        splitting,
-        tokenization,
-    )
+    from tasks.ml import problems
+    from tasks.ml.data import datasets, label_kinds, sources, splitting
+    from tasks.ml.models import families, inspection, locators, tokenization
 
     base = locators.locate(base_model)
     settings = inspection.settings(base)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from prefect.artifacts import create_markdown_artifact
 
-from tasks import markdown, registry
 from tasks.contracts import FeatherweightError, Release
-from tasks.step import step
+from tasks.engine import registry
+from tasks.engine.step import step
+from tasks.reporting import markdown
 
 
 @step(name="promote")

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from tasks import latency, store, tracking, tutoring
+from tasks import tutoring
 from tasks.contracts import Bundle, Embeddings, Parallelism, Splits, StageOutput
-from tasks.keys import PlainText
+from tasks.engine import latency, store, tracking
+from tasks.engine.keys import PlainText
+from tasks.engine.stage import stage
 from tasks.ml import machine
-from tasks.stage import stage
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tasks.ml.datasets import Split
-    from tasks.ml.importance import LayerImportance
+    from tasks.ml.data.datasets import Split
+    from tasks.ml.pruning.importance import LayerImportance
 
 logger = logging.getLogger("featherweight")
 
@@ -163,7 +164,8 @@ def with_zeros(
     model: nn.Module, calibration: Split, config: PruningConfig, *, pad_id: int, first_token_only: bool
 ) -> tuple[nn.Module, str]:
     """Returns a model with zeros among its weights, and as JSON what they damage and gain."""
-    from tasks.ml import learning, sparse_gain, sparsity
+    from tasks.ml.pruning import sparse_gain, sparsity
+    from tasks.ml.quality import learning
 
     sparse, damage = sparsity.sparsify(
         model,
@@ -184,7 +186,12 @@ def _plan(
     student: nn.Module, rows: list[list[int]], config: PruningConfig, problem: str, *, pad_id: int, seed: int
 ) -> Plan:
     """How far to cut: by fractions of every layer, or by measured times."""
-    from tasks.ml import allocation, evaluation, first_token, modeling, problems, sensitivity, surgery
+    from tasks.ml import problems
+    from tasks.ml.latency import allocation
+    from tasks.ml.models import first_token, modeling
+    from tasks.ml.pruning import surgery
+    from tasks.ml.quality import evaluation
+    from tasks.ml.quantization import sensitivity
 
     full = modeling.shapes(student)
     if config.target_speedup == 0:
@@ -227,7 +234,7 @@ def _place(*, config: PruningConfig, **_: Any) -> str:
 
 def _report_safety(before: Any, after: Any) -> None:
     """Notes what the smaller vocabulary does to text of another domain than any that it was chosen by."""
-    from tasks.ml import vocabulary
+    from tasks.ml.pruning import vocabulary
 
     found = vocabulary.safety(before, after, vocabulary.foreign_texts())
     logger.info(
@@ -254,17 +261,12 @@ def prune(
     Args:
         rounding: ``token_bits`` and ``block_size`` of the embeddings, where recovery is to heal that, too.
     """
-    from tasks.ml import (
-        datasets,
-        importance,
-        learning,
-        modeling,
-        problems,
-        quantization,
-        sparsity,
-        surgery,
-        tokenization,
-    )
+    from tasks.ml import problems
+    from tasks.ml.data import datasets
+    from tasks.ml.models import modeling, tokenization
+    from tasks.ml.pruning import importance, sparsity, surgery
+    from tasks.ml.quality import learning
+    from tasks.ml.quantization import simulation
 
     problem, data = problems.get(source.problem), store.path(splits.digest)
     student = modeling.load(store.path(source.digest), source.problem)
@@ -298,7 +300,7 @@ def prune(
         "seed": seed,
         "bundle": teacher,
         "vocabulary": tokens,
-        "spec": quantization.plan(student, linears=False, **dict[str, Any](rounding)) if rounding else None,
+        "spec": simulation.plan(student, linears=False, **dict[str, Any](rounding)) if rounding else None,
     }
     for number in range(1, config.rounds):
         smaller = functools.partial(cut, student, number / config.rounds)

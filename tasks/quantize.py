@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from tasks import fitting, publish, store, tutoring
+from tasks import fitting, tutoring
 from tasks.contracts import (
     Bundle,
     Embeddings,
@@ -20,13 +20,14 @@ from tasks.contracts import (
     StageConfig,
     StageOutput,
 )
-from tasks.stage import stage
+from tasks.engine import publish, store
+from tasks.engine.stage import stage
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from tasks.ml.quantization import Spec
+    from tasks.ml.quantization.simulation import Spec
 
 
 class Scheme(StrEnum):
@@ -178,19 +179,12 @@ class QuantizationConfig(StageConfig):
 @stage
 def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teacher: Bundle, seed: int) -> StageOutput:
     """Writes the quantization spec beside the weights and reports the quality of its simulation."""
-    from tasks.ml import (
-        datasets,
-        evaluation,
-        first_token,
-        learning,
-        modeling,
-        post_training,
-        problems,
-        quantization,
-        sensitivity,
-        sparsity,
-        tokenization,
-    )
+    from tasks.ml import problems
+    from tasks.ml.data import datasets
+    from tasks.ml.models import first_token, modeling, tokenization
+    from tasks.ml.pruning import sparsity
+    from tasks.ml.quality import evaluation, learning
+    from tasks.ml.quantization import post_training, sensitivity, simulation
 
     model = modeling.load(store.path(source.digest), source.problem)
     tokenizer = tokenization.load(store.path(source.digest))
@@ -202,7 +196,7 @@ def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teac
     zeros = sparsity.zeros(model)  # before rounding makes more of them
     spec, scan = post_training.decide(
         model,
-        quantization.plan(model, **config.for_plan()),
+        simulation.plan(model, **config.for_plan()),
         problem,
         calibration,
         pad_id=pad_id,
@@ -217,9 +211,9 @@ def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teac
             model, tokenizer, spec, teacher, splits=splits, zeros=zeros, config=config, seed=seed
         )
     bundle, _ = publish.torch_bundle(model, tokenizer, source.problem, spec=spec)
-    size_mb = quantization.num_bytes(model, spec) / 1e6
+    size_mb = simulation.num_bytes(model, spec) / 1e6
     num_parameters = modeling.num_parameters(model)
-    quantization.simulate(model, spec)
+    simulation.simulate(model, spec)
     if problem.FIRST_TOKEN_ONLY:
         first_token.narrow(model)  # as it is served
     answer = evaluation.answers(store.path(teacher.digest), store.path(splits.digest), teacher.problem)
@@ -227,7 +221,7 @@ def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teac
     quality = learning.quality(model, problem, selection, pad_id=pad_id, others=others)
     return StageOutput(
         bundle=bundle,
-        evidence=publish.evidence({quantization.SPEC_FILE: spec.to_json(), **files}),
+        evidence=publish.evidence({simulation.SPEC_FILE: spec.to_json(), **files}),
         scorecard=Scorecard(
             split="selection",
             num_examples=len(selection),
@@ -257,7 +251,9 @@ def _train(
     Raises:
         FeatherweightError: the model has zeros to keep, and processes would each hold a part of a layer.
     """
-    from tasks.ml import fake_quantization, modeling, surgery, tokenization
+    from tasks.ml.models import modeling, tokenization
+    from tasks.ml.pruning import surgery
+    from tasks.ml.quantization import fake_quantization
 
     if zeros and config.training.num_processes > 1 and config.training.parallelism is not Parallelism.REPLICATED:
         raise FeatherweightError(

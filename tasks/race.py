@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tasks import quiet, store, tracking
 from tasks.contracts import Bundle, Scorecard, Splits, StageOutput
+from tasks.engine import quiet, store, tracking
+from tasks.engine.stage import stage
 from tasks.ml import machine
-from tasks.stage import stage
 
 FILE = "race.json"
 
@@ -13,8 +13,8 @@ FILE = "race.json"
 @stage(salt=lambda **_: machine.identity())  # a timing belongs to the machine that it was taken on
 def race(source: Bundle, splits: Splits, config: quiet.TimingConfig, *, rival: Bundle) -> StageOutput:
     """Times a model and its rival, with the machine to themselves, one sentence and batches in every round."""
-    from tasks.ml import race as racing
-    from tasks.ml import timing
+    from tasks.ml.proof import race as racing
+    from tasks.ml.runtime import timing
 
     paces = racing.run(
         store.path(source.digest),

@@ -8,9 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tasks import disk, markdown, registry, store, tracking
 from tasks.contracts import Digest, Outcome, Release, Splits, StageResult, Verdict
-from tasks.step import step
+from tasks.engine import disk, registry, store, tracking
+from tasks.engine.step import step
+from tasks.reporting import markdown
 
 logger = logging.getLogger("featherweight")
 
@@ -80,7 +81,8 @@ def serving_bundle(name: str, outcome: Outcome, run_id: str) -> Digest:
 def _bundle(
     name: str, splits: Splits, served: StageResult, validation: dict[str, Any], verdict: Verdict | None, run_id: str
 ) -> Digest:
-    from tasks.ml import datasets, tokenization
+    from tasks.ml.data import datasets
+    from tasks.ml.models import tokenization
     from tasks.serving import bundle
 
     assert served.bundle is not None

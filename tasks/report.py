@@ -14,12 +14,12 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from tasks import disk, store, tracking
 from tasks.contracts import Outcome
-from tasks.keys import numerics_versions
+from tasks.engine import disk, store, tracking
+from tasks.engine.keys import numerics_versions
+from tasks.engine.step import step
 from tasks.reporting import page, summary
 from tasks.reporting.evidence import Evidence, SeedRun, compare, correctness
-from tasks.step import step
 
 logger = logging.getLogger("featherweight")
 

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from tasks import fitting, publish, store
+from tasks import fitting
 from tasks.contracts import OptimizerConfig, Scorecard, Splits, StageOutput
-from tasks.keys import Outside
-from tasks.ml import locators
-from tasks.stage import stage
+from tasks.engine import publish, store
+from tasks.engine.keys import Outside
+from tasks.engine.stage import stage
+from tasks.ml.models import locators
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tasks.ml.datasets import Split
-    from tasks.ml.lessons import Lesson
+    from tasks.ml.data.datasets import Split
+    from tasks.ml.jobs.lessons import Lesson
 
 
 class TrainingConfig(OptimizerConfig):
@@ -56,7 +57,11 @@ class _Base(NamedTuple):
 
 def _open(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int) -> _Base:
     """Loads the base model with a new head, on the device that will train it, and the rows."""
-    from tasks.ml import datasets, lessons, problems, tokenization, trainer
+    from tasks.ml import problems
+    from tasks.ml.data import datasets
+    from tasks.ml.jobs import lessons
+    from tasks.ml.models import tokenization
+    from tasks.ml.training import trainer
 
     data = store.path(splits.digest)
     directory = locators.locate(base_model)
@@ -100,7 +105,8 @@ def trial(base_model: BaseName, splits: Splits, config: TrainingConfig, *, seed:
 
     In a process of its own: a resident set never falls, so the peak of one that trained before would be the larger.
     """
-    from tasks.ml import evaluation, machine, problems
+    from tasks.ml import machine, problems
+    from tasks.ml.quality import evaluation
 
     base, company = _open(base_model, splits, config, seed=seed), machine.Company()
     lesson = base.lesson

@@ -11,23 +11,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from tasks import disk, fitting, store
+from tasks import fitting
 from tasks.contracts import Bundle, OptimizerConfig, Splits, StageOutput
-from tasks.keys import Outside, code_digest, numerics_versions
-from tasks.stage import checkpoint_directory
+from tasks.engine import disk, store
+from tasks.engine.keys import Outside, code_digest, numerics_versions
+from tasks.engine.stage import checkpoint_directory
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from tasks.ml.answers import Memory
-    from tasks.ml.datasets import Split
-    from tasks.ml.lessons import Lesson
-    from tasks.ml.quantization import Spec
+    from tasks.ml.data.datasets import Split
+    from tasks.ml.distillation.answers import Memory
+    from tasks.ml.jobs.lessons import Lesson
+    from tasks.ml.quantization.simulation import Spec
 
 
 def _model_digest(name: str) -> str:
-    from tasks.ml import locators
+    from tasks.ml.models import locators
 
     return locators.directory_digest(locators.find(name, field="augmentation_model"))
 
@@ -103,7 +104,8 @@ def more_texts(
     seed: int,
 ) -> list[str]:
     """Makes new texts of the training texts, none of which is among those of the two splits."""
-    from tasks.ml import augmentation, families, locators, substitutes, tokenization
+    from tasks.ml.data import augmentation, substitutes
+    from tasks.ml.models import families, locators, tokenization
 
     kinds = {AugmentationKind.SPANS, AugmentationKind.REPLACEMENTS}
     kinds = kinds if config.augmentation_kind is AugmentationKind.BOTH else {config.augmentation_kind}
@@ -133,7 +135,8 @@ def memory(teacher: Bundle, *, vocabulary: Sequence[int] | None = None) -> Memor
     Args:
         vocabulary: token id of the bundle for each id that texts are written in, where its vocabulary was cut.
     """
-    from tasks.ml import answers, modeling, teaching
+    from tasks.ml.distillation import answers, teaching
+    from tasks.ml.models import modeling
 
     code = [code_digest(module.__name__) for module in (modeling, teaching)]
     identity = json.dumps([teacher.digest, numerics_versions(), code], sort_keys=True)
@@ -165,7 +168,13 @@ def prepare_lesson(
     """
     import numpy as np
 
-    from tasks.ml import datasets, dropout, evaluation, layer_choice, lessons, problems, teaching, tokenization, trainer
+    from tasks.ml import problems
+    from tasks.ml.data import datasets
+    from tasks.ml.distillation import layer_choice, teaching
+    from tasks.ml.jobs import lessons
+    from tasks.ml.models import dropout, tokenization
+    from tasks.ml.quality import evaluation
+    from tasks.ml.training import trainer
 
     data = store.path(splits.digest)
     trainer.seed_everything(seed)
@@ -241,7 +250,7 @@ def teach_between(
         title: names it among the students of the stage.
         about: passed on to ``prepare_lesson``.
     """
-    from tasks.ml import locators, modeling
+    from tasks.ml.models import locators, modeling
 
     folder, problem = checkpoint_directory() / title, about["splits"].problem
     seal = folder / "model.sha256"

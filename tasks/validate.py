@@ -7,10 +7,10 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from tasks import progress, store, tracking
 from tasks.contracts import Bundle, Scorecard, Splits, StageConfig, StageOutput
+from tasks.engine import progress, store, tracking
+from tasks.engine.stage import stage
 from tasks.ml import machine
-from tasks.stage import stage
 
 
 class Device(StrEnum):
@@ -48,7 +48,8 @@ TITLES = {"train": "Teacher", "distill": "Student", "prune": "Pruned", "quantize
 @stage(salt=lambda **_: machine.identity())  # a timing belongs to the machine that it was taken on
 def validate(source: Bundle, splits: Splits, config: ValidationConfig, *, lineage: dict[str, Bundle]) -> StageOutput:
     """Holds the shipped model against its simulation on selection, then measures every model of the line on test."""
-    from tasks.ml import proof, regressions
+    from tasks.ml.proof import proof
+    from tasks.ml.quality import regressions
 
     data = store.path(splits.digest)
     models = [

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import embedded
+from flows.servers import embedded
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads that wait for each other's work spin, and keep other workers waiting
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -84,7 +84,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def _migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tasks import tracking
+    from tasks.engine import tracking
 
     folder = tmp_path_factory.mktemp("mlflow")
     with pytest.MonkeyPatch.context() as patch:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tasks import store
 from tasks.contracts import (
     Bundle,
     Check,
@@ -24,7 +23,8 @@ from tasks.contracts import (
     StageResult,
     Verdict,
 )
-from tasks.ml import discordance
+from tasks.engine import store
+from tasks.ml.statistics import discordance
 
 PROBLEM = "text-classification"
 RECIPE: dict[str, Any] = {

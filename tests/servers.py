@@ -73,7 +73,7 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
 
 def command(*options: str, ports: list[int]) -> list[str]:
     return [
-        sys.executable, "-m", "flows.cli", "up",
+        sys.executable, "-m", "flows.command.cli", "up",
         "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]), *options,
     ]  # fmt: skip
 

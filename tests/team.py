@@ -26,7 +26,7 @@ import psycopg2
 import yaml
 from botocore.exceptions import EndpointConnectionError
 
-from flows.supervisor import search_path
+from flows.servers.supervisor import search_path
 from tests import needs, servers
 
 COMPOSE = servers.ROOT / "infra" / "compose.yaml"

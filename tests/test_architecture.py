@@ -20,10 +20,10 @@ def test_import_contracts_hold() -> None:
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("flows.cli", ("torch", "transformers", "onnx", "onnxruntime", "prefect", "mlflow", "pydantic")),
-        ("flows.recipe_files", ("torch", "prefect", "mlflow")),
-        ("flows.embedded", ("torch", "prefect", "mlflow")),
-        ("flows.xray", ("torch", "transformers", "onnx", "onnxruntime", "prefect", "mlflow")),
+        ("flows.command.cli", ("torch", "transformers", "onnx", "onnxruntime", "prefect", "mlflow", "pydantic")),
+        ("flows.command.recipe_files", ("torch", "prefect", "mlflow")),
+        ("flows.servers.embedded", ("torch", "prefect", "mlflow")),
+        ("flows.command.xray", ("torch", "transformers", "onnx", "onnxruntime", "prefect", "mlflow")),
         ("flows.compress", ("torch", "transformers", "onnx", "onnxruntime")),
     ],
 )

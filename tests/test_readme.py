@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flows import reference
+from flows.command import reference
 from flows.recipe import Recipe
 
 README = reference.README.read_text(encoding="utf-8")
@@ -16,7 +16,9 @@ README = reference.README.read_text(encoding="utf-8")
 
 @pytest.mark.parametrize("path", reference.SECTIONS, ids=lambda path: path.name)
 def test_what_is_written_from_the_code_is_up_to_date(path: Path) -> None:
-    assert reference.up_to_date(path) == path.read_text(encoding="utf-8"), "run: infra/run python -m flows.reference"
+    assert reference.up_to_date(path) == path.read_text(encoding="utf-8"), (
+        "run: infra/run python -m flows.command.reference"
+    )
 
 
 def test_every_module_is_in_the_tree() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tasks.markdown import table, text
-from tasks.ml.ablation import LEVEL, SLIGHT, UNCERTAIN, Effect, Summary
-from tasks.ml.comparison import Estimate
+from tasks.ml.proof.ablation import LEVEL, SLIGHT, UNCERTAIN, Effect, Summary
+from tasks.ml.statistics.comparison import Estimate
 from tasks.reporting import charts, numbers, page
+from tasks.reporting.markdown import table, text
 
 
 @dataclass(frozen=True)

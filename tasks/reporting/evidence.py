@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.contracts import Outcome
-from tasks.ml import discordance, statistics
-from tasks.ml.discordance import Discordance
-from tasks.ml.statistics import Interval
+from tasks.ml.statistics import bootstrap, discordance
+from tasks.ml.statistics.bootstrap import Interval
+from tasks.ml.statistics.discordance import Discordance
 
 TITLES = {"train": "Teacher", "distill": "Student", "prune": "Pruned", "quantize": "Quantized", "validate": "Shipped"}
 """What a stage's model is called in words."""
@@ -73,7 +73,7 @@ def compare(path: Path) -> dict[str, Comparison]:
     teacher, found = correct.pop("train"), {}
     for stage, right in correct.items():
         counts = discordance.count(teacher, right)
-        drop = statistics.accuracy_difference(teacher, right)
+        drop = bootstrap.accuracy_difference(teacher, right)
         found[stage] = Comparison(counts, drop, discordance.mcnemar(counts.lost, counts.gained))
     return found
 

@@ -11,9 +11,9 @@ from typing import Any
 from markupsafe import Markup
 
 from tasks.contracts import CheckStatus, Contract, Outcome, Scorecard, StageResult
-from tasks.markdown import table, text
-from tasks.ml import pareto
+from tasks.ml.statistics import pareto
 from tasks.reporting import charts, numbers, page
+from tasks.reporting.markdown import table, text
 
 
 class Minimize(StrEnum):

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tasks.contracts import Check, CheckStatus, ClassRecall, Outcome, StageResult
-from tasks.ml import statistics
-from tasks.ml.statistics import Interval
+from tasks.ml.statistics import bootstrap
+from tasks.ml.statistics.bootstrap import Interval
 from tasks.reporting import charts, numbers
 from tasks.reporting.evidence import TITLES, Comparison, SeedRun
 
@@ -158,7 +158,7 @@ def _wavering(row: Row) -> tuple[float, float] | None:
     rounds = row.get("latency_p50_rounds_ms")
     if not rounds:
         return None
-    interval = statistics.median(rounds)
+    interval = bootstrap.median(rounds)
     return min(interval.low, row["latency_p50_ms"]), max(interval.high, row["latency_p50_ms"])
 
 
@@ -275,7 +275,7 @@ def seeds(runs: Sequence[SeedRun]) -> dict[str, Any]:
     if not runs:
         return {}
     teacher, shipped = np.stack([one.teacher for one in runs]), np.stack([one.shipped for one in runs])
-    together = statistics.accuracy_difference_over_seeds(teacher, shipped)
+    together = bootstrap.accuracy_difference_over_seeds(teacher, shipped)
     return {
         "rows": [
             {
@@ -285,7 +285,7 @@ def seeds(runs: Sequence[SeedRun]) -> dict[str, Any]:
                 "teacher": numbers.percent(float(one.teacher.mean()), 2),
                 "shipped": numbers.percent(float(one.shipped.mean()), 2),
                 "change": numbers.points(float(one.shipped.mean() - one.teacher.mean()), signed=True),
-                "interval": _range(statistics.accuracy_difference(one.teacher, one.shipped)),
+                "interval": _range(bootstrap.accuracy_difference(one.teacher, one.shipped)),
             }
             for one in runs
         ],

@@ -8,9 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tasks.markdown import table, text
-from tasks.ml.comparison import Estimate, Summary
+from tasks.ml.statistics.comparison import Estimate, Summary
 from tasks.reporting import charts, numbers, page
+from tasks.reporting.markdown import table, text
 
 DISTURBING = 0.1
 """Share of the cores' time that other processes may take before a trial is marked."""

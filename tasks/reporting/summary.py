@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from tasks.contracts import Outcome
-from tasks.markdown import table, text
-from tasks.ml import statistics
+from tasks.ml.statistics import bootstrap
 from tasks.reporting import numbers
 from tasks.reporting.evidence import Evidence, models
+from tasks.reporting.markdown import table, text
 from tasks.reporting.sections import headline, limit, reading, tests
 
 FINAL = (
@@ -47,7 +47,7 @@ def final_metrics(outcome: Outcome, evidence: Evidence) -> dict[str, float]:
             found[f"{name}_balanced_accuracy"] = float(np.mean(recalls))
     if evidence.seeds:
         teacher, shipped = (np.stack([getattr(one, name) for one in evidence.seeds]) for name in ("teacher", "shipped"))
-        drop = statistics.accuracy_difference_over_seeds(teacher, shipped)
+        drop = bootstrap.accuracy_difference_over_seeds(teacher, shipped)
         names = ("quality_drop_over_seeds", "quality_drop_over_seeds_low", "quality_drop_over_seeds_high")
         found |= dict(zip(names, drop, strict=True)) | {"seeds": float(len(evidence.seeds))}
     found["computed_seconds"] = sum(result.seconds for result in outcome.stages if not result.cached)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from tasks.ml import cost_model
-from tasks.ml.cost_model import COMPONENTS
+from tasks.ml.xray import cost_model
+from tasks.ml.xray.cost_model import COMPONENTS
 from tasks.reporting import numbers, page, xray_charts
 
 if TYPE_CHECKING:
-    from tasks.ml.xray import XRay
+    from tasks.ml.xray.xray import XRay
 
 SHORT = {
     "embeddings": "embeddings", "qkv": "QKV", "attention": "attention", "attention_output": "output", "ffn": "FFN",

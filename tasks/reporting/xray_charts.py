@@ -13,7 +13,7 @@ from tasks.reporting.charts import WIDTH, Scale, element, svg
 from tasks.reporting.numbers import percent, plain, scaled
 
 if TYPE_CHECKING:
-    from tasks.ml.cost_model import Roofline
+    from tasks.ml.xray.cost_model import Roofline
 
 ROW = 42
 WIDE = 1056

@@ -29,7 +29,7 @@ from tasks.contracts import FeatherweightError, Verdict
 from tasks.serving import card, predictor
 
 if TYPE_CHECKING:
-    from tasks.ml.datasets import Golden
+    from tasks.ml.data.datasets import Golden
 
 FORMAT = 1
 GOLDEN_ROWS = 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.markdown import code, text
+from tasks.reporting.markdown import code, text
 
 USAGE = """\
 import json

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks import disk
 from tasks.contracts import FeatherweightError
+from tasks.engine import disk
 
 MAX_BATCH = 64
 QUEUE_DELAY_US = 500

@@ -38,8 +38,9 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from flows import cli, embedded
-from tests.flows import test_fuzz
+from flows.command import cli
+from flows.servers import embedded
+from tests.flows.command import test_fuzz
 
 PATIENCE_S = 180.0
 """After which a case counts as one that hangs."""
@@ -393,7 +394,7 @@ def start(folder: Path) -> embedded.Api:
     )
     for name in ("ablation", "compress", "doctor", "promote", "search", "serving", "study", "xray"):
         importlib.import_module(f"flows.{name}")
-    importlib.import_module("tasks.ml.modeling")
+    importlib.import_module("tasks.ml.models.modeling")
     server.wait()
     prepare(fixtures())
     pid = os.fork()

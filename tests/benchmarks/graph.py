@@ -4,8 +4,8 @@
 
 Makes students of the given shapes (layers × heads × FFN channels × hidden) and the demo's vocabulary, with untrained
 weights, because speed does not depend on training, exports them as the demo does, and times them beside the eager fp32
-teacher, in turns, by ``tasks.ml.timing`` as ``validate`` does it: p50 of one sentence, and rows per second in batches
-of 16 of similar length. Lengths are those of the demo's test split, in equal shares.
+teacher, in turns, by ``tasks.ml.runtime.timing`` as ``validate`` does it: p50 of one sentence, and rows per second in
+batches of 16 of similar length. Lengths are those of the demo's test split, in equal shares.
 
 Of the first shape it prints a roofline, by operator, of one sentence and of a batch of 16, both of 27 tokens, the mean:
 the time of its kernels, what they compute and move, and the least time that takes at what this machine was measured to
@@ -48,8 +48,12 @@ from transformers import BertConfig, BertForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tasks.ml import families, machine, modeling, onnx_export, quantization, roofline, runtime, timing
+from tasks.ml import machine
+from tasks.ml.graph import export as onnx_export
+from tasks.ml.models import families, modeling, quantization_spec
 from tasks.ml.problems import text_classification
+from tasks.ml.runtime import sessions, timing
+from tasks.ml.xray import roofline
 
 PROBLEM = "text-classification"
 VOCABULARY, KEPT_VOCABULARY = 30522, 13735
@@ -111,7 +115,7 @@ def export(shape: Shape, directory: Path) -> None:
     onnx_export.export_onnx(
         model,
         directory,
-        spec=quantization.plan(model, linears=True, token_bits=8, block_size=32),
+        spec=quantization_spec.plan(model, linears=True, token_bits=8, block_size=32),
         inputs=text_classification.ONNX_INPUTS,
         outputs=text_classification.ONNX_OUTPUTS,
         opset=20,
@@ -151,7 +155,7 @@ def race(directories: Mapping[str, Path], *, threads: int, rounds: int) -> dict[
                 runtime="torch" if name == "teacher" else "onnx",
                 models={name: {"directory": str(directory), "pad_id": 0, "rows": rows}},
                 problem=PROBLEM,
-                provider=runtime.CPU,
+                provider=sessions.CPU,
                 device="cpu",
                 threads=threads,
             )
@@ -185,7 +189,7 @@ def work(event: Mapping[str, Any]) -> Work:
         rows, tokens, _ = inputs[0]
         scores = 4 * rows * tokens**2 * outputs[0][-1]
         return Work(integer=2 * float(np.prod(inputs[0])) * inputs[1][-1], floating=scores, moved=moved)
-    if operator in runtime.MATMULS:
+    if operator in sessions.MATMULS:
         inner = inputs[0][-1]
         return Work(floating=2 * float(np.prod(outputs[0])) * inner, moved=moved)
     if operator == "Gather":  # reads the rows it hands on, and not the table
@@ -193,10 +197,12 @@ def work(event: Mapping[str, Any]) -> Work:
     return Work(moved=moved)
 
 
-def profile(model: Path, feed: runtime.Feed, *, threads: int, runs: int) -> tuple[list[tuple[str, float, Work]], float]:
+def profile(
+    model: Path, feed: sessions.Feed, *, threads: int, runs: int
+) -> tuple[list[tuple[str, float, Work]], float]:
     """Operator, µs and work of each node, and the median µs of a run without the profiler."""
     time.sleep(SETTLE_SECONDS)
-    plain = runtime.open_session(model, provider=runtime.CPU, threads=threads)
+    plain = sessions.open_session(model, provider=sessions.CPU, threads=threads)
     times = []
     for _ in range(runs + WARMUP):
         started = time.perf_counter()
@@ -208,7 +214,7 @@ def profile(model: Path, feed: runtime.Feed, *, threads: int, runs: int) -> tupl
         options.intra_op_num_threads = threads
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(str(model), options, providers=[runtime.CPU])
+        session = ort.InferenceSession(str(model), options, providers=[sessions.CPU])
         for _ in range(runs + WARMUP):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -239,7 +245,7 @@ def integer_peak(threads: int) -> float:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=[runtime.CPU])
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=[sessions.CPU])
     feed = {"x": np.ones((size, size), np.uint8)}
     best = float("inf")
     for _ in range(30):
@@ -258,7 +264,7 @@ def print_roofline(model: Path, *, threads: int) -> None:
         f"{cache / 1e9:.0f} GB/s in the cache"
     )
     for rows, runs in ((1, RUNS), (BATCH, RUNS // 4)):
-        feed = runtime.feed([list(range(1000, 1000 + MEAN_LENGTH))] * rows, pad_id=0)
+        feed = sessions.feed([list(range(1000, 1000 + MEAN_LENGTH))] * rows, pad_id=0)
         nodes, total = profile(model, feed, threads=threads, runs=runs)
         print(f"\n{rows} × {MEAN_LENGTH} tokens: {len(nodes)} nodes, {total:.0f} µs a run\n")
         print("| operator | nodes | µs | of a run | MOP | MB | least µs |\n|---|---|---|---|---|---|---|")

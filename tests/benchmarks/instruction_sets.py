@@ -42,10 +42,10 @@ PARTS = ("flips", "golden", "price")
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
     """Logits (N, C) of a graph, by a session at default options; the body of the process that is emulated."""
-    from tasks.ml import runtime
+    from tasks.ml.runtime import sessions
 
-    session = ort.InferenceSession(question["model"], providers=[runtime.CPU])
-    logits = runtime.logits(session, question["rows"], pad_id=question["pad_id"], batch_size=question["batch_size"])
+    session = ort.InferenceSession(question["model"], providers=[sessions.CPU])
+    logits = sessions.logits(session, question["rows"], pad_id=question["pad_id"], batch_size=question["batch_size"])
     return {"logits": logits.tolist()}
 
 
@@ -66,26 +66,21 @@ def ask(emulator: Sequence[str], model: Path, rows: Sequence[Sequence[int]], **h
 
 def quantized(teacher: Path, data: Path, problem: str, scheme: str, directory: Path) -> dict[int, np.ndarray]:
     """Exports the teacher as a scheme has it; returns its simulation's logits (N, C) on selection by batch size."""
-    from tasks.ml import (
-        datasets,
-        evaluation,
-        first_token,
-        modeling,
-        onnx_export,
-        post_training,
-        problems,
-        quantization,
-        tokenization,
-    )
+    from tasks.ml import problems
+    from tasks.ml.data import datasets
+    from tasks.ml.graph import export
+    from tasks.ml.models import first_token, modeling, tokenization
+    from tasks.ml.quality import evaluation
+    from tasks.ml.quantization import post_training, simulation
 
     kind, tokenizer = problems.get(problem), tokenization.load(teacher)
     model, pad_id = modeling.load(teacher, problem), tokenizer.pad_token_id
-    plan = quantization.plan(model, scheme=scheme, linears=True, token_bits=8, block_size=32)
+    plan = simulation.plan(model, scheme=scheme, linears=True, token_bits=8, block_size=32)
     spec, _ = post_training.decide(model, plan, kind, datasets.read(data, "calibration", tokenizer), pad_id=pad_id)
     names = {"inputs": kind.ONNX_INPUTS, "outputs": kind.ONNX_OUTPUTS}
     first_only = kind.FIRST_TOKEN_ONLY
-    onnx_export.export_onnx(model, directory, spec=spec, opset=20, first_token_only=first_only, **names)
-    quantization.simulate(model, spec)
+    export.export_onnx(model, directory, spec=spec, opset=20, first_token_only=first_only, **names)
+    simulation.simulate(model, spec)
     if first_only:
         first_token.narrow(model)
     rows = datasets.read(data, "selection", tokenizer).input_ids
@@ -94,7 +89,9 @@ def quantized(teacher: Path, data: Path, problem: str, scheme: str, directory: P
 
 def flips(teacher: Path, data: Path, problem: str) -> None:
     """Prints how often, and by how much, the runtime says something else than the simulation of the teacher."""
-    from tasks.ml import datasets, onnx_export, tokenization
+    from tasks.ml.data import datasets
+    from tasks.ml.graph import export
+    from tasks.ml.models import tokenization
 
     tokenizer = tokenization.load(teacher)
     rows = datasets.read(data, "selection", tokenizer).input_ids
@@ -108,7 +105,7 @@ def flips(teacher: Path, data: Path, problem: str) -> None:
             expected[scheme] = quantized(teacher, data, problem, scheme, directory)
             for size, (place, emulator) in itertools.product(BATCH_SIZES, PLACES.items()):
                 how = {"pad_id": tokenizer.pad_token_id, "batch_size": size}
-                found[scheme, size, place] = pool.submit(ask, emulator, directory / onnx_export.MODEL, rows, **how)
+                found[scheme, size, place] = pool.submit(ask, emulator, directory / export.MODEL, rows, **how)
         for (scheme, size, place), future in found.items():
             actual, simulated = future.result(), expected[scheme][size]
             errors, differ = np.abs(actual - simulated), (actual.argmax(-1) != simulated.argmax(-1)).sum()
@@ -159,14 +156,16 @@ def unsigned(codes: np.ndarray) -> np.ndarray:
 
 def price(shipped: Path, data: Path, problem: str, *, rounds: int) -> None:
     """Times the shipped graph in turns with its twins."""
-    from tasks.ml import machine, proof, runtime, timing
+    from tasks.ml import machine
+    from tasks.ml.proof import proof
+    from tasks.ml.runtime import sessions, timing
 
     with tempfile.TemporaryDirectory() as folder:
         folders = {"shipped": shipped, "any int8": Path(folder) / "int8", "uint8": Path(folder) / "uint8"}
         twin(shipped, folders["any int8"], anything)
         twin(shipped, folders["uint8"], unsigned)
         subjects = [proof.subject(name, name, one, data, split="selection") for name, one in folders.items()]
-        options = {"problem": problem, "provider": runtime.CPU, "threads": machine.num_cores(), "sentences": 160}
+        options = {"problem": problem, "provider": sessions.CPU, "threads": machine.num_cores(), "sentences": 160}
         with proof.probes(subjects, **options) as probes:
             found = timing.paces(probes, rounds=rounds, batch_size=16)
 
@@ -187,17 +186,21 @@ def price(shipped: Path, data: Path, problem: str, *, rounds: int) -> None:
 
 def codes(teacher: Path, data: Path, problem: str) -> None:
     """Prints the accuracy of the teacher on selection with all codes, with those that fit in pairs, and with half."""
-    from tasks.ml import datasets, evaluation, modeling, problems, quantization, tokenization
+    from tasks.ml import problems
+    from tasks.ml.data import datasets
+    from tasks.ml.models import modeling, tokenization
+    from tasks.ml.quality import evaluation
+    from tasks.ml.quantization import simulation
 
     kind, tokenizer = problems.get(problem), tokenization.load(teacher)
     rows = datasets.read(data, "selection", tokenizer)
     print("\n| weights of the teacher, simulated | accuracy on selection | agreement with fp32 |\n|---|---|---|")
     exact = evaluation.logits(modeling.load(teacher, problem), rows.input_ids, pad_id=tokenizer.pad_token_id)
     for title, most, together in (("±127", 127, 254), ("±127, pairs ±128", 127, 128), ("±63", 63, 126)):
-        quantization.INT8_MAX, quantization.PAIR_MAX = most, together
+        simulation.INT8_MAX, simulation.PAIR_MAX = most, together
         model = modeling.load(teacher, problem)
-        plan = quantization.plan(model, scheme="int8-dynamic", linears=True, token_bits=32, block_size=32)
-        quantization.simulate(model, plan)
+        plan = simulation.plan(model, scheme="int8-dynamic", linears=True, token_bits=32, block_size=32)
+        simulation.simulate(model, plan)
         found = evaluation.logits(model, rows.input_ids, pad_id=tokenizer.pad_token_id)
         right, same = kind.correct(found, rows.targets).mean(), (found.argmax(-1) == exact.argmax(-1)).mean()
         print(f"| {title} | {right:.4f} | {same:.4f} |", flush=True)
@@ -215,10 +218,11 @@ def main() -> None:
         json.dump(answer(json.load(sys.stdin)), sys.stdout)
         return
     os.environ["FEATHERWEIGHT_HOME"] = str(options.home)
-    from flows import embedded, history
+    from flows.command import history
+    from flows.servers import embedded
 
     embedded.configure()
-    from tasks import store
+    from tasks.engine import store
     from tasks.ml import machine
 
     outcome = history.outcome(options.run)

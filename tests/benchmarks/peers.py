@@ -32,7 +32,7 @@ import peers_worker
 import side_by_side
 from side_by_side import Run, say
 
-from tasks.ml import datasets
+from tasks.ml.data import datasets
 
 PINS = (
     "olive-ai==0.13.0",

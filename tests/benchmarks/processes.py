@@ -27,7 +27,11 @@ from typing import Any
 import numpy as np
 import training
 
-from tasks.ml import datasets, elastic, lessons, locators, problems, tokenization, trainer
+from tasks.ml import problems
+from tasks.ml.data import datasets
+from tasks.ml.jobs import elastic, lessons
+from tasks.ml.models import locators, tokenization
+from tasks.ml.training import trainer
 
 SKIPPED = 5
 """Steps at the start of a run."""

@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 
 def command(options: argparse.Namespace) -> list[str]:
     return [
-        sys.executable, "-m", "flows.cli", "search", options.recipe, "--trials", str(options.trials), "--minimize",
-        options.minimize, "--parallel", str(options.parallel), "--runner", options.runner, "--json",
+        sys.executable, "-m", "flows.command.cli", "search", options.recipe, "--trials", str(options.trials),
+        "--minimize", options.minimize, "--parallel", str(options.parallel), "--runner", options.runner, "--json",
     ]  # fmt: skip
 
 

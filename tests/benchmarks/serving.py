@@ -47,7 +47,8 @@ def serve(kind: str, path: str, problem: str, max_length: int, port: int) -> Non
     if kind == "teacher":
         import torch
 
-        from tasks.ml import evaluation, modeling, tokenization
+        from tasks.ml.models import modeling, tokenization
+        from tasks.ml.quality import evaluation
 
         torch.set_num_threads(1)
         model, tokenizer = modeling.load(Path(path), problem), tokenization.load(Path(path))
@@ -166,10 +167,11 @@ def main() -> None:
         serve(kind, path, problem, int(max_length), int(port))
         return
     os.environ["FEATHERWEIGHT_HOME"] = str(options.home)
-    from flows import embedded, history
+    from flows.command import history
+    from flows.servers import embedded
 
     embedded.configure()
-    from tasks import registry, store
+    from tasks.engine import registry, store
 
     outcome = history.outcome(options.run)
     assert outcome.release is not None, "the run shipped nothing"

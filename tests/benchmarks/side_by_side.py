@@ -24,7 +24,11 @@ import numpy as np
 import onnx
 import scipy.stats
 
-from tasks.ml import datasets, held_out, machine, problems, proof, runtime, statistics, timing
+from tasks.ml import machine, problems
+from tasks.ml.data import datasets, held_out
+from tasks.ml.proof import proof
+from tasks.ml.runtime import sessions, timing
+from tasks.ml.statistics import bootstrap
 
 PROBLEM = "text-classification"
 BATCH = 16
@@ -44,7 +48,7 @@ def featherweight(home: Path, *arguments: str) -> dict[str, Any]:
         RuntimeError: the command gave no document.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments, "--json"],
+        [sys.executable, "-m", "flows.command.cli", *arguments, "--json"],
         env={**os.environ, "FEATHERWEIGHT_HOME": str(home)},
         stdout=subprocess.PIPE,
         text=True,
@@ -115,7 +119,7 @@ def runs(home: Path, recipe: str, seeds: Sequence[int]) -> list[Run]:
 def heavy_operators(file: Path) -> dict[str, int]:
     graph = onnx.load(file, load_external_data=False).graph
     counts = Counter(node.op_type for node in graph.node)
-    return {name: count for name, count in sorted(counts.items()) if name in runtime.HEAVY}
+    return {name: count for name, count in sorted(counts.items()) if name in sessions.HEAVY}
 
 
 @held_out.asking("judge")
@@ -140,7 +144,7 @@ def measure(
     for name, directory in directories.items():
         one = proof.subject(name, name, directory, run.data)
         try:
-            logits = proof.logits_of(one, problem=PROBLEM, provider=runtime.CPU, threads=threads)
+            logits = proof.logits_of(one, problem=PROBLEM, provider=sessions.CPU, threads=threads)
         except Exception as error:  # whatever a graph that is not ours brings onnxruntime to
             if name in (TEACHER, SHIPPED):
                 raise
@@ -152,7 +156,9 @@ def measure(
         say(f"{name}: accuracy {correct[name].mean():.4f}")
     p50: dict[str, list[float]] = {one.stage: [] for one in subjects}
     rates: dict[str, list[float]] = {one.stage: [] for one in subjects}
-    with proof.probes(subjects, problem=PROBLEM, provider=runtime.CPU, threads=threads, sentences=sentences) as running:
+    with proof.probes(
+        subjects, problem=PROBLEM, provider=sessions.CPU, threads=threads, sentences=sentences
+    ) as running:
         names = list(running)
         for number in range(rounds):
             turn = number * len(names) // rounds
@@ -207,20 +213,20 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     return float(scipy.stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
-def times(interval: statistics.Interval) -> str:
+def times(interval: bootstrap.Interval) -> str:
     return f"{interval.measured:.1f}× ({interval.low:.1f} … {interval.high:.1f})"
 
 
-def faster(slow: Measured, fast: Measured) -> statistics.Interval:
-    return statistics.ratio_of_medians(slow.p50_ms, fast.p50_ms)
+def faster(slow: Measured, fast: Measured) -> bootstrap.Interval:
+    return bootstrap.ratio_of_medians(slow.p50_ms, fast.p50_ms)
 
 
-def more_rows(slow: Measured, fast: Measured) -> statistics.Interval:
-    return statistics.ratio_of_medians(fast.rows_per_s, slow.rows_per_s)
+def more_rows(slow: Measured, fast: Measured) -> bootstrap.Interval:
+    return bootstrap.ratio_of_medians(fast.rows_per_s, slow.rows_per_s)
 
 
 def points_lost(teacher: Measured, other: Measured) -> str:
-    measured, low, high = statistics.accuracy_difference(teacher.correct, other.correct)
+    measured, low, high = bootstrap.accuracy_difference(teacher.correct, other.correct)
     return f"{100 * measured:+.2f} ({100 * low:+.2f} … {100 * high:+.2f})"
 
 

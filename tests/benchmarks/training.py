@@ -4,8 +4,8 @@
 
 The same model, rows, batch size, dropout, learning rates, weight decay and clipping for one epoch of the demo's data,
 three times: by the Trainer with a plain script's arguments and dynamic padding; by the Trainer at the best settings
-that a search found; by ``tasks.ml.trainer`` as the stage ``train`` calls it. Each has a process of its own. They take
-turns of some optimizer steps, and only one computes at a time, so that what slows the machine slows all.
+that a search found; by ``tasks.ml.training.trainer`` as the stage ``train`` calls it. Each has a process of its own.
+They take turns of some optimizer steps, and only one computes at a time, so that what slows the machine slows all.
 
 - Seconds run from the call that trains to the end of the last step: they include what an epoch begins with, and exclude
   waiting for the turn and evaluation. Before that, each process trains in its own way on some rows, to compile and to
@@ -15,8 +15,8 @@ turns of some optimizer steps, and only one computes at a time, so that what slo
 - The search is greedy: one setting after the other, each raced in the same way against the best so far, for an epoch of
   the same 1,024 rows, drawn as each draws them (grouped by length, the longest of some batches come first: a part of an
   epoch would mislead). A setting that compiles for more than 120 s is given up; else compiling is not counted.
-- Accuracy is that of the weights after the epoch, in fp32, by ``tasks.ml.learning`` for all. Peak memory is the largest
-  resident set of the process until its last step (Linux only); on a GPU, what torch allocated there.
+- Accuracy is that of the weights after the epoch, in fp32, by ``tasks.ml.quality.learning`` for all. Peak memory is the
+  largest resident set of the process until its last step (Linux only); on a GPU, what torch allocated there.
 - Share of peak: 6 · N · tokens / seconds, over the rate of a large square product. N counts parameters outside the
   embeddings, and padding is no token: it is what the epoch is worth, however little or much was computed for it.
 - The Trainer reads a plain list of encoded rows, which costs it less than a ``datasets.Dataset``.
@@ -176,7 +176,7 @@ def train_theirs(task: Task, turns: Turns, *, changes: Mapping[str, Any]) -> Non
 
 def train_ours(task: Task, turns: Turns, *, for_model: Mapping[str, Any]) -> None:
     """Trains as the stage ``train`` does."""
-    from tasks.ml import lessons
+    from tasks.ml.jobs import lessons
 
     class Unseen:
         def start(self, *, total_steps: int, first_step: int) -> None: ...
@@ -221,7 +221,11 @@ def work(spec: Mapping[str, Any]) -> None:
         from transformers import Trainer  # noqa: F401  # part of the memory after loading
     import torch
 
-    from tasks.ml import datasets, held_out, learning, locators, problems, tokenization, trainer
+    from tasks.ml import problems
+    from tasks.ml.data import datasets, held_out
+    from tasks.ml.models import locators, tokenization
+    from tasks.ml.quality import learning
+    from tasks.ml.training import trainer
 
     data, problem = Path(spec["data"]), problems.get(spec["problem"])
     base, labels = locators.locate(spec["base_model"]), datasets.info(data).labels
@@ -385,9 +389,11 @@ def search(folder: Path, spec: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 def prepare(folder: Path, name: str = "demo") -> dict[str, Any]:
     """Makes the dataset of a recipe as the stage ``prepare`` does, and says what workers need to know."""
-    from flows import recipe_files
-    from tasks import disk
-    from tasks.ml import datasets, locators, problems, sources, splitting, tokenization
+    from flows.command import recipe_files
+    from tasks.engine import disk
+    from tasks.ml import problems
+    from tasks.ml.data import datasets, sources, splitting
+    from tasks.ml.models import locators, tokenization
     from tasks.train import TrainingConfig
 
     recipe, config = recipe_files.load(name), TrainingConfig(**SETTINGS)
@@ -414,7 +420,7 @@ def peaks(device: str) -> dict[str, float]:
     """Largest measured rate of a square product in FLOP/s."""
     import torch
 
-    from tasks.ml.precision import matmul_rate
+    from tasks.ml.training.precision import matmul_rate
 
     return {name: matmul_rate(device, getattr(torch, name), seconds=2.0) for name in ("float32", "bfloat16")}
 

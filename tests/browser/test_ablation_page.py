@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.techniques import TECHNIQUES
-from tasks.ml.ablation import Effect, Measured, compare, summarize
-from tasks.ml.timing import Pace
+from flows.trials.techniques import TECHNIQUES
+from tasks.ml.proof.ablation import Effect, Measured, compare, summarize
+from tasks.ml.runtime.timing import Pace
 from tasks.reporting import ablation, numbers, page
 from tasks.reporting.ablation import Ablation, Row
 from tests.browser.looking import look

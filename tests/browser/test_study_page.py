@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import choices
+from flows.trials import choices
 from tasks.contracts import Optimizer
-from tasks.ml.comparison import Trial, summarize
+from tasks.ml.statistics.comparison import Trial, summarize
 from tasks.reporting import page, study
 from tasks.reporting.study import Row, Study
 from tests.browser.looking import look

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.ml.architecture import Architecture
-from tasks.ml.cost_model import COMPONENTS
-from tasks.ml.roofline import Machine
-from tasks.ml.xray import OUTSIDE, Measurement, XRay
+from tasks.ml.xray.architecture import Architecture
+from tasks.ml.xray.cost_model import COMPONENTS
+from tasks.ml.xray.roofline import Machine
+from tasks.ml.xray.xray import OUTSIDE, Measurement, XRay
 from tasks.reporting import page, xray
 from tests.browser.looking import look
 

@@ -147,7 +147,7 @@ def test_a_killed_worker_leaves_no_run_open_and_no_process(day: servers.Running,
 def test_a_server_that_is_restarted_costs_nothing(day: servers.Running, client: SyncPrefectClient, name: str) -> None:
     run = trigger(client, seed=len(name))
     until(lambda: [one for one in runs_of(day, "stage") if one.info.status == "RUNNING"], 120)
-    marks = {"prefect": "flows.gate", "mlflow": "mlflow"}
+    marks = {"prefect": "flows.servers.gate", "mlflow": "mlflow"}
     (server,) = [p for p in day.supervisor.children() if marks[name] in p.cmdline()]
     left = server.children(recursive=True)
     server.kill()

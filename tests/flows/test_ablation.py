@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from flows import ablation, branch, comparing, techniques
+from flows import ablation
 from flows.recipe import Recipe
-from tasks import disk, tracking
+from flows.trials import branch, comparing, techniques
 from tasks.contracts import FeatherweightError
+from tasks.engine import disk, tracking
 from tasks.reporting import ablation as sections
 from tests.flows import tiny_recipes
 from tests.flows.tiny_recipes import children
@@ -101,7 +102,7 @@ def test_a_variation_that_fails_while_it_is_made_is_a_finding(recipe: Recipe, mo
 
 
 def test_an_ablation_is_not_among_the_runs_with_a_verdict() -> None:
-    from flows import history
+    from flows.command import history
 
     with tracking.pipeline_run("tiny", {}, run_name="ablation", tags={"featherweight.kind": ablation.KIND}):
         pass

@@ -30,7 +30,7 @@ def featherweight(home: Path, *arguments: str, status: int = 0) -> Any:
     """Runs the command line in a process of its own and returns its JSON document."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "PREFECT_HOME")}
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments, "--json"],
+        [sys.executable, "-m", "flows.command.cli", *arguments, "--json"],
         env={**environment, "FEATHERWEIGHT_HOME": str(home)},
         capture_output=True,
         text=True,

@@ -12,15 +12,17 @@ import torch
 from prefect import Flow
 from transformers import BertForMaskedLM
 
-from flows import preflight, recipe_files
+from flows import preflight
 from flows.ablation import AblationConfig, ablation
+from flows.command import recipe_files
 from flows.compress import compress
 from flows.recipe import Recipe
 from flows.search import SearchConfig, search
 from flows.study import study
 from tasks.contracts import FeatherweightError
-from tasks.ml import machine, trainer
-from tasks.ml.inspection import Inspection
+from tasks.ml import machine
+from tasks.ml.models.inspection import Inspection
+from tasks.ml.training import trainer
 from tests.flows import tiny_recipes
 from tests.tasks import tiny_models
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from flows import recipe_files
+from flows.command import recipe_files
 from flows.recipe import Recipe
 from tasks.contracts import FeatherweightError
-from tasks.keys import Outside
+from tasks.engine.keys import Outside
 
 
 def write(tmp_path: Path, text: str | bytes) -> str:

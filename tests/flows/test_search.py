@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from flows import comparing, search
-from flows.attempt import Runner, pool
+from flows import search
 from flows.recipe import Recipe
 from flows.search import SearchConfig
-from tasks import disk, registry, tracking
+from flows.trials import comparing
+from flows.trials.attempt import Runner, pool
 from tasks.contracts import FeatherweightError
+from tasks.engine import disk, registry, tracking
 from tasks.reporting import search as sections
 from tasks.reporting.search import Minimize, Search, State
 from tests.flows import tiny_recipes
@@ -95,7 +96,8 @@ def test_a_search_that_was_killed_goes_on_and_repeats_nothing(recipe: Recipe, tm
     file.write_text(recipe.model_dump_json(), encoding="utf-8")  # JSON is YAML
     space = [part for path, values in SPACE.items() for part in ("--space", f"{path}={json.dumps(values)}")]
     command = [
-        sys.executable, "-m", "flows.cli", "search", str(file), "--minimize", "size", "--trials", "6", *space, "--json",
+        sys.executable, "-m", "flows.command.cli", "search", str(file), "--minimize", "size", "--trials", "6",
+        *space, "--json",
     ]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "PREFECT_HOME")}
     environment["FEATHERWEIGHT_HOME"] = str(home)
@@ -120,7 +122,7 @@ def test_a_search_that_was_killed_goes_on_and_repeats_nothing(recipe: Recipe, tm
 
 
 def test_a_search_is_not_among_the_runs_with_a_verdict() -> None:
-    from flows import history
+    from flows.command import history
 
     with tracking.pipeline_run("tiny", {}, run_name="search", tags={"featherweight.kind": search.KIND}):
         pass

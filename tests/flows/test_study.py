@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from flows import choices, comparing, study
+from flows import study
 from flows.recipe import Recipe
-from tasks import disk, tracking
+from flows.trials import choices, comparing
 from tasks.contracts import FeatherweightError
+from tasks.engine import disk, tracking
+from tasks.engine.tracking import MLFLOW_PARENT_RUN_ID
 from tasks.reporting import study as sections
 from tasks.reporting.study import Study
-from tasks.tracking import MLFLOW_PARENT_RUN_ID
 from tests.flows import tiny_recipes
 
 CONFIG = study.StudyConfig(preset=study.PresetName.SMOKE)
@@ -76,7 +77,7 @@ def test_a_study_compares_and_repeats_nothing(recipe: Recipe, tmp_path: Path) ->
 
 
 def test_a_study_is_not_among_the_runs_with_a_verdict() -> None:
-    from flows import history
+    from flows.command import history
 
     with tracking.pipeline_run("tiny", {}, run_name="study", tags={"featherweight.kind": study.KIND}):
         pass

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.recipe import Recipe
-from tasks import tracking
-from tasks.ml import modeling
-from tasks.tracking import MLFLOW_PARENT_RUN_ID
+from tasks.engine import tracking
+from tasks.engine.tracking import MLFLOW_PARENT_RUN_ID
+from tasks.ml.models import modeling
 from tests.tasks import tiny_models
 
 

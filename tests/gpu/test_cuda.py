@@ -9,16 +9,18 @@ import pytest
 import torch
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import onnx_export, quantization, runtime
+from tasks.ml.graph import export as onnx_export
 from tasks.ml.problems import text_classification
+from tasks.ml.quantization import simulation
+from tasks.ml.runtime import sessions
 from tests.tasks import tiny_models
 
 pytestmark = pytest.mark.gpu
 
-SAMPLE = runtime.feed([[2, 5, 6, 7, 3], [2, 8, 3]], pad_id=0)
+SAMPLE = sessions.feed([[2, 5, 6, 7, 3], [2, 8, 3]], pad_id=0)
 
 
-def export(directory: Path, spec: quantization.Spec) -> Path:
+def export(directory: Path, spec: simulation.Spec) -> Path:
     onnx_export.export_onnx(
         tiny_models.model(),
         directory,
@@ -32,15 +34,15 @@ def export(directory: Path, spec: quantization.Spec) -> Path:
 
 
 def test_every_heavy_node_of_an_fp32_model_runs_on_the_gpu(tmp_path: Path) -> None:
-    model = export(tmp_path, quantization.Spec())
-    assert runtime.choose_provider(model, SAMPLE, device="auto", require_gpu=True) == runtime.CUDA
-    nodes = runtime.placement(model, SAMPLE, provider=runtime.CUDA)
-    assert nodes[runtime.CUDA]["MultiHeadAttention"] == 1, "and the last layer, whose one query needs no operator"
-    assert runtime.stray_nodes(nodes, runtime.CUDA) == {}
+    model = export(tmp_path, simulation.Spec())
+    assert sessions.choose_provider(model, SAMPLE, device="auto", require_gpu=True) == sessions.CUDA
+    nodes = sessions.placement(model, SAMPLE, provider=sessions.CUDA)
+    assert nodes[sessions.CUDA]["MultiHeadAttention"] == 1, "and the last layer, whose one query needs no operator"
+    assert sessions.stray_nodes(nodes, sessions.CUDA) == {}
 
 
 def test_the_gpu_agrees_with_pytorch(tmp_path: Path) -> None:
-    session = runtime.open_session(export(tmp_path, quantization.Spec()), provider=runtime.CUDA)
+    session = sessions.open_session(export(tmp_path, simulation.Spec()), provider=sessions.CUDA)
     inputs = {name: torch.from_numpy(array) for name, array in SAMPLE.items()}
     with torch.inference_mode():
         expected = tiny_models.model()(**inputs).logits.numpy()
@@ -49,8 +51,8 @@ def test_the_gpu_agrees_with_pytorch(tmp_path: Path) -> None:
 
 
 def test_an_integer_model_does_not_pass_for_one_on_the_gpu(tmp_path: Path) -> None:
-    spec = quantization.plan(tiny_models.model(), linears=True, token_bits=8, block_size=32)
+    spec = simulation.plan(tiny_models.model(), linears=True, token_bits=8, block_size=32)
     model = export(tmp_path, spec)
-    assert runtime.choose_provider(model, SAMPLE, device="auto") == runtime.CPU
+    assert sessions.choose_provider(model, SAMPLE, device="auto") == sessions.CPU
     with pytest.raises(FeatherweightError, match=r"fell back to the CPU: .*DynamicQuantizeMatMul"):
-        runtime.choose_provider(model, SAMPLE, device="cuda")
+        sessions.choose_provider(model, SAMPLE, device="cuda")

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import batching, offload, optimizers, trainer
-from tasks.ml.datasets import Split
-from tasks.ml.lessons import Lesson
+from tasks.ml.data import batching
+from tasks.ml.data.datasets import Split
+from tasks.ml.jobs.lessons import Lesson
+from tasks.ml.training import offload, optimizers, trainer
 from tests.tasks import tiny_models
 
 pytestmark = pytest.mark.gpu

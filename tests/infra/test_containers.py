@@ -85,7 +85,7 @@ def test_commands_are_ones_that_this_installation_has() -> None:
     """``--with-healthcheck`` and the options of both servers exist."""
     for command, options in {
         ("prefect", "worker", "start"): ["--pool", "--type", "--with-healthcheck"],
-        ("python", "-m", "flows.gate"): ["--host", "--allowed-hosts"],
+        ("python", "-m", "flows.servers.gate"): ["--host", "--allowed-hosts"],
         ("prefect", "work-pool", "create"): ["--base-job-template", "--overwrite", "--type"],
         ("mlflow", "server"): ["--allowed-hosts", "--artifacts-destination", "--backend-store-uri"],
     }.items():

@@ -17,7 +17,8 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from tasks.ml import quantization, runtime
+from tasks.ml.quantization import simulation
+from tasks.ml.runtime import sessions as runtime
 
 HASWELL = ("qemu-x86_64", "-cpu", "Haswell")
 """AVX2 without AVX-512 and VNNI."""
@@ -66,7 +67,7 @@ def wrong(bound: int) -> int:
 def main() -> None:
     question = json.load(sys.stdin)
     feed = runtime.feed(question["rows"], pad_id=1)
-    answers: dict[str, Any] = {"wrong": wrong(quantization.PAIR_MAX), "wrong_beyond": wrong(quantization.PAIR_MAX + 1)}
+    answers: dict[str, Any] = {"wrong": wrong(simulation.PAIR_MAX), "wrong_beyond": wrong(simulation.PAIR_MAX + 1)}
     for name, path in question["models"].items():
         sessions = {
             "ours": runtime.open_session(Path(path), provider=runtime.CPU, threads=1),

@@ -67,7 +67,7 @@ def texts() -> list[str]:
 @pytest.fixture
 def bundle(tmp_path: Path, model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> Path:
     """The model saved as a torch bundle."""
-    from tasks.ml import modeling
+    from tasks.ml.models import modeling
 
     directory = tmp_path / "bundle"
     directory.mkdir()

@@ -12,10 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.ml import elastic, evaluation, teaching, trainer
-from tasks.ml.datasets import Split
-from tasks.ml.lessons import Lesson, Tutor
+from tasks.ml.data.datasets import Split
+from tasks.ml.distillation import teaching
+from tasks.ml.jobs import elastic
+from tasks.ml.jobs.lessons import Lesson, Tutor
 from tasks.ml.problems import text_classification
+from tasks.ml.quality import evaluation
+from tasks.ml.training import trainer
 
 FOR_MODEL = {"embeddings": "sparse", "activation_checkpointing": False, "lora_rank": 0}
 FOR_TRAINER: dict[str, Any] = {

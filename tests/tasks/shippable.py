@@ -16,12 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from tasks import store, tracking
 from tasks.contracts import Bundle, Outcome, Scorecard, Splits, StageResult
 from tasks.deploy import DeploymentConfig, deploy
+from tasks.engine import store, tracking
 from tasks.judge import BudgetConfig, weigh
-from tasks.ml import datasets, tokenization
-from tasks.ml.splitting import Division, Row, key
+from tasks.ml.data import datasets
+from tasks.ml.data.splitting import Division, Row, key
+from tasks.ml.models import tokenization
 from tasks.register import register
 
 POLARITY = {"delight": 4.0, "great": 3.0, "moving": 2.0, "dull": -3.0, "waste": -4.0, "flat": -2.0}

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tasks import store, tracking
 from tasks.appraise import AppraisalConfig, appraise
 from tasks.contracts import Bundle, FeatherweightError, Splits
+from tasks.engine import store, tracking
 from tasks.export import ExportConfig, export
 from tests.tasks import tiny_models
 

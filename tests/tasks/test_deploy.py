@@ -22,10 +22,10 @@ import pytest
 from mlflow.exceptions import MlflowException
 from prefect import flow
 
-from tasks import disk, registry, store, tracking
 from tasks import register as registration
 from tasks.contracts import FeatherweightError, Release
 from tasks.deploy import DeploymentConfig, deploy
+from tasks.engine import disk, registry, store, tracking
 from tasks.judge import BudgetConfig, judge
 from tasks.register import register
 from tasks.serving import predictor

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tasks import store, tracking
+from tasks.engine import store, tracking
 from tasks.export import ExportConfig, export
 from tests.tasks import tiny_models
 

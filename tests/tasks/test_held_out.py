@@ -13,11 +13,11 @@ from types import FunctionType
 
 import pytest
 
-from tasks import store, tracking
 from tasks.contracts import Splits, StageOutput
-from tasks.keys import PlainText
-from tasks.ml import datasets, held_out
-from tasks.stage import stage
+from tasks.engine import store, tracking
+from tasks.engine.keys import PlainText
+from tasks.engine.stage import stage
+from tasks.ml.data import datasets, held_out
 from tests.tasks import tiny_models
 
 ROOT = Path(__file__).parent.parent.parent
@@ -97,7 +97,7 @@ def test_outside_a_stage_the_answer_is_no_also_in_threads_and_processes() -> Non
         thread.start()
         thread.join()
     assert len(refused) == 1
-    program = f"import pathlib; from tasks.ml import datasets; datasets.read(pathlib.Path({str(directory)!r}), 'test')"
+    program = f"import pathlib; from tasks.ml.data.datasets import read; read(pathlib.Path({str(directory)!r}), 'test')"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "HeldOutError" in done.stderr
 
@@ -122,5 +122,5 @@ def test_the_door_is_the_only_one() -> None:
                     named.append(path)
             elif isinstance(node, ast.Attribute) and node.attr == "asking":
                 said.append(path)
-    assert set(named) == {"tasks/ml/datasets.py"}
-    assert said == ["tasks/stage.py"]
+    assert set(named) == {"tasks/ml/data/datasets.py"}
+    assert said == ["tasks/engine/stage.py"]

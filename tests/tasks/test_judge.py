@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks import store, tracking
 from tasks.contracts import CheckStatus, Verdict
+from tasks.engine import store, tracking
 from tasks.judge import BudgetConfig, Floor, decide, floor, judge, weigh
-from tasks.ml.statistics import Interval
+from tasks.ml.statistics.bootstrap import Interval
 from tests.tasks.shippable import write_arrow, write_evidence
 
 PASSED, FAILED, UNDECIDABLE = CheckStatus.PASSED, CheckStatus.FAILED, CheckStatus.UNDECIDABLE

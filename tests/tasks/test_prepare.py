@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from flows.recipe import ProblemName
-from tasks import store, tracking
 from tasks.contracts import FeatherweightError, StageResult
-from tasks.ml import datasets, held_out
+from tasks.engine import store, tracking
+from tasks.ml.data import datasets, held_out
 from tasks.prepare import DataConfig, prepare
 from tests.flows import tiny_recipes
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tasks import fitting, latency, store, tracking
+from tasks import fitting
 from tasks.contracts import Bundle, FeatherweightError, Splits
 from tasks.distill import DistillationConfig, distill
-from tasks.ml import families, modeling, quantization
-from tasks.ml.latency_table import LatencyTable, LayerTimes
+from tasks.engine import latency, store, tracking
+from tasks.ml.latency.latency_table import LatencyTable, LayerTimes
+from tasks.ml.models import families, modeling
+from tasks.ml.quantization import simulation
 from tasks.prune import PruningConfig, prune
 from tests.tasks import tiny_models
 
@@ -67,7 +69,7 @@ def test_rounds_cut_step_by_step_and_an_interrupted_stage_goes_on(
     learn, seen = fitting.learn, []
 
     def dying(title: str, model: Any, *arguments: Any, **options: Any) -> Any:
-        from tasks.ml import modeling
+        from tasks.ml.models import modeling
 
         seen.append((title, modeling.shapes(model)[0], options["config"].epochs))
         if len(seen) == 2:
@@ -111,7 +113,7 @@ def test_recovery_heals_the_rounding_of_embeddings_that_comes_later(
     assert result.bundle is not None
     model = modeling.load(store.path(result.bundle.digest), bundle.problem)
     table = families.of("bert").token_embedding(model).weight.detach()
-    rounded = quantization.simulate_table(table, bits, 16)
+    rounded = simulation.simulate_table(table, bits, 16)
     assert torch.allclose(rounded, table, rtol=1e-6, atol=0) == healed
 
 

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tasks import store, tracking
 from tasks.contracts import Bundle, Splits, StageResult
+from tasks.engine import store, tracking
 from tasks.export import ExportConfig, export
-from tasks.ml import datasets, onnx_export, parity, runtime, tokenization
+from tasks.ml.data import datasets
+from tasks.ml.graph import export as onnx_export
+from tasks.ml.models import tokenization
+from tasks.ml.runtime import parity, sessions
 from tasks.quantize import QuantizationConfig, quantize
 from tests.tasks import tiny_models
 
@@ -35,7 +38,7 @@ def compared(bundle: Bundle, splits: Splits, run_id: str) -> dict[str, Any]:
     tokenizer = tokenization.load(directory)
     return parity.compare(
         store.path(bundle.digest),
-        runtime.open_session(directory / onnx_export.MODEL, provider=runtime.CPU, threads=1),
+        sessions.open_session(directory / onnx_export.MODEL, provider=sessions.CPU, threads=1),
         tiny_models.PROBLEM,
         datasets.read(store.path(splits.digest), "selection", tokenizer).input_ids,
         pad_id=tokenizer.pad_token_id,

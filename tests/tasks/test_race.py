@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tasks import quiet, store, tracking
+from tasks.engine import quiet, store, tracking
 from tasks.export import ExportConfig, export
-from tasks.ml import timing
+from tasks.ml.runtime import timing
 from tasks.race import FILE, race
 from tests.tasks import tiny_models
 

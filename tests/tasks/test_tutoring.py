@@ -10,20 +10,16 @@ import pytest
 from pydantic import ValidationError
 from torch import nn
 
-from tasks import disk, fitting, store, tracking
+from tasks import fitting
 from tasks.contracts import Bundle, Splits, StageResult
 from tasks.distill import DistillationConfig, distill
-from tasks.ml import (
-    augmentation,
-    datasets,
-    evaluation,
-    layer_choice,
-    modeling,
-    parity,
-    sparsity,
-    teaching,
-    tokenization,
-)
+from tasks.engine import disk, store, tracking
+from tasks.ml.data import augmentation, datasets
+from tasks.ml.distillation import layer_choice, teaching
+from tasks.ml.models import modeling, tokenization
+from tasks.ml.pruning import sparsity
+from tasks.ml.quality import evaluation
+from tasks.ml.runtime import parity
 from tasks.prune import PruningConfig, prune
 from tasks.quantize import QuantizationConfig, quantize
 from tests.tasks import tiny_models

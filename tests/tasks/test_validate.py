@@ -11,8 +11,8 @@ import onnx
 import pyarrow as pa
 import pytest
 
-from tasks import store, tracking
 from tasks.contracts import Bundle, FeatherweightError, Splits, StageResult
+from tasks.engine import store, tracking
 from tasks.export import ExportConfig, export
 from tasks.ml import machine
 from tasks.validate import ValidationConfig, validate

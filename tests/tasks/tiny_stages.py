@@ -6,10 +6,10 @@ from typing import Annotated
 
 from prefect import flow, task
 
-from tasks import progress, store, tracking
 from tasks.contracts import Bundle, FeatherweightError, Scorecard, StageConfig, StageOutput, StageResult
-from tasks.keys import Outside, PlainText
-from tasks.stage import checkpoint_directory, stage
+from tasks.engine import progress, store, tracking
+from tasks.engine.keys import Outside, PlainText
+from tasks.engine.stage import checkpoint_directory, stage
 
 executions: list[str] = []
 

@@ -14,8 +14,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import families
-from tasks.ml.dropout import fields
+from tasks.ml.models import families
+from tasks.ml.models.dropout import fields
 
 logger = logging.getLogger("featherweight")
 

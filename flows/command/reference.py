@@ -1,0 +1,178 @@
+"""What README.md and prefect.yaml say of the code, written from it by ``python -m flows.command.reference``.
+
+The tree takes each file's clause from its first line; the recipe reference comes from the models; every ready recipe
+becomes a deployment with all its fields, which is what the form in the Prefect UI starts from.
+"""
+
+from __future__ import annotations
+
+import ast
+import enum
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from flows.command import recipe_files
+from flows.recipe import Recipe
+from flows.servers import deployments
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+SIGNS = {Ge: "≥ {0.ge}", Gt: "> {0.gt}", Le: "≤ {0.le}", Lt: "< {0.lt}"}
+
+CLAUSES = {
+    "pyproject.toml": "packaging, linters, types, import contracts, tests",
+    "flows/recipes": "ready recipes",
+    "tasks/reporting/templates": "skeleton, styles and script of the report",
+    "infra": "the environment, and why things are as they are",
+    "infra/Dockerfile": "a worker or a server in a container, for CPU or GPU",
+    "infra/compose.yaml": "a team's servers: PostgreSQL, object store, Prefect, MLflow, workers",
+    "infra/constraints.txt": "the versions that were tested together",
+    "infra/decisions": "short records of why",
+    "infra/images": "pictures for this page",
+    "infra/prefect.yaml": "deployments of the flows, with a nightly schedule to switch on",
+    "infra/work-pool.json": "what a run may choose of the process that executes it: nothing",
+    "infra/run": "runs any command in the project's own environment",
+    "tasks/reporting": "from an outcome to a page; knows neither Prefect nor MLflow",
+    "tests": "mirror the source; real servers, real models, no mocks",
+}
+"""Clauses of what has no first line to take one from."""
+
+LONGEST_CLAUSE = 130
+"""Characters after which a clause is cut at its colon."""
+
+FOLDED = {"infra/images", "tests", "tasks/reporting/templates"}
+"""Folders whose files are not listed."""
+
+
+def tree() -> str:
+    """Returns the tree of the repository as Markdown, a clause per file, taken from where the file says it itself."""
+    lines = list(_branch(ROOT / name for name in ("pyproject.toml", "flows", "tasks", "tests", "infra")))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(["```", *(f"{name:<{width}}  {clause}" for name, clause in lines), "```"])
+
+
+def _branch(paths: Iterable[Path], indent: str = "") -> Iterator[tuple[str, str]]:
+    for path in sorted(paths, key=lambda path: (path.is_dir(), path.name)) if indent else paths:
+        name = str(path.relative_to(ROOT))
+        if path.name in ("__init__.py", "__pycache__") or path.name.startswith("."):
+            continue
+        yield f"{indent}{path.name}{'/' if path.is_dir() else ''}", CLAUSES.get(name) or _clause(path)
+        if path.is_dir() and name not in FOLDED:
+            yield from _branch(path.iterdir(), indent + "  ")
+
+
+def _clause(path: Path) -> str:
+    """Takes the first sentence of a docstring, heading or comment, without the name of the file."""
+    first = path / "__init__.py" if path.is_dir() else path
+    text = first.read_text(encoding="utf-8")
+    if first.suffix == ".py":
+        text = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0]
+    else:
+        text = text.splitlines()[0].lstrip("#")
+    text = re.sub(r"^\d+\.\s+", "", " ".join(text.replace("``", "").split()))
+    clause = re.split(r"\.(?:\s|$)", text.removeprefix(f"{path.stem}: "))[0]
+    if len(clause) > LONGEST_CLAUSE:
+        clause = re.split(r"[;:]\s", clause)[0]
+    assert clause, f"{path} does not say what it is in its first line"
+    return clause
+
+
+def reference() -> str:
+    """Returns the reference as Markdown: the recipe's own fields, then a table per group."""
+    return "\n".join(_model(Recipe, "", "A recipe"))
+
+
+def _model(model: type[BaseModel], prefix: str, title: str) -> Iterator[str]:
+    groups = {name: field for name, field in model.model_fields.items() if _is_group(field)}
+    rows = {name: field for name, field in model.model_fields.items() if name not in groups}
+    yield from (f"#### {title}", "", " ".join((model.__doc__ or "").split()), "")
+    yield from ("| field | default | allowed | meaning |", "|---|---|---|---|")
+    for name, field in rows.items():
+        cells = (f"`{prefix}{name}`", f"`{_default(field)}`", _allowed(field), field.description or "")
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    yield ""
+    for name, field in groups.items():
+        assert isinstance(field.annotation, type)
+        yield from _model(field.annotation, f"{prefix}{name}.", f"`{prefix}{name}`")
+
+
+def _is_group(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+def _default(field: FieldInfo) -> str:
+    value: Any = field.default
+    if isinstance(value, bool):
+        return str(value).lower()
+    return '""' if value == "" else str(value)
+
+
+def _allowed(field: FieldInfo) -> str:
+    kind = field.annotation
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return ", ".join(f"`{member.value}`" for member in kind)
+    bounds = [SIGNS[type(bound)].format(bound) for bound in field.metadata if type(bound) in SIGNS]
+    return ", ".join([getattr(kind, "__name__", str(kind)), *bounds])
+
+
+def ready_recipes() -> str:
+    """Returns a deployment of ``compress`` for each ready recipe, as YAML."""
+    entries = [
+        {
+            "name": name,
+            "description": recipe_files.description(name),
+            "tags": ["featherweight", "compress"],
+            "entrypoint": "flows.compress.compress",
+            "parameters": {"recipe": recipe_files.load(name).model_dump(mode="json")},
+            "work_pool": {"name": deployments.POOL},
+            "concurrency_limit": CONCURRENCY,
+            "schedules": [NIGHTLY],
+        }
+        for name in recipe_files.ready_names()
+    ]
+    text = yaml.dump(entries, Dumper=_Plain, sort_keys=False, width=110, allow_unicode=True)
+    return textwrap.indent(text, "  ").rstrip()
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes what occurs twice out twice: a person edits one deployment at a time."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+CONCURRENCY = {"limit": 2, "collision_strategy": "ENQUEUE", "grace_period_seconds": 600}
+"""What exceeds the limit waits its turn; to cancel it instead would let one stuck run cancel every night's."""
+NIGHTLY = {"slug": "nightly", "cron": "0 2 * * *", "timezone": "Etc/UTC", "active": False}
+
+SECTIONS: dict[Path, dict[str, Callable[[], str]]] = {
+    README: {"tree": tree, "recipe reference": reference},
+    deployments.FILE: {"ready recipes": ready_recipes},
+}
+MARKS = {".md": ("<!-- ", " -->"), ".yaml": ("  # ", "")}
+"""What opens and closes a remark, by the ending of the file."""
+
+
+def up_to_date(path: Path) -> str:
+    """Returns a file's text with what stands between its markers replaced by what the code says now."""
+    text = path.read_text(encoding="utf-8")
+    opening, closing = MARKS[path.suffix]
+    for name, write in SECTIONS[path].items():
+        begin = f"{opening}{name}: begin (python -m flows.command.reference){closing}"
+        end = f"{opening}{name}: end{closing}"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{write()}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+if __name__ == "__main__":
+    for path in SECTIONS:
+        path.write_text(up_to_date(path), encoding="utf-8")

@@ -1,0 +1,128 @@
+"""Deployments: what ``infra/prefect.yaml`` describes, registered with a Prefect server as often as one likes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks.contracts import FeatherweightError
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "infra" / "prefect.yaml"
+POOL = "featherweight"
+TEMPLATE = ROOT / "infra" / "work-pool.json"
+"""What a run may choose of the process that executes it: nothing. Prefect's own template lets it choose a command,
+environment variables and a directory, each of which starts any program."""
+
+
+def described() -> list[dict[str, Any]]:
+    """Reads the deployments of the file."""
+    found: list[dict[str, Any]] = yaml.safe_load(FILE.read_text(encoding="utf-8"))["deployments"]
+    return found
+
+
+def register(*, limit: int) -> list[str]:
+    """Creates or updates the work pool and all deployments; a schedule that a person switched on stays on.
+
+    Returns:
+        the deployments, as FLOW/NAME.
+
+    Raises:
+        FeatherweightError: Prefect refused one.
+    """
+    _ensure_pool(limit)
+    active = _schedules()
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(FILE)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise FeatherweightError(f"prefect deploy failed: {' '.join((done.stdout + done.stderr).split())[-1000:]}")
+    _restore(active)
+    return sorted(_names())
+
+
+def _client() -> Any:
+    from prefect.client.orchestration import get_client
+
+    return get_client(sync_client=True)
+
+
+def _ensure_pool(limit: int) -> None:
+    """Creates the pool of this machine's processes, or sets its limit and template."""
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+    from prefect.exceptions import ObjectNotFound
+
+    template = json.loads(TEMPLATE.read_text(encoding="utf-8"))
+    with _client() as client:
+        try:
+            client.read_work_pool(POOL)
+        except ObjectNotFound:
+            client.create_work_pool(
+                WorkPoolCreate(
+                    name=POOL,
+                    type="process",
+                    description="Compression runs as processes of the worker's machine.",
+                    base_job_template=template,
+                    concurrency_limit=limit,
+                )
+            )
+        else:
+            client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template, concurrency_limit=limit))
+
+
+def _deployments() -> list[tuple[str, Any]]:
+    """The deployments of the file that the server knows, with their names as FLOW/NAME."""
+    from prefect.exceptions import ObjectNotFound
+
+    found = []
+    with _client() as client:
+        for name in _names():
+            try:
+                found.append((name, client.read_deployment_by_name(name)))
+            except ObjectNotFound:
+                continue
+    return found
+
+
+def _names() -> list[str]:
+    return [f"{one['entrypoint'].rpartition('.')[2]}/{one['name']}" for one in described()]
+
+
+def _schedules() -> dict[tuple[str, str], bool]:
+    """Whether each schedule is on, by deployment and slug."""
+    return {
+        (name, schedule.slug): schedule.active
+        for name, one in _deployments()
+        for schedule in one.schedules
+        if schedule.slug
+    }
+
+
+def _restore(active: dict[tuple[str, str], bool]) -> None:
+    with _client() as client:
+        for name, one in _deployments():
+            for schedule in one.schedules:
+                wanted = active.get((name, schedule.slug or ""), schedule.active)
+                if wanted != schedule.active:
+                    client.update_deployment_schedule(one.id, schedule.id, active=wanted)
+
+
+def worker_is_online(name: str) -> bool:
+    """Whether the pool has heard from a worker of this name."""
+    import httpx
+
+    with _client() as client:
+        try:
+            workers = client.read_workers_for_work_pool(POOL)
+        except httpx.HTTPError:
+            return False
+    return any(worker.name == name and worker.status == "ONLINE" for worker in workers)

@@ -1,0 +1,1 @@
+"""What search, study and ablation stand on: trials, who takes them, what they are compared by."""

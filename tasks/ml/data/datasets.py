@@ -1,0 +1,194 @@
+"""The prepared dataset on disk: one Arrow file per split, encoded once with the base model's tokenizer.
+
+Layout: ``<split>.arrow`` with columns text (string), input_ids (list of int32) and target (int64);
+``dataset.json`` with what encoding and decoding need; ``profile.json`` for people; the tokenizer in ``tokenizer/``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tasks.ml.data import held_out
+from tasks.ml.data.splitting import SPLITS, Division, Row
+from tasks.ml.models import tokenization
+
+SCHEMA = pa.schema([("text", pa.string()), ("input_ids", pa.list_(pa.int32())), ("target", pa.int64())])
+INFO = "dataset.json"
+PROFILE = "profile.json"
+TOKENIZER = "tokenizer"
+HISTOGRAM_BINS = 16
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one split, in stored order.
+
+    Attributes:
+        input_ids: token ids with special tokens, at most ``max_length`` a row.
+        targets: (N,) int64, class indices; the problem's ``NO_TARGET`` where there is no label.
+    """
+
+    texts: list[str]
+    input_ids: list[list[int]]
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def head(self, count: int) -> Split:
+        """The first rows."""
+        return Split(self.texts[:count], self.input_ids[:count], self.targets[:count])
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What holds for every split: label names by class index, tokens after which a text is cut, whose ids these are."""
+
+    labels: list[str]
+    max_length: int
+    tokenizer_digest: str
+
+
+def _whole_lengths(encoded: Sequence[Any], special: int) -> np.ndarray:
+    """Tokens (N,) that each text would have if it was not cut, with the special ones."""
+    lengths = [len(one.ids) + sum(len(part.ids) - special for part in one.overflowing) for one in encoded]
+    return np.array(lengths, dtype=np.int64)
+
+
+def as_read(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[bytes]:
+    """Digest of the token ids of each text: equal for texts that a model cannot tell apart."""
+    ids = tokenization.encode(texts, tokenizer, max_length=max_length)
+    return [hashlib.sha256(np.asarray(row, dtype=np.int32).tobytes()).digest() for row in ids]
+
+
+def write(directory: Path, division: Division, tokenizer: Any, *, max_length: int, no_target: int) -> dict[str, Any]:
+    """Writes a dataset into an existing directory and returns its profile.
+
+    Args:
+        no_target: the target of rows without a label.
+    """
+    classes = {label: index for index, label in enumerate(division.labels)}
+    special = tokenizer.num_special_tokens_to_add()
+    lengths: dict[str, np.ndarray] = {}
+    for name, rows in division.splits.items():
+        texts = [row.text for row in rows]
+        encoded = tokenization.encodings(texts, tokenizer, max_length=max_length)
+        input_ids = [one.ids for one in encoded]
+        targets = [classes.get(row.label, no_target) for row in rows]
+        table = pa.table({"text": texts, "input_ids": input_ids, "target": targets}, schema=SCHEMA)
+        with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+            writer.write_table(table)
+        lengths[name] = _whole_lengths(encoded, special)
+    info = DatasetInfo(division.labels, max_length, tokenization.digest(tokenizer))
+    profile = _profile(division, lengths, max_length)
+    (directory / INFO).write_text(json.dumps(asdict(info), indent=1, ensure_ascii=False), encoding="utf-8")
+    (directory / PROFILE).write_text(json.dumps(profile, indent=1, ensure_ascii=False), encoding="utf-8")
+    (directory / TOKENIZER).mkdir()
+    tokenization.save(tokenizer, directory / TOKENIZER)
+    return profile
+
+
+def _profile(division: Division, lengths: Mapping[str, np.ndarray], max_length: int) -> dict[str, Any]:
+    """Rows, class balance and token lengths per split, how many rows were dropped and why, and what is to be known."""
+    edges = np.unique(np.linspace(0, max_length, HISTOGRAM_BINS + 1).round().astype(int))
+
+    def describe(rows: list[Row], whole: np.ndarray) -> dict[str, Any]:
+        labels, tokens = Counter(row.label for row in rows if row.label), np.minimum(whole, max_length)
+        return {
+            "rows": len(rows),
+            "labels": {label: labels[label] for label in division.labels} if labels else {},
+            "tokens_mean": round(float(tokens.mean()), 3) if len(rows) else 0.0,
+            "rows_cut": int((whole > max_length).sum()),
+            # Bin i holds lengths in (edges[i], edges[i + 1]]: no row has 0 tokens, and a cut one has max_length.
+            "token_histogram": np.histogram(tokens - 0.5, edges)[0].tolist(),
+        }
+
+    labelled = np.concatenate([lengths[name] for name in SPLITS])
+    return {
+        "splits": {name: describe(rows, lengths[name]) for name, rows in division.splits.items()},
+        "tokens_at_95_percent": int(np.quantile(labelled, 0.95, method="inverted_cdf")) if len(labelled) else 0,
+        "token_histogram_edges": edges.tolist(),
+        "dropped": division.dropped,
+        "warnings": division.warnings,
+    }
+
+
+def info(directory: Path) -> DatasetInfo:
+    """Reads what holds for every split."""
+    return DatasetInfo(**json.loads((directory / INFO).read_text(encoding="utf-8")))
+
+
+@contextmanager
+def _opened(directory: Path, split: str) -> Iterator[pa.Table]:
+    """The one door to the rows of a split."""
+    held_out.require(split)
+    with pa.memory_map(str(directory / f"{split}.arrow")) as source:
+        yield pa.ipc.open_file(source).read_all()
+
+
+def read(directory: Path, split: str, tokenizer: Any = None) -> Split:
+    """Reads one split; with a tokenizer other than the one it was encoded with, encodes its texts again.
+
+    Args:
+        split: ``train``, ``calibration``, ``selection``, ``test`` or ``unlabeled``.
+        tokenizer: whose ids are wanted, such as those of a pruned vocabulary; as stored if ``None``.
+
+    Raises:
+        HeldOutError: it is the test split, and the stage that asks may not open it.
+    """
+    with _opened(directory, split) as table:
+        texts = table["text"].to_pylist()
+        input_ids = table["input_ids"].to_pylist()
+        # A copy: the array must outlive the mapping.
+        targets = table["target"].to_numpy().copy()
+    about = info(directory)
+    if tokenizer is not None and tokenization.digest(tokenizer) != about.tokenizer_digest:
+        input_ids = tokenization.encode(texts, tokenizer, max_length=about.max_length)
+    return Split(texts, input_ids, targets)
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A text that a served model is tried on, and the tokens that its model learned it by."""
+
+    text: str
+    tokens: list[str]
+
+
+def golden(directory: Path, split: str, count: int) -> list[Golden]:
+    """Evenly spaced texts of a split, from short to long, then an empty one, and one that is too long for any row.
+
+    The tokens are those of the tokenizer that the base model was trained with, as they were stored.
+
+    Raises:
+        HeldOutError: it is the test split, and the stage that asks may not open it.
+    """
+    rows, limit = read(directory, split), info(directory).max_length
+    stored = dict(zip(rows.texts, rows.input_ids, strict=True))
+    by_length = sorted(stored, key=lambda text: (len(text), text))
+    step = max(1, len(by_length) // count)
+    chosen = by_length[::step][:count]
+    core = tokenization.standalone(directory / TOKENIZER / tokenization.FILE, max_length=limit)
+    made = ["", _too_long(by_length, stored, limit)]
+    stored |= {text: core.encode(text).ids for text in made}
+    return [Golden(text, [str(core.id_to_token(index)) for index in stored[text]]) for text in (*chosen, *made)]
+
+
+def _too_long(by_length: Sequence[str], stored: Mapping[str, Sequence[int]], limit: int) -> str:
+    """Texts in one, the longest first, until together they have twice the tokens that a row may have."""
+    parts: list[str] = []
+    tokens = 0
+    while tokens <= 2 * limit:
+        parts.append(by_length[-1 - len(parts) % len(by_length)])
+        tokens += max(1, len(stored[parts[-1]]) - 2)  # without special tokens
+    return " ".join(parts)

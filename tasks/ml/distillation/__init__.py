@@ -1,0 +1,1 @@
+"""A student learns from a teacher: what is asked, what is kept, which losses compare them."""

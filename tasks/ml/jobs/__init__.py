@@ -1,0 +1,1 @@
+"""Lessons as jobs: one process or many, that may come and go."""

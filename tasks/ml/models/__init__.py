@@ -1,0 +1,3 @@
+"""Encoders as modules: which architectures there are, how checkpoints are read and written, how their parts are parted
+and taken out. Knows no data.
+"""

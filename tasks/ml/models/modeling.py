@@ -1,0 +1,142 @@
+"""Models on disk: the ``torch`` bundle format.
+
+A torch bundle is a directory with ``config.json``, ``model.safetensors``, the tokenizer's files and, once quantized,
+``quantization.json``. ``config.json`` has a ``featherweight`` entry with each layer's shape and the token table's, and
+which layers of its teacher a student learns from.
+Pickles are never read and remote code is never run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig
+from transformers.initialization import no_init_weights
+
+from tasks.ml import problems
+from tasks.ml.models import factorization, families, removal, tokenization
+from tasks.ml.quantization import simulation
+
+WEIGHTS = "model.safetensors"
+SHAPES = "featherweight"
+LAYER_MAP = "layer_map"
+
+
+def shapes(model: nn.Module) -> list[dict[str, int]]:
+    """Heads and FFN width of each layer."""
+    family = families.of(model.config.model_type)  # type: ignore[union-attr, arg-type]
+    return [{"heads": family.num_heads(x), "ffn": family.ffn_width(x)} for x in family.layer_list(model)]
+
+
+def description(model: nn.Module) -> dict[str, Any]:
+    """What the configuration says under ``SHAPES``: each layer's shape, the columns of a factorized token table, and a
+    student's layer map."""
+    found = {"layers": shapes(model), "embedding_rank": factorization.rank(model)}
+    return found | ({LAYER_MAP: learned} if (learned := layer_map(model)) else {})
+
+
+def layer_map(student: nn.Module) -> list[int]:
+    """Teacher layer whose output each layer of a student learns, as it was cut; empty where that was never said."""
+    config: Any = student.config
+    return list((getattr(config, SHAPES, None) or {}).get(LAYER_MAP, ()))
+
+
+def set_layer_map(student: nn.Module, taught: Sequence[int]) -> None:
+    """Has a student say, wherever it goes, which teacher layer each of its layers learns."""
+    config: Any = student.config
+    setattr(config, SHAPES, {**(getattr(config, SHAPES, None) or {}), LAYER_MAP: list(taught)})
+
+
+def reshape(model: nn.Module, described: Mapping[str, Any]) -> None:
+    """Gives a new model, in place, the shapes of a ``description``; its weights are then to be loaded."""
+    family = families.of(model.config.model_type)  # type: ignore[union-attr, arg-type]
+    for layer, shape in zip(family.layer_list(model), described["layers"], strict=True):
+        resize(family, layer, heads=shape["heads"], ffn=shape["ffn"])
+    if rank := described.get("embedding_rank", 0):
+        factorization.shape(model, rank)
+
+
+def save(model: nn.Module, tokenizer: Any, directory: Path, *, spec: simulation.Spec | None = None) -> None:
+    """Writes a torch bundle into an existing directory."""
+    save_model(model, directory)
+    tokenization.save(tokenizer, directory)
+    if spec is not None:
+        (directory / simulation.SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
+
+
+def save_model(model: nn.Module, directory: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Writes a model's configuration and weights into an existing directory, for ``load``.
+
+    Args:
+        weights: its state dict, where it does not hold that itself.
+    """
+    config = model.config.to_dict()  # type: ignore[union-attr, operator]
+    config.pop("_name_or_path", None)
+    config["num_hidden_layers"] = len(shapes(model))
+    config[SHAPES] = description(model)
+    (directory / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True, default=str), encoding="utf-8")
+    state = {
+        name: tensor.detach().contiguous().clone()
+        for name, tensor in (model.state_dict() if weights is None else weights).items()
+    }
+    save_file(state, directory / WEIGHTS)
+
+
+def skeleton(directory: Path, problem: str) -> nn.Module:
+    """Builds the model of a torch bundle with its shapes; its weights are yet to be loaded."""
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    with no_init_weights():  # they come from the file, and random numbers take longer than reading it
+        model = problems.get(problem).build(config)
+    described = json.loads((directory / "config.json").read_text(encoding="utf-8")).get(SHAPES)
+    if described:
+        reshape(model, described)
+    return model
+
+
+def load(directory: Path, problem: str, *, simulate: bool = True) -> nn.Module:
+    """Loads a torch bundle, in evaluation mode; with a quantization spec, its simulation.
+
+    Args:
+        simulate: whether to apply ``quantization.json``. Export lowers it itself and wants the plain weights.
+    """
+    model = skeleton(directory, problem)
+    model.load_state_dict(load_file(directory / WEIGHTS))
+    model.eval()
+    if simulate and (directory / simulation.SPEC_FILE).is_file():
+        spec = simulation.Spec.from_json((directory / simulation.SPEC_FILE).read_text(encoding="utf-8"))
+        simulation.simulate(model, spec)
+    return model
+
+
+def resize(family: families.Family, layer: nn.Module, *, heads: int, ffn: int) -> None:
+    """Gives one layer the shapes of a pruned one; its weights are then to be loaded."""
+    if heads == 0:
+        removal.remove_heads(family, layer)
+    elif heads != family.num_heads(layer):
+        size = family.head_size(layer)
+        for name in (family.query, family.key, family.value):
+            families.resize_linear(layer.get_submodule(name), out_features=heads * size)  # type: ignore[arg-type]
+        families.resize_linear(layer.get_submodule(family.attention_output), in_features=heads * size)  # type: ignore[arg-type]
+        family.set_num_heads(layer, heads, size)
+    if ffn == 0:
+        removal.remove_channels(family, layer)
+    elif ffn != family.ffn_width(layer):
+        families.resize_linear(layer.get_submodule(family.ffn_up), out_features=ffn)  # type: ignore[arg-type]
+        families.resize_linear(layer.get_submodule(family.ffn_down), in_features=ffn)  # type: ignore[arg-type]
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def labels(directory: Path) -> list[str]:
+    """Label names of a bundle, in the order of the logits."""
+    mapping = json.loads((directory / "config.json").read_text(encoding="utf-8"))["id2label"]
+    return [mapping[key] for key in sorted(mapping, key=int)]

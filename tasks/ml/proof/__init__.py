@@ -1,0 +1,1 @@
+"""What is concluded from measurements: about a graph, a class, a race of two models, a technique."""

@@ -1,0 +1,246 @@
+"""What ``validate`` measures of each model of a run: quality on test, size, and time. N = rows, C = classes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from tasks.ml import machine, problems
+from tasks.ml.data import datasets
+from tasks.ml.graph.export import MODEL, num_bytes, read_spec
+from tasks.ml.models import modeling, tokenization
+from tasks.ml.quality import classwise, evaluation, learning
+from tasks.ml.quantization import simulation
+from tasks.ml.runtime import parity, timing
+from tasks.ml.runtime import sessions as runtime
+
+logger = logging.getLogger("featherweight")
+
+Kind = Literal["torch", "simulated", "onnx"]
+
+TIMINGS = (
+    "latency_p50_ms",
+    "latency_p95_ms",
+    "latency_p99_ms",
+    "latency_p50_rounds_ms",
+    "throughput_per_s",
+    "load_time_s",
+    "peak_memory_mb",
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model of a run.
+
+    Attributes:
+        kind: ``simulated`` models have a quality and a size, but no speed of their own.
+        rows: token ids of the split that it is measured on, by this model's own tokenizer.
+    """
+
+    stage: str
+    title: str
+    directory: Path
+    kind: Kind
+    rows: Sequence[Sequence[int]]
+    pad_id: int
+
+    def runtime(self, provider: str) -> str:
+        """What runs the model, for people."""
+        return {
+            "torch": "PyTorch eager fp32",
+            "simulated": "PyTorch, integers simulated",
+            "onnx": f"ONNX Runtime ({provider})",
+        }[self.kind]
+
+
+def subject(
+    stage: str, title: str, directory: Path, data: Path, *, simulated: bool = False, split: str = "test"
+) -> Subject:
+    """Describes a bundle and encodes a split for it."""
+    tokenizer = tokenization.load(directory)
+    rows = datasets.read(data, split, tokenizer).input_ids
+    kind: Kind = "onnx" if (directory / MODEL).is_file() else "simulated" if simulated else "torch"
+    return Subject(stage, title, directory, kind, rows, tokenizer.pad_token_id)
+
+
+def provider_of(subject: Subject, *, device: str) -> str:
+    """Returns the execution provider that a subject is measured on; of PyTorch models it is not asked."""
+    if subject.kind != "onnx":
+        return runtime.CPU
+    sample = runtime.feed(subject.rows[:1], pad_id=subject.pad_id)
+    return runtime.choose_provider(subject.directory / MODEL, sample, device=device)
+
+
+def logits_of(subject: Subject, *, problem: str, provider: str, threads: int) -> np.ndarray:
+    """Logits (N, C) of the subject's rows. The shipped model answers one row at a time, as it will be asked."""
+    if subject.kind == "onnx":
+        session = runtime.open_session(subject.directory / MODEL, provider=provider, threads=threads)
+        return runtime.logits(session, subject.rows, pad_id=subject.pad_id)
+    load = parity.simulated if subject.kind == "simulated" else modeling.load
+    return evaluation.logits(load(subject.directory, problem), subject.rows, pad_id=subject.pad_id)
+
+
+def weight(subject: Subject, *, problem: str) -> dict[str, float]:
+    """``size_mb`` of the weights (of a simulated model: as the runtime will store them) and ``num_parameters``."""
+    if subject.kind == "onnx":
+        return {"size_mb": num_bytes(subject.directory) / 1e6}
+    model = modeling.load(subject.directory, problem, simulate=False)
+    stored = (subject.directory / modeling.WEIGHTS).stat().st_size
+    if subject.kind == "simulated":
+        stored = simulation.num_bytes(model, read_spec(subject.directory))
+    return {"size_mb": stored / 1e6, "num_parameters": modeling.num_parameters(model)}
+
+
+@contextmanager
+def probes(
+    subjects: Sequence[Subject], *, problem: str, provider: str, threads: int, sentences: int
+) -> Iterator[dict[str, timing.Probe]]:
+    """Starts the timing processes of all models that have a speed, one after the other; yields each model's process."""
+    groups = [[subject for subject in subjects if subject.kind == "torch"]]
+    groups += [[subject] for subject in subjects if subject.kind == "onnx"]
+    running: dict[str, timing.Probe] = {}
+    with ExitStack() as stack:
+        for group in filter(None, groups):
+            probe = timing.Probe(
+                runtime=group[0].kind,
+                models={
+                    subject.stage: {
+                        "directory": str(subject.directory),
+                        "pad_id": subject.pad_id,
+                        "rows": [list(row) for row in subject.rows[:sentences]],
+                    }
+                    for subject in group
+                },
+                problem=problem,
+                provider=provider,
+                device="cuda" if provider == runtime.CUDA and torch.cuda.is_available() else "cpu",
+                threads=threads,
+            )
+            running |= dict.fromkeys((subject.stage for subject in group), stack.enter_context(probe))
+        yield running
+
+
+def timings(running: Mapping[str, timing.Probe], *, rounds: int) -> dict[str, dict[str, Any]]:
+    """Latency, throughput, load time and peak memory of every running model."""
+    measured = timing.interleaved(running, rounds=rounds)
+    return {
+        stage: timing.summary(measured[stage]) | {"throughput_per_s": probe.throughput(stage), **probe.loaded[stage]}
+        for stage, probe in running.items()
+    }
+
+
+def examine(
+    models: Sequence[Subject],
+    shipped: Subject,
+    *,
+    data: Path,
+    problem_name: str,
+    device: str,
+    require_gpu: bool,
+    threads: int,
+    repeats: int,
+    sentences: int,
+    max_flips: float,
+    progress: Callable[[float, str], None] = lambda fraction, text: None,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Makes the whole proof.
+
+    Args:
+        models: the line in PyTorch, teacher first, the simulated model last.
+        progress: told now and then which fraction is done, and what comes next.
+
+    Returns:
+        What ``validation.json`` holds, and the test logits (N, C) of each model by stage.
+
+    Raises:
+        FeatherweightError: a GPU was asked for and heavy nodes ran elsewhere, or the runtime is not at parity.
+    """
+    problem, about = problems.get(problem_name), datasets.info(data)
+    threads = threads or machine.num_cores()
+    file = shipped.directory / MODEL
+    sample = runtime.feed(shipped.rows[:1], pad_id=shipped.pad_id)
+    provider = runtime.choose_provider(file, sample, device=device, require_gpu=require_gpu)
+    progress(0.0, "parity with the simulated model")
+    agreement = parity.compare(
+        models[-1].directory,
+        runtime.open_session(file, provider=provider, threads=threads),
+        problem_name,
+        datasets.read(data, "selection", tokenization.load(shipped.directory)).input_ids,
+        pad_id=shipped.pad_id,
+        max_length=about.max_length,
+    )
+    parity.require(agreement, max_flips=max_flips)
+    logger.info(
+        "validate: on %s, %d of %d labels differ from the simulated model",
+        provider, agreement["label_flips"], agreement["n"],
+    )  # fmt: skip
+    everyone = [*models, shipped]
+    progress(0.2, f"{len(everyone)} models read the test split")
+    logits = {one.stage: logits_of(one, problem=problem_name, provider=provider, threads=threads) for one in everyone}
+    targets = datasets.read(data, "test").targets
+    logger.info("validate: test split read by %d models; timing %d rounds", len(everyone), repeats)
+    with probes(everyone, problem=problem_name, provider=provider, threads=threads, sentences=sentences) as running:
+        progress(0.5, f"timing {len(running)} models in turn, {repeats} rounds")
+        timed = timings(running, rounds=repeats)
+        progress(0.8, "timing the grid of batch sizes and lengths")
+        grid = [
+            {"stage": one.stage, **cell}
+            for one in (models[0], shipped)
+            for cell in running[one.stage].grid(one.stage, timing.grid_shapes(about.max_length))
+        ]
+    described: list[dict[str, Any]] = [
+        {
+            "stage": one.stage,
+            "title": one.title,
+            "runtime": one.runtime(provider),
+            "accuracy": float(problem.correct(logits[one.stage], targets).mean()),
+            "agreement_with_teacher": learning.agreement(problem, logits[one.stage], logits[models[0].stage]),
+            "n": len(targets),
+            **weight(one, problem=problem_name),
+            **timed.get(one.stage, dict.fromkeys(TIMINGS)),
+        }
+        for one in everyone
+    ]
+    described[-1]["num_parameters"] = described[-2]["num_parameters"]
+    progress(1.0, "done")
+    validation = {
+        "device": {
+            "provider": provider,
+            "cpu_model": machine.cpu_model(),
+            "kernels": machine.kernels(),
+            "threads": threads,
+            "torch_threads": threads,
+            **({"gpu": torch.cuda.get_device_name()} if provider == runtime.CUDA and torch.cuda.is_available() else {}),
+        },
+        "split": "test",
+        "n": len(targets),
+        "classes": classwise.describe(about.labels, datasets.read(data, "train").targets),
+        "models": described,
+        "grid": grid,
+        "parity": agreement,
+        "nodes": runtime.placement(file, sample, provider=provider, threads=threads),
+    }
+    return validation, logits
+
+
+def write_rows(
+    path: Path, data: Path, problem_name: str, logits: Mapping[str, np.ndarray], *, split: str = "test"
+) -> None:
+    """Writes target, and prediction and correctness per model, of every row of a split: what is resampled later."""
+    problem, targets = problems.get(problem_name), datasets.read(data, split).targets
+    columns: dict[str, np.ndarray] = {"target": targets}
+    for stage, values in logits.items():
+        columns[f"prediction_{stage}"] = problem.predictions(values)
+        columns[f"correct_{stage}"] = problem.correct(values, targets)
+    table = pa.table(columns)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)

@@ -1,0 +1,151 @@
+"""How much a head or an FFN channel would be missed. B = rows, S = tokens, F = FFN width, K = inputs of a matrix.
+
+A unit is a group of columns of the matrix that closes its block: D of the attention output for a head, one of the
+second FFN matrix for a channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from tasks.ml.models import families, listening
+
+
+@dataclass(frozen=True)
+class LayerImportance:
+    """Importance of one layer's parts; larger is missed more."""
+
+    heads: torch.Tensor
+    """(number of heads,)"""
+    ffn: torch.Tensor
+    """(FFN width,)"""
+
+
+class _Block(NamedTuple):
+    """The matrix that closes a block with units left, and how many units its columns belong to."""
+
+    closing: nn.Linear
+    units: int
+
+
+def _blocks(model: nn.Module) -> list[tuple[_Block | None, _Block | None]]:
+    """Attention and FFN of each layer; ``None`` where one was pruned away."""
+    family = families.of(model.config.model_type)  # type: ignore[union-attr, arg-type]
+
+    def block(layer: nn.Module, closing: str, units: int) -> _Block | None:
+        return _Block(layer.get_submodule(closing), units) if units else None  # type: ignore[arg-type]
+
+    return [
+        (
+            block(layer, family.attention_output, family.num_heads(layer)),
+            block(layer, family.ffn_down, family.ffn_width(layer)),
+        )
+        for layer in family.layer_list(model)
+    ]
+
+
+def _by_layer(
+    blocks: Sequence[tuple[_Block | None, _Block | None]], scores: Sequence[torch.Tensor]
+) -> list[LayerImportance]:
+    """Deals out the scores of the blocks that are there, in order."""
+    left = iter(scores)
+
+    def take(block: _Block | None) -> torch.Tensor:
+        return torch.zeros(0) if block is None else next(left)
+
+    return [LayerImportance(heads=take(attention), ffn=take(ffn)) for attention, ffn in blocks]
+
+
+@contextmanager
+def _hooked(blocks: Iterable[_Block], hook: Callable[[int, _Block], Callable[..., object]]) -> Iterator[None]:
+    """While it is open, each block's closing matrix has a pre-hook, which is made of the block and its number."""
+    handles = [one.closing.register_forward_pre_hook(hook(number, one)) for number, one in enumerate(blocks)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def taylor(
+    model: nn.Module,
+    batches: Iterable[dict[str, torch.Tensor]],
+    loss: Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor],
+) -> list[LayerImportance]:
+    """First-order Taylor importance of every head and FFN channel.
+
+    With a gate g = 1 on each unit, the change of the loss on removing it is |∂L/∂g| to first order (Molchanov et al.
+    2019, arXiv:1906.10771, eq. 8; for heads Michel, Levy & Neubig 2019, arXiv:1905.10650, eq. 2). The absolute value
+    is taken per row before the mean, so that opposite effects on different rows do not cancel.
+
+    Args:
+        batches: ``input_ids`` and ``attention_mask`` (B, S), plus whatever ``loss`` needs.
+        loss: from the model's logits and the batch to a mean over rows.
+    """
+    layers = _blocks(model)
+    there = [block for pair in layers for block in pair if block]
+    gates: dict[int, torch.Tensor] = {}
+
+    def gate_input(number: int, block: _Block) -> Callable[..., object]:
+        """Multiplies (B, S, K) by gates of one, one per row and unit."""
+
+        def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            x, *rest = args
+            gate = torch.ones(x.shape[0], 1, block.units, 1, device=x.device, requires_grad=True)
+            gates[number] = gate
+            gated = x.unflatten(-1, (block.units, x.shape[-1] // block.units)) * gate
+            return (gated.flatten(-2), *rest)
+
+        return hook
+
+    totals: list[torch.Tensor] = []
+    rows = 0
+    model.eval()
+    with _hooked(there, gate_input):
+        for batch in batches:
+            output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            size = len(batch["input_ids"])
+            gradients = torch.autograd.grad(loss(output.logits, batch) * size, [gates[n] for n in range(len(there))])
+            per_gate = [gradient.abs().sum(dim=0).flatten() for gradient in gradients]
+            totals = [a + b for a, b in zip(totals, per_gate, strict=True)] if totals else per_gate
+            rows += size
+    return _by_layer(layers, [total / rows for total in totals])
+
+
+@torch.no_grad()
+def activation(
+    model: nn.Module, batches: Iterable[dict[str, torch.Tensor]], *, first_token_only: bool = False
+) -> list[LayerImportance]:
+    """Importance of every head and FFN channel by how much it adds to the output of its block.
+
+    The mean square of a column's input times its squared norm, E[x_j²] · ‖W_:j‖²: Wanda's metric (Sun et al. 2024,
+    arXiv:2306.11695, eq. 1) taken over whole columns, as activations alone are in Minitron (Muralidharan et al. 2024,
+    arXiv:2407.14679, section 2.2). Squares, because those of a head's columns then add up to the head's. No loss and
+    no label is asked for.
+
+    Args:
+        batches: ``input_ids`` and ``attention_mask`` (B, S).
+        first_token_only: whether the head reads the first token and no other.
+    """
+    layers = _blocks(model)
+    there = [block for pair in layers for block in pair if block]
+    squares: list[torch.Tensor | float] = [0.0] * len(there)
+    tokens = [0] * len(there)
+
+    def add_squares(number: int, before: torch.Tensor, _: torch.Tensor) -> None:
+        squares[number] = squares[number] + before.square().sum(dim=0)
+        tokens[number] += len(before)
+
+    closings = [block.closing for block in there]
+    listening.listen(model, batches, closings, add_squares, first_token_only=first_token_only)
+    scores = [
+        (square / count * block.closing.weight.square().sum(dim=0)).unflatten(0, (block.units, -1)).sum(dim=1)
+        for block, square, count in zip(there, squares, tokens, strict=True)
+    ]
+    return _by_layer(layers, scores)

@@ -1,0 +1,105 @@
+"""Learning from labels, and measuring quality on a split. B = rows, C = classes, N = rows of the split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from tasks.ml.data import batching
+from tasks.ml.data.datasets import Split
+from tasks.ml.problems import Problem
+from tasks.ml.quality import evaluation
+
+
+class Supervised:
+    """The mean supervised loss of a split's rows that have a label, a ``StepLoss``."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        problem: Problem,
+        split: Split,
+        *,
+        pad_id: int,
+        label_smoothing: float = 0.0,
+        padding: batching.Padding = batching.Padding(),
+    ) -> None:
+        self.model, self.problem, self.input_ids = model, problem, split.input_ids
+        self.targets = torch.as_tensor(split.targets)
+        self.pad_id, self.label_smoothing, self.padding = pad_id, label_smoothing, padding
+        self.device = next(model.parameters()).device
+
+    def amounts(self, parts: Sequence[list[int]]) -> torch.Tensor:
+        """Rows that have a label, (1,)."""
+        return torch.tensor([sum(labelled(self.problem, self.targets[rows]) for rows in parts)], dtype=torch.float64)
+
+    def __call__(self, rows: list[int], whole: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        ids, mask = batching.collate(
+            [self.input_ids[row] for row in rows], pad_id=self.pad_id, device=self.device, padding=self.padding
+        )
+        logits = self.model(input_ids=ids, attention_mask=mask).logits
+        targets = self.targets[rows]
+        share = labelled(self.problem, targets) / max(whole.item(), 1)
+        mean = self.problem.loss(logits, batching.send(targets, self.device), label_smoothing=self.label_smoothing)
+        return mean * share, {}
+
+
+def labelled(problem: Problem, targets: torch.Tensor) -> int:
+    """Number of targets that the mean of a problem's loss is over."""
+    return int((targets != problem.NO_TARGET).sum())
+
+
+def batches(split: Split, batch_size: int, *, pad_id: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Yields ``input_ids`` and ``attention_mask`` (B, S) and ``targets`` (B,), shortest rows first."""
+    for rows in batching.by_length([len(row) for row in split.input_ids], batch_size):
+        ids, mask = batching.collate([split.input_ids[row] for row in rows], pad_id=pad_id)
+        yield {"input_ids": ids, "attention_mask": mask, "targets": torch.as_tensor(split.targets[rows])}
+
+
+def quality(
+    model: nn.Module,
+    problem: Problem,
+    split: Split,
+    *,
+    pad_id: int,
+    reference: np.ndarray | None = None,
+    others: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, float]:
+    """Has a model answer a split, and measures the answers as ``measure`` does."""
+    logits = evaluation.logits(model, split.input_ids, pad_id=pad_id)
+    return measure(problem, logits, split.targets, reference=reference, others=others)
+
+
+def measure(
+    problem: Problem,
+    logits: np.ndarray,
+    targets: np.ndarray,
+    *,
+    reference: np.ndarray | None = None,
+    others: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, float]:
+    """Measures ``accuracy``, its ``standard_error``, ``loss`` (nats per row), ``agreement`` with reference logits.
+
+    Args:
+        logits: (N, C), and ``targets`` (N,) of the same rows.
+        others: logits of other models (N, C) by name; gives ``agreement_with_NAME``.
+    """
+    correct = problem.correct(logits, targets)
+    measured = {
+        "accuracy": float(correct.mean()),
+        "standard_error": float(correct.std() / len(correct) ** 0.5),
+        "loss": float(problem.loss(torch.from_numpy(logits), torch.as_tensor(targets))),
+    }
+    if reference is not None:
+        measured["agreement"] = agreement(problem, logits, reference)
+    for name, theirs in (others or {}).items():
+        measured[f"agreement_with_{name}"] = agreement(problem, logits, theirs)
+    return measured
+
+
+def agreement(problem: Problem, logits: np.ndarray, reference: np.ndarray) -> float:
+    """Fraction of rows that two models give the same label: logits (N, C) of each."""
+    return float((problem.predictions(logits) == problem.predictions(reference)).mean())

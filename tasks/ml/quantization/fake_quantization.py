@@ -1,0 +1,75 @@
+"""Quantization-aware training: the forward pass computes with quantized numbers, the backward pass as if it had not.
+
+Jacob et al. 2018 (arXiv:1712.05877, section 3), with the straight-through estimator of Bengio et al. 2013
+(arXiv:1308.3432): rounding has the gradient of the identity. Values that a static range cuts off have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tasks.ml.quantization.simulation import (
+    INT8_STATIC,
+    UINT8_MAX,
+    LinearScheme,
+    Spec,
+    input_on_grid,
+    simulate_table,
+    smoothed,
+    weight_on_grid,
+)
+
+
+def straight_through(x: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Rounds in the forward pass only, to the very values: x + (rounding(x) − x) would round once more."""
+    return rounding(x).detach() + (x - x.detach())
+
+
+def _linear(linear: nn.Linear, how: LinearScheme, block_size: int, x: torch.Tensor) -> torch.Tensor:
+    """Computes what ``quantization.SimulatedLinear`` does, in fp32 as it does."""
+    if how.smoothing:
+        x = x / x.new_tensor(how.smoothing)
+    if how.scheme == INT8_STATIC:
+        x = x.clamp(-how.zero_point * how.scale, (UINT8_MAX - how.zero_point) * how.scale)
+    x = straight_through(x, lambda values: input_on_grid(values, how, block_size))
+    weight = straight_through(smoothed(linear.weight, how), lambda values: weight_on_grid(values, how, block_size))
+    return F.linear(x, weight, linear.bias)
+
+
+@contextmanager
+def linears(model: nn.Module, spec: Spec | None) -> Iterator[None]:
+    """Computes the linear layers that a spec names as if quantized while it is open; all parameters keep their names.
+
+    The token table is rounded once, on entering: trained with ``embeddings: frozen`` it stays on its grid.
+    """
+    named: dict[nn.Module, LinearScheme] = (
+        {model.get_submodule(name): how for name, how in spec.linears.items()} if spec is not None else {}
+    )
+    for linear, how in named.items():
+        assert spec is not None
+        linear.forward = partial(_linear, linear, how, spec.block_size)  # type: ignore[arg-type]
+    if spec is not None:
+        with torch.no_grad():
+            for name, bits in spec.embeddings.items():
+                table: nn.Embedding = model.get_submodule(name)  # type: ignore[assignment]
+                table.weight.copy_(simulate_table(table.weight, bits, spec.block_size))
+    try:
+        yield
+    finally:
+        for linear in named:
+            del linear.forward
+
+
+@torch.no_grad()
+def settle(model: nn.Module, spec: Spec) -> None:
+    """Puts, in place, the weights of all linear layers that the spec names onto their grid."""
+    for name, how in spec.linears.items():
+        linear: nn.Linear = model.get_submodule(name)  # type: ignore[assignment]
+        rounded = weight_on_grid(smoothed(linear.weight, how), how, spec.block_size)
+        linear.weight.copy_(rounded / rounded.new_tensor(how.smoothing) if how.smoothing else rounded)

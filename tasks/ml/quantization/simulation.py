@@ -1,0 +1,320 @@
+"""Quantization: the plain-JSON spec, and its simulation in PyTorch with the arithmetic of the integer runtime.
+
+Symmetric per-channel int8 weights and per-tensor uint8 activations are Jacob et al. 2018 (arXiv:1712.05877, eq. 1:
+real = scale · (q − zero point)) as ONNX ``DynamicQuantizeLinear``, ``QuantizeLinear`` and ``MatMulInteger`` compute it.
+O = output channels, I = input channels, V = vocabulary, H = hidden.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tasks.contracts import FeatherweightError
+from tasks.ml.models import families
+
+SPEC_FILE = "quantization.json"
+SPEC_FORMAT = 3
+INT8_MAX = 127
+PAIR_MAX = 128
+"""What the codes of two neighbouring inputs of an output may come to, of one sign.
+
+Where a processor multiplies bytes in pairs (AVX2, and AVX-512 without VNNI), the runtime adds the products of two
+neighbours in 16 bits, which saturate: with activations up to 255, 255 · 128 still fits.
+"""
+INT4_MAX = 7
+UINT8_MAX = 255
+
+INT8_DYNAMIC, INT8_STATIC, INT4 = "int8-dynamic", "int8-static", "int4"
+FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""What a graph computes in where it does not compute in integers."""
+
+
+@dataclass(frozen=True)
+class LinearScheme:
+    """How one linear layer is quantized.
+
+    Attributes:
+        scheme: ``int8-dynamic``: int8 weights per output channel, the input scaled per tensor as it comes;
+            ``int8-static``: the same, with the input's scale and zero point in the spec; ``int4``: 4-bit weights in
+            blocks, the input int8 in the same blocks.
+        scale: of the input, ``int8-static`` only.
+        zero_point: the code of zero in the input, 0…255, ``int8-static`` only.
+        smoothing: divisor of each input channel (I,), which the weight's columns are multiplied by; see ``smoothing``.
+    """
+
+    scheme: str = INT8_DYNAMIC
+    scale: float = 0.0
+    zero_point: int = 0
+    smoothing: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to quantize and how. Scales of weights are not in it: they follow from the weights by ``weight_scale``.
+
+    Attributes:
+        linears: qualified name of each linear layer that becomes integer → how. Those that are not named stay floats.
+        embeddings: qualified name of each embedding table → bits (8: one scale per row; 4: one per block of a row).
+        block_size: columns that share a scale where codes have 4 bits.
+        floats: ``fp32``, ``fp16`` or ``bf16``: what is stored and computed of everything else.
+    """
+
+    linears: Mapping[str, LinearScheme] = field(default_factory=dict)
+    embeddings: Mapping[str, int] = field(default_factory=dict)
+    block_size: int = 32
+    floats: str = "fp32"
+
+    def to_json(self) -> str:
+        return json.dumps({"format": SPEC_FORMAT, **asdict(self)}, indent=1, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> Spec:
+        values = json.loads(text)
+        if values.pop("format") != SPEC_FORMAT:
+            raise ValueError(f"{SPEC_FILE}: format must be {SPEC_FORMAT}")
+        linears = {
+            name: LinearScheme(**{**how, "smoothing": tuple(how["smoothing"])})
+            for name, how in values.pop("linears").items()
+        }
+        return Spec(linears=linears, **values)
+
+    def of(self, names: Sequence[str]) -> Spec:
+        """The same with these linear layers only."""
+        return replace(self, linears={name: how for name, how in self.linears.items() if name in names})
+
+
+def plan(
+    model: nn.Module,
+    *,
+    linears: bool,
+    token_bits: int,
+    block_size: int,
+    scheme: str = INT8_DYNAMIC,
+    floats: str = "fp32",
+) -> Spec:
+    """Writes the spec of a model: all linear layers of its backbone, its token and its position table.
+
+    Args:
+        linears: whether linear layers become integer, by ``scheme``.
+        token_bits: 8 or 4 for the token table, 32 to leave the tables alone. Positions are few, so they take 8 bits.
+
+    Raises:
+        FeatherweightError: the table's width is not a multiple of ``block_size``, or the runtime has no such blocks.
+    """
+    family = families.of(model.config.model_type)  # type: ignore[union-attr, arg-type]
+    prefix = model.base_model_prefix
+    width = family.token_embedding(model).embedding_dim
+    if token_bits == 4 and width % block_size:
+        raise FeatherweightError(
+            f"quantization: block_size {block_size} does not divide the {width} columns of the token table"
+        )
+    if linears and scheme == INT4 and (block_size < 16 or block_size & (block_size - 1)):
+        raise FeatherweightError(f"quantization: block_size {block_size} is not a power of two from 16 on")
+    tables = {family.token_table(model): token_bits, f"{prefix}.{family.position_embeddings}": 8}
+    return Spec(
+        linears={name: LinearScheme(scheme) for name in family.linears(model)} if linears else {},
+        embeddings=tables if token_bits < 32 else {},
+        block_size=block_size,
+        floats=floats,
+    )
+
+
+def num_bytes(model: nn.Module, spec: Spec) -> int:
+    """Bytes of the weights as the spec stores them: integer codes, their scales, and floats for the rest."""
+    width = FLOATS[spec.floats].itemsize
+    total = 0
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        for parameter in module.parameters(recurse=False):
+            rows, count = len(parameter), parameter.numel()
+            how = spec.linears.get(name) if parameter is weight else None
+            bits = spec.embeddings.get(name) if parameter is weight else None
+            if how is not None:
+                total += 4 * len(how.smoothing)
+                bits = 4 if how.scheme == INT4 else 8
+            if bits == 8:
+                total += count + width * rows
+            elif bits == 4:
+                blocks = rows * -(-parameter.shape[1] // spec.block_size)
+                total += blocks * (spec.block_size // 2 + width)
+            else:
+                total += width * count
+    return total
+
+
+def row_scale(rows: torch.Tensor) -> torch.Tensor:
+    """Symmetric int8 scale of each row: (…, K) → (…, 1) = max |x| / 127."""
+    return (rows.abs().amax(dim=-1, keepdim=True) / INT8_MAX).clamp_min(1e-12)
+
+
+def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantizes each row to int8: (…, K) → int8 (…, K) and scales (…, 1)."""
+    scale = row_scale(rows)
+    return (rows / scale).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scale
+
+
+def in_pairs(weight: torch.Tensor) -> torch.Tensor:
+    """Neighbouring inputs of a weight: (O, I) → (O, ⌈I / 2⌉, 2), a last one beside zero."""
+    return F.pad(weight, (0, weight.shape[-1] % 2)).unflatten(-1, (-1, 2))
+
+
+def pair_sums(pairs: torch.Tensor) -> torch.Tensor:
+    """The larger of what the positive and the negative ones of each pair come to: (…, 2) → (…)."""
+    return torch.maximum(pairs.clamp_min(0).sum(dim=-1), pairs.neg().clamp_min(0).sum(dim=-1))
+
+
+def weight_scale(weight: torch.Tensor) -> torch.Tensor:
+    """Symmetric int8 scale of each output of an integer product: (O, I) → (O, 1).
+
+    The least with which no code is beyond 127 and no pair beyond ``PAIR_MAX``: in a transformer about a quarter more
+    than max |w| / 127 alone.
+    """
+    together = pair_sums(in_pairs(weight)).amax(dim=-1, keepdim=True) / PAIR_MAX
+    return torch.maximum(row_scale(weight), together)
+
+
+def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantizes the weight of an integer product: (O, I) → int8 (O, I) and scales (O, 1).
+
+    Any processor multiplies such codes exactly. Quantizing what they stand for gives the same codes again: where the
+    two of a pair were both rounded away from zero, to one more than ``PAIR_MAX``, the one that gained more gives way.
+    """
+    scale = weight_scale(weight)
+    exact = in_pairs(weight / scale)
+    codes = exact.round().clamp(-INT8_MAX, INT8_MAX)
+    gained = (codes.abs() - exact.abs()).argmax(dim=-1, keepdim=True)
+    excess = (pair_sums(codes) - PAIR_MAX).clamp_min(0).unsqueeze(-1)
+    codes = codes.scatter_add(-1, gained, -excess * codes.sign().gather(-1, gained))
+    return codes.flatten(-2)[..., : weight.shape[-1]].to(torch.int8), scale
+
+
+def quantize_blocks(weight: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantizes blocks of each row to 4 bits: (R, K) → int8 in −8…7 (R, K) and scales (R, K / block_size).
+
+    The element of largest magnitude maps to −8, so that the one extra negative level is used (as in GGML's Q4_0).
+    """
+    rows, columns = weight.shape
+    blocks = weight.reshape(rows, columns // block_size, block_size)
+    index = blocks.abs().argmax(dim=-1, keepdim=True)
+    scale = blocks.gather(-1, index) / -(INT4_MAX + 1)
+    scale = torch.where(scale.abs() < 1e-12, torch.full_like(scale, 1e-12), scale)
+    codes = (blocks / scale).round().clamp(-(INT4_MAX + 1), INT4_MAX).to(torch.int8)
+    return codes.reshape(rows, columns), scale.squeeze(-1)
+
+
+def dequantize_blocks(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Inverse of ``quantize_blocks``: codes (R, K) and scales (R, K / block) → (R, K)."""
+    rows, columns = codes.shape
+    return (codes.reshape(rows, scale.shape[1], -1) * scale.unsqueeze(-1)).reshape(rows, columns)
+
+
+def dynamic_uint8(x: torch.Tensor) -> torch.Tensor:
+    """Quantizes and dequantizes a tensor as ONNX ``DynamicQuantizeLinear`` does: uint8, asymmetric, per tensor."""
+    low, high = torch.aminmax(x)
+    low, high = low.clamp_max(0.0), high.clamp_min(0.0)
+    scale = ((high - low) / UINT8_MAX).clamp_min(1e-12)
+    zero_point = (-low / scale).round().clamp(0, UINT8_MAX)
+    return ((x / scale).round() + zero_point).clamp(0, UINT8_MAX).sub(zero_point).mul(scale)
+
+
+def static_uint8(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    """Quantizes and dequantizes a tensor as ONNX ``QuantizeLinear`` does with a scale and zero point that are given."""
+    return ((x / scale).round() + zero_point).clamp(0, UINT8_MAX).sub(zero_point).mul(scale)
+
+
+def int8_blocks(x: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Quantizes and dequantizes blocks of the last axis to symmetric int8, as ``MatMulNBits`` does with its input.
+
+    ``accuracy_level`` 4 of the operator: integers are multiplied, each block of the input by its block of the weight.
+    """
+    blocks = F.pad(x, (0, -x.shape[-1] % block_size)).unflatten(-1, (-1, block_size))
+    codes, scale = quantize_rows(blocks)
+    return (codes * scale).flatten(-2)[..., : x.shape[-1]]
+
+
+def input_on_grid(x: torch.Tensor, how: LinearScheme, block_size: int) -> torch.Tensor:
+    """What the integer operator of a scheme sees of its input (…, I), smoothed already."""
+    if how.scheme == INT8_DYNAMIC:
+        return dynamic_uint8(x)
+    if how.scheme == INT8_STATIC:
+        return static_uint8(x, how.scale, how.zero_point)
+    return int8_blocks(x, block_size)
+
+
+def weight_on_grid(weight: torch.Tensor, how: LinearScheme, block_size: int) -> torch.Tensor:
+    """What the integer operator of a scheme makes of a weight (O, I), smoothed already."""
+    if how.scheme == INT4:
+        columns = weight.shape[1]
+        codes, scale = quantize_blocks(F.pad(weight, (0, -columns % block_size)), block_size)
+        return dequantize_blocks(codes, scale)[:, :columns]
+    codes, scale = quantize_weight(weight)
+    return codes.float() * scale
+
+
+def smoothed(weight: torch.Tensor, how: LinearScheme) -> torch.Tensor:
+    """A weight (O, I) whose columns took over the scale of the input's channels."""
+    return weight * weight.new_tensor(how.smoothing) if how.smoothing else weight
+
+
+class SimulatedLinear(nn.Module):
+    """What a quantized linear layer computes, in floating point.
+
+    Sums of products of 8-bit integers are exact in fp32 up to 2^24, so for I ≤ 500 this equals the integer result and
+    beyond that it differs by rounding of the sum only.
+    """
+
+    weight: torch.Tensor
+    divisor: torch.Tensor | None
+
+    def __init__(self, linear: nn.Linear, how: LinearScheme = LinearScheme(), block_size: int = 32) -> None:
+        super().__init__()
+        self.how, self.block_size = how, block_size
+        weight = smoothed(linear.weight.detach(), how)
+        self.register_buffer("weight", weight_on_grid(weight, how, block_size))
+        self.register_buffer("divisor", weight.new_tensor(how.smoothing) if how.smoothing else None)
+        self.bias = linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    @property
+    def packed(self) -> bool:
+        """Whether two codes share a byte in the graph."""
+        return self.how.scheme == INT4
+
+    def dense(self) -> torch.Tensor:
+        """The weight (O, I) that applies to the input as it is."""
+        return self.weight if self.divisor is None else self.weight / self.divisor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.divisor is not None:
+            x = x / self.divisor
+        return F.linear(input_on_grid(x, self.how, self.block_size), self.weight, self.bias)
+
+
+def simulate_table(weight: torch.Tensor, bits: int, block_size: int) -> torch.Tensor:
+    """Rounds an embedding table (V, H) to what its quantized form would give back."""
+    if bits == 8:
+        codes, scale = quantize_rows(weight)
+        return codes * scale
+    return dequantize_blocks(*quantize_blocks(weight, block_size))
+
+
+def simulate(model: nn.Module, spec: Spec) -> None:
+    """Replaces, in place, what the spec names by its simulation. Idempotent on weights that are already rounded."""
+    for name, how in spec.linears.items():
+        parent, _, child = name.rpartition(".")
+        linear: nn.Linear = model.get_submodule(name)  # type: ignore[assignment]
+        setattr(model.get_submodule(parent), child, SimulatedLinear(linear, how, spec.block_size))
+    for name, bits in spec.embeddings.items():
+        table = model.get_submodule(name)
+        with torch.no_grad():
+            table.weight.copy_(simulate_table(table.weight, bits, spec.block_size))  # type: ignore[operator, arg-type]
+    if spec.floats != "fp32":
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(parameter.to(FLOATS[spec.floats]))

@@ -1,0 +1,1 @@
+"""Sessions of onnxruntime: their answers, their parity with the module, their time."""

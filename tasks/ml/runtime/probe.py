@@ -1,0 +1,170 @@
+"""A clean process of one runtime that holds models and times them: ``python -m tasks.ml.runtime.probe``.
+
+Driven by ``tasks.ml.runtime.timing``, it reads one JSON line a command and writes one JSON line an answer. The first
+line says what to load; the answer to it is how long that took, and the highest memory. A process of ONNX Runtime loads
+neither torch nor transformers, so that its numbers are those of a server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+STARTED = time.perf_counter()
+
+MIN_REPEATS = 3
+GRID_SECONDS = 0.3
+"""Time spent on one cell of the grid, if ``MIN_REPEATS`` calls do not take longer."""
+
+Rows = Sequence[Sequence[int]]
+Prepare = Callable[[Rows, int | None], Callable[[], Any]]
+"""Makes of rows, padded to a length, a call that runs the model once and hands back host memory."""
+
+
+Load = Callable[[Path, int], Prepare]
+"""Loads the model in a directory, padded with a token id."""
+
+
+def _torch(*, problem: str, threads: int, device: str, models: Mapping[str, Any], **_: Any) -> Load:
+    import torch
+
+    from tasks.ml.models import modeling
+    from tasks.ml.runtime import sessions
+
+    torch.set_num_threads(threads)
+    with torch.device("meta"):  # transformers imports an architecture on its first use, and all models here share it
+        modeling.skeleton(Path(next(iter(models.values()))["directory"]), problem)
+
+    def load(directory: Path, pad_id: int) -> Prepare:
+        model = modeling.load(directory, problem).to(device)
+
+        def prepare(rows: Rows, length: int | None) -> Callable[[], Any]:
+            feed = sessions.feed(rows, pad_id=pad_id, length=length)
+            inputs = {name: torch.from_numpy(array).to(device) for name, array in feed.items()}
+
+            def call() -> Any:
+                with torch.inference_mode():
+                    return model(**inputs).logits.cpu()
+
+            return call
+
+        return prepare
+
+    return load
+
+
+def _onnx(*, threads: int, provider: str, **_: Any) -> Load:
+    from tasks.ml.runtime import sessions
+
+    def load(directory: Path, pad_id: int) -> Prepare:
+        session = sessions.open_session(directory / "model.onnx", provider=provider, threads=threads)
+
+        def prepare(rows: Rows, length: int | None) -> Callable[[], Any]:
+            feed = sessions.wanted(session, sessions.feed(rows, pad_id=pad_id, length=length))
+            return lambda: session.run(None, feed)
+
+        return prepare
+
+    return load
+
+
+def _milliseconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started) * 1e3
+
+
+def latencies(prepare: Prepare, rows: Rows) -> list[float]:
+    """Milliseconds of each row alone, after some rows to bring threads and caches back."""
+    calls = [prepare([row], None) for row in rows]
+    for call in calls[:10]:
+        call()
+    return [_milliseconds(call) for call in calls]
+
+
+def throughput(prepare: Prepare, rows: Rows, batch_sizes: Sequence[int]) -> float:
+    """Rows per second at the best batch size, rows of similar length together."""
+    ordered = sorted(rows, key=len)
+    rates = []
+    for size in batch_sizes:
+        calls = [prepare(ordered[start : start + size], None) for start in range(0, len(ordered), size)]
+        calls[-1]()
+        rates.append(len(ordered) / sum(_milliseconds(call) for call in calls) * 1e3)
+    return max(rates)
+
+
+def grid(prepare: Prepare, rows: Rows, shapes: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
+    """Median milliseconds and rows per second of batches of (B, S) full of tokens."""
+    tokens = [token for row in rows for token in row]
+    cells = []
+    for batch, length in shapes:
+        filled = [[tokens[(row * length + i) % len(tokens)] for i in range(length)] for row in range(batch)]
+        call = prepare(filled, length)
+        call()
+        times = [_milliseconds(call)]
+        while len(times) < MIN_REPEATS or sum(times) < GRID_SECONDS * 1e3:
+            times.append(_milliseconds(call))
+        median = sorted(times)[len(times) // 2]
+        cells.append({"batch": batch, "length": length, "p50_ms": median, "rows_per_s": batch / median * 1e3})
+    return cells
+
+
+class Holder:
+    """Loads models one after the other and notes what each took: from a bare interpreter, imports included.
+
+    A later model's share is what it would have been without the models before it.
+    """
+
+    def __init__(self, load: Load) -> None:
+        from tasks.ml import machine
+
+        self.load = load
+        self.import_seconds = time.perf_counter() - STARTED
+        self.import_memory, self.import_peak = machine.resident_memory_mb(), machine.peak_memory_mb()
+
+    def hold(self, directory: Path, rows: Rows, *, pad_id: int) -> tuple[Prepare, dict[str, float]]:
+        """Returns the model, which has answered the first row, and its ``load_time_s`` and ``peak_memory_mb``."""
+        from tasks.ml import machine
+
+        held_by_others = machine.resident_memory_mb() - self.import_memory
+        machine.forget_peak_memory()
+        started = time.perf_counter()
+        prepare = self.load(directory, pad_id)
+        prepare(rows[:1], None)()
+        return prepare, {
+            "load_time_s": self.import_seconds + time.perf_counter() - started,
+            "peak_memory_mb": max(self.import_peak, machine.peak_memory_mb() - held_by_others),
+        }
+
+
+def main() -> None:
+    # Whatever a library prints must not come between the answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(value: Any) -> None:
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    setup = json.loads(sys.stdin.readline())
+    runtimes: dict[str, Callable[..., Load]] = {"torch": _torch, "onnx": _onnx}
+    holder = Holder(runtimes[setup["runtime"]](**setup))
+    models: dict[str, tuple[Prepare, Rows]] = {}
+    loaded: dict[str, dict[str, float]] = {}
+    for name, model in setup["models"].items():
+        prepare, loaded[name] = holder.hold(Path(model["directory"]), model["rows"], pad_id=model["pad_id"])
+        models[name] = prepare, model["rows"]
+    answer(loaded)
+    measures: dict[str, Callable[..., Any]] = {"latencies": latencies, "throughput": throughput, "grid": grid}
+    for line in sys.stdin:
+        command = json.loads(line)
+        answer(measures[command.pop("measure")](*models[command.pop("model")], **command))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Timing models against each other so that the numbers may be compared: same rows, same threads, one at a time.
+
+PyTorch models share a process, and its threads, apart from this one; every ONNX Runtime session has one of its own.
+Only one model is ever asked at a time. In one process sessions would slow each other several-fold: their threads, like
+those of torch's OpenMP, spin for a while after their work is done and take the cores from whoever comes next. Rounds
+are interleaved, so that a machine that grows slower or faster meanwhile does it to all models alike.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from tasks.ml.runtime import probe
+
+SETTLE_SECONDS = 0.1
+"""Long enough for the threads of the process before to stop spinning and sleep."""
+
+_asked: list[int] = []
+"""The process that was asked last."""
+
+
+class Probe:
+    """A process with models of one runtime, measured on command by name. A context manager: leaving it ends it.
+
+    Attributes:
+        pid: of the process.
+        loaded: of each model, ``load_time_s``, from a bare interpreter, imports included, to the first answer, and
+            ``peak_memory_mb``, the highest resident set until then / 10^6.
+    """
+
+    def __init__(self, *, models: Mapping[str, Mapping[str, Any]], **setup: Any) -> None:
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", probe.__name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            cwd=Path(__file__).parents[3],
+        )
+        self.pid = self._process.pid
+        self.loaded: dict[str, dict[str, float]] = self._ask({"models": models, **setup})
+
+    def _ask(self, question: Mapping[str, Any]) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        answer = ""
+        if _asked != [self.pid]:
+            _asked[:] = [self.pid]
+            time.sleep(SETTLE_SECONDS)
+        try:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            pass
+        if not answer:
+            self._process.wait()
+            self._errors.seek(0)
+            complaint = self._errors.read()[-2000:]
+            raise RuntimeError(f"the timing process ended with {self._process.returncode}: {complaint}")
+        return json.loads(answer)
+
+    def latencies(self, model: str) -> list[float]:
+        """Milliseconds of each row alone."""
+        return self._ask({"measure": "latencies", "model": model})
+
+    def throughput(self, model: str, batch_sizes: Sequence[int] = (1, 8, 32)) -> float:
+        """Rows per second at the best batch size."""
+        return self._ask({"measure": "throughput", "model": model, "batch_sizes": list(batch_sizes)})
+
+    def grid(self, model: str, shapes: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
+        """``batch``, ``length``, ``p50_ms`` and ``rows_per_s`` of each shape."""
+        return self._ask({"measure": "grid", "model": model, "shapes": [list(shape) for shape in shapes]})
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.kill()
+        self._process.wait()
+        self._errors.close()
+
+
+def interleaved(probes: Mapping[str, Probe], *, rounds: int) -> dict[str, list[list[float]]]:
+    """Times every model once a round, in turn: name → rounds → milliseconds of each row.
+
+    Args:
+        probes: the process that holds each model, by the model's name.
+    """
+    measured: dict[str, list[list[float]]] = {name: [] for name in probes}
+    for _ in range(rounds):
+        for name, one in probes.items():
+            measured[name].append(one.latencies(name))
+    return measured
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a model was, round by round."""
+
+    latency_rounds_ms: tuple[float, ...]
+    """p50 of one sentence, of each round."""
+    throughput_rounds_per_s: tuple[float, ...]
+    """Rows per second in batches, of each round."""
+
+    @property
+    def latency_p50_ms(self) -> float:
+        """Median over rounds."""
+        return float(np.median(self.latency_rounds_ms))
+
+    @property
+    def throughput_per_s(self) -> float:
+        """Median over rounds."""
+        return float(np.median(self.throughput_rounds_per_s))
+
+
+def paces(probes: Mapping[str, Probe], *, rounds: int, batch_size: int) -> dict[str, Pace]:
+    """Times every model in turn: each round asks all for single sentences, then all for batches."""
+    latencies: dict[str, list[float]] = {name: [] for name in probes}
+    rates: dict[str, list[float]] = {name: [] for name in probes}
+    for _ in range(rounds):
+        for name, one in probes.items():
+            latencies[name].append(float(np.median(one.latencies(name))))
+        for name, one in probes.items():
+            rates[name].append(one.throughput(name, (batch_size,)))
+    return {name: Pace(tuple(latencies[name]), tuple(rates[name])) for name in probes}
+
+
+def write_paces(path: Path, found: Sequence[Pace]) -> None:
+    """Writes how fast models were as JSON."""
+    path.write_text(json.dumps([asdict(pace) for pace in found], indent=1), encoding="utf-8")
+
+
+def read_paces(path: Path) -> list[Pace]:
+    """Reads what ``write_paces`` wrote."""
+    written = json.loads(path.read_text(encoding="utf-8"))
+    return [Pace(**{name: tuple(rounds) for name, rounds in pace.items()}) for pace in written]
+
+
+def summary(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Percentiles over all rounds, and the median of each round, which shows how far the machine wavered."""
+    p50, p95, p99 = np.percentile(np.concatenate([np.asarray(times) for times in rounds]), [50, 95, 99])
+    return {
+        "latency_p50_ms": float(p50),
+        "latency_p95_ms": float(p95),
+        "latency_p99_ms": float(p99),
+        "latency_p50_rounds_ms": [float(np.median(times)) for times in rounds],
+    }
+
+
+def grid_shapes(max_length: int) -> list[tuple[int, int]]:
+    """Batches of 1, 8 and 32 rows of 16, 32, 64 … tokens, up to the longest text."""
+    lengths = [length for length in (16, 32, 64, 128, 256, 512) if length <= max_length] or [max_length]
+    return [(batch, length) for batch in (1, 8, 32) for length in lengths]

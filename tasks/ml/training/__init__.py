@@ -1,0 +1,1 @@
+"""How weights are learned: the loop, and what makes it fast, small, exact and resumable."""

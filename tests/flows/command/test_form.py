@@ -1,0 +1,87 @@
+"""The run form that the Prefect UI makes of ``compress``: for a person, and nothing on it that does nothing.
+
+``tests/golden/form.json`` is the schema as the server gets it. To write it anew after a field was added or changed:
+``FEATHERWEIGHT_WRITE_GOLDEN=1 infra/run pytest tests/flows/command/test_form.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.utilities.callables import parameter_schema
+
+from flows.compress import compress
+from flows.promote import promote, rollback
+from flows.recipe import Recipe
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "form.json"
+SCHEMA: dict[str, Any] = json.loads(parameter_schema(compress).model_dump_json())
+
+
+def definitions() -> dict[str, Any]:
+    found: dict[str, Any] = SCHEMA["definitions"]
+    return found
+
+
+def groups() -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, definition in definitions().items():
+        if definition["type"] == "object":
+            yield name, definition
+
+
+def fields() -> Iterator[tuple[str, dict[str, Any]]]:
+    for group, definition in groups():
+        for name, field in definition["properties"].items():
+            yield f"{group}.{name}", field
+
+
+def test_the_form_is_what_it_was() -> None:
+    if os.environ.get("FEATHERWEIGHT_WRITE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(SCHEMA, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    assert json.loads(GOLDEN.read_text(encoding="utf-8")) == SCHEMA
+
+
+def test_groups_come_in_the_order_of_the_line() -> None:
+    properties = definitions()["Recipe"]["properties"]
+    order = sorted(properties, key=lambda name: properties[name]["position"])
+    assert order == list(Recipe.model_fields)
+    stages = ["data", "training", "distillation", "pruning", "quantization", "export", "validation", "budget"]
+    assert [name for name in order if name in stages] == stages
+
+
+def test_every_field_has_a_title_and_a_default_and_every_plain_one_a_sentence() -> None:
+    for name, field in fields():
+        shared = definitions().get(str(field.get("$ref")).rpartition("/")[2], {})
+        assert field.get("title") or shared.get("title"), name
+        assert "default" in field, name
+        if "$ref" not in json.dumps(field) or field.get("description"):
+            assert field["description"].endswith((".", "…")), name
+
+
+def test_no_union_no_open_dictionary_and_nothing_ignored() -> None:
+    text = json.dumps(SCHEMA)
+    assert "anyOf" not in text
+    assert "oneOf" not in text
+    assert all(definition["additionalProperties"] is False for _, definition in groups())
+    assert "prefixItems" not in text
+
+
+def test_choices_are_drop_downs_and_numbers_have_bounds() -> None:
+    choices = {name: definition["enum"] for name, definition in definitions().items() if "enum" in definition}
+    assert choices["Schedule"] == ["linear", "cosine"]
+    assert choices["Device"] == ["auto", "cpu", "cuda"]
+    for name, field in fields():
+        if field.get("type") in ("number", "integer"):
+            assert {"minimum", "exclusiveMinimum"} & field.keys(), name
+
+
+@pytest.mark.parametrize("flow", [promote, rollback], ids=["promote", "rollback"])
+def test_the_small_forms_explain_their_fields(flow: Any) -> None:
+    schema = parameter_schema(flow)
+    assert all(field["description"] for field in schema.properties.values())
+    assert schema.required == ["name"]

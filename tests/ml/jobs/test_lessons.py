@@ -1,0 +1,136 @@
+"""What holds for a lesson however often it is interrupted or repeated."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tasks.ml.distillation import answers
+from tasks.ml.jobs.lessons import Lesson
+from tasks.ml.training import precision, trainer
+from tests.ml.processes import FOR_MODEL, FOR_TRAINER, Recorder, interrupt, lesson, train
+
+BITS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
+@pytest.mark.parametrize(("first", "second"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_a_resumed_run_keeps_the_precision_that_was_measured_at_its_start(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str
+) -> None:
+    def faster(name: str) -> None:
+        monkeypatch.setattr(precision, "matmul_rate", lambda _, dtype: 9.0 if BITS[dtype] == name else 1.0)
+
+    what = lesson(model)
+    faster(first)
+    whole, _, history = train(model, what, 1, precision="auto")
+    interrupt(model, what, 1, tmp_path, precision="auto")
+    faster(second)
+    resumed, recorder, again = train(model, what, 1, tmp_path, precision="auto")
+    assert recorder.first_step == 6
+    assert again.notes["precision"] == history.notes["precision"]
+    assert again.notes["precision"].startswith(first)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_trainings_that_belong_together_keep_what_the_first_chose(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first left no checkpoint, and the next has a directory of its own: rounds of pruning."""
+    rates = iter([(1.0, 9.0), (9.0, 1.0)])
+    found = []
+    for number in range(2):
+        fp32, bf16 = next(rates)
+        monkeypatch.setattr(
+            precision, "matmul_rate", lambda _, dtype, fp32=fp32, bf16=bf16: bf16 if dtype == torch.bfloat16 else fp32
+        )
+        folder = tmp_path / str(number)
+        *_, history = train(model, lesson(model), 1, folder, precision="auto", chosen_in=str(tmp_path))
+        found.append(history.notes["precision"])
+    assert found[0] == found[1]
+    assert found[0].startswith("bf16")
+    (tmp_path / precision.FILE).write_text("[]")
+    assert precision.of_run("fp32", torch.device("cpu"), tmp_path).autocast is None, "damaged: chosen anew"
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+def test_a_choice_is_read_as_it_was_written(name: str) -> None:
+    choice = precision.choose(name, torch.device("cpu"))
+    assert precision.Choice.from_json(choice.to_json()) == choice
+
+
+def asked(teacher: nn.Module) -> list[list[list[int]]]:
+    """The texts that a teacher computes from now on, question by question."""
+    questions: list[list[list[int]]] = []
+    teacher.register_forward_pre_hook(
+        lambda _, __, given: questions.append(given["input_ids"].tolist()), with_kwargs=True
+    )
+    return questions
+
+
+class Killing(Recorder):
+    """Copies, after a step, what a run that is killed then would leave."""
+
+    def __init__(self, folder: Path, after: int) -> None:
+        super().__init__()
+        self.folder, self.after = folder, after
+
+    def step(self, step: int, point: Mapping[str, float]) -> None:
+        if step == self.after:
+            shutil.copytree(self.folder, self.folder.with_name("left"))
+
+
+@pytest.mark.parametrize("file_bytes", [answers.FILE_BYTES, 40])
+def test_a_tutored_run_that_was_killed_goes_on_to_the_bit(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_bytes: int
+) -> None:
+    """Its teacher is asked what it would have been asked, in the same company, wherever files of answers end: 40 bytes
+    are the logits of five texts, and three are asked about at once."""
+    monkeypatch.setattr(answers, "FILE_BYTES", file_bytes)
+
+    def learn(folder: Path, observer: Recorder) -> tuple[nn.Module, trainer.History, list[list[list[int]]]]:
+        what = lesson(model, tutored=True)
+        assert what.tutor is not None
+        tutor = replace(what.tutor, memory=answers.Memory(folder / "answers" / "teacher"))
+        student, questions = copy.deepcopy(model), asked(tutor.teacher)
+        trainer.seed_everything(0)
+        options: dict[str, Any] = FOR_TRAINER | {"saves_every": 0.0, "micro_batch": 3}
+        history = replace(what, tutor=tutor).learn(
+            student, for_model=FOR_MODEL, observer=observer, checkpoint=folder / "checkpoints", **options
+        )
+        return student, history, questions
+
+    whole, uninterrupted, questions = learn(tmp_path / "run", Killing(tmp_path / "run", after=4))
+    recorder = Recorder()
+    resumed, history, later = learn(tmp_path / "left", recorder)
+    assert recorder.first_step == history.notes["resumed_at_step"] == 3
+    assert later == questions[-len(later) :]
+    assert 0 < len(later) < len(questions)
+    losses = [[point["loss"] for point in each.points] for each in (uninterrupted, history)]
+    assert losses[0] == losses[1]
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_teacher_is_left_as_it_was_however_often_it_taught(model: nn.Module) -> None:
+    what = lesson(model, tutored=True)
+    assert what.tutor is not None
+
+    def hooks(taught: nn.Module) -> int:
+        return sum(len(module._forward_hooks) for module in taught.modules())
+
+    for _ in range(2):
+        student, _, _ = train(model, what, 1, epochs=0.2)
+        assert hooks(what.tutor.teacher) == hooks(student) == 0
+    broken: Lesson = replace(what, input_ids=[[2, 10**6, 3]] * len(what.input_ids))
+    with pytest.raises(IndexError):
+        train(model, broken, 1)
+    assert hooks(what.tutor.teacher) == 0

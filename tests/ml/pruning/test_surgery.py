@@ -1,0 +1,184 @@
+"""Removing nothing changes nothing, and a shrunk model equals the full one with the removed units gated to zero."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from torch import nn
+from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForSequenceClassification
+
+from tasks.contracts import FeatherweightError
+from tasks.ml.models import families, modeling, tokenization
+from tasks.ml.pruning import surgery
+from tasks.ml.pruning.importance import LayerImportance
+from tasks.ml.xray import cost_model
+from tasks.ml.xray.architecture import Architecture
+
+
+def importance(seed: int) -> list[LayerImportance]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        LayerImportance(heads=torch.rand(4, generator=generator), ffn=torch.rand(64, generator=generator))
+        for _ in range(4)
+    ]
+
+
+def encode(tokenizer: Any, texts: list[str]) -> Any:
+    return tokenizer(texts, return_tensors="pt", padding=True)
+
+
+@pytest.mark.parametrize(
+    ("total", "keep", "expected"), [(6, 3, [1, 3, 5]), (6, 6, [0, 1, 2, 3, 4, 5]), (12, 1, [11]), (4, 3, [0, 2, 3])]
+)
+def test_spread_is_even_and_ends_with_the_last(total: int, keep: int, expected: list[int]) -> None:
+    assert surgery.spread(total, keep) == expected
+
+
+def test_spread_refuses_more_layers_than_there_are() -> None:
+    with pytest.raises(FeatherweightError, match=r"layers is 7, but the teacher has 6"):
+        surgery.spread(6, 7)
+
+
+def test_keeping_everything_changes_nothing(model: nn.Module, tokenizer: Any, texts: list[str]) -> None:
+    batch = encode(tokenizer, texts)
+    expected = model(**batch).logits
+    same = surgery.keep_layers(model, range(4))
+    same = surgery.keep_top(same, importance(0), keep_heads=1.0, keep_ffn=1.0)
+    same, tokens = surgery.keep_tokens(same, tokenizer, range(len(tokenizer)))
+    assert torch.equal(same(**encode(tokens, texts)).logits, expected)
+
+
+def test_cut_model_equals_the_gated_full_model(model: nn.Module, tokenizer: Any, texts: list[str]) -> None:
+    scores = importance(1)
+    smaller = surgery.keep_top(model, scores, keep_heads=0.5, keep_ffn=0.25)
+    assert modeling.shapes(smaller) == [{"heads": 2, "ffn": 16}] * 4
+    handles = []
+    for layer, score in zip(families.BERT.layer_list(model), scores, strict=True):
+        for name, kept, width in (("attention_output", score.heads.topk(2), 8), ("ffn_down", score.ffn.topk(16), 1)):
+            gate = torch.zeros_like(score.heads if width == 8 else score.ffn)
+            gate[kept.indices] = 1.0
+            gate = gate.repeat_interleave(width)
+            module = layer.get_submodule(getattr(families.BERT, name))
+            handles.append(module.register_forward_pre_hook(lambda _, args, gate=gate: (args[0] * gate,)))
+    batch = encode(tokenizer, texts)
+    torch.testing.assert_close(smaller(**batch).logits, model(**batch).logits)
+
+
+def gate(model: nn.Module, layer: int, closing: str) -> None:
+    """Silences what a block adds to its bias."""
+    module = families.BERT.layer_list(model)[layer].get_submodule(closing)
+    module.register_forward_pre_hook(lambda _, args: (args[0] * 0.0,))
+
+
+def test_blocks_cut_out_whole_equal_the_gated_model_and_survive_the_disk(
+    tmp_path: Any, model: nn.Module, tokenizer: Any, texts: list[str]
+) -> None:
+    full = {"heads": 4, "ffn": 64}
+    counts = [full, {"heads": 0, "ffn": 64}, {"heads": 4, "ffn": 0}, {"heads": 0, "ffn": 0}]
+    smaller = surgery.keep_counts(model, importance(3), counts)
+    assert modeling.shapes(smaller) == counts
+    for layer, closing in ((1, "attention.output.dense"), (2, "output.dense"), (3, "attention.output.dense"),
+                           (3, "output.dense")):  # fmt: skip
+        gate(model, layer, closing)
+    batch = encode(tokenizer, texts)
+    torch.testing.assert_close(smaller(**batch).logits, model(**batch).logits)
+    modeling.save(smaller, tokenizer, tmp_path)
+    assert torch.equal(modeling.load(tmp_path, "text-classification")(**batch).logits, smaller(**batch).logits)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    described = Architecture.from_config(config)
+    assert cost_model.num_parameters(described) == modeling.num_parameters(smaller)
+    # What is gone can be cut again, and stays gone.
+    scores = [LayerImportance(heads=x.heads[: c["heads"]], ffn=x.ffn[: c["ffn"]]) for x, c in
+              zip(importance(4), counts, strict=True)]  # fmt: skip
+    again = surgery.keep_top(smaller, scores, keep_heads=0.5, keep_ffn=0.5)
+    assert modeling.shapes(again)[1:] == [{"heads": 0, "ffn": 32}, {"heads": 2, "ffn": 0}, {"heads": 0, "ffn": 0}]
+
+
+def test_the_argument_is_left_alone(model: nn.Module, tokenizer: Any) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    surgery.keep_layers(model, [0])
+    surgery.keep_top(model, importance(0), keep_heads=0.25, keep_ffn=0.1)
+    surgery.keep_tokens(model, tokenizer, range(40))
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_pruned_model_survives_the_disk(tmp_path: Any, model: nn.Module, tokenizer: Any, texts: list[str]) -> None:
+    smaller = surgery.keep_top(surgery.keep_layers(model, [1, 3]), importance(2)[:2], keep_heads=0.75, keep_ffn=0.3)
+    modeling.save(smaller, tokenizer, tmp_path)
+    batch = encode(tokenizer, texts)
+    assert torch.equal(modeling.load(tmp_path, "text-classification")(**batch).logits, smaller(**batch).logits)
+
+
+def test_kept_texts_are_encoded_alike_and_others_fall_back(model: nn.Module, tokenizer: Any, texts: list[str]) -> None:
+    rows = tokenizer(texts[:2])["input_ids"]
+    tokens = surgery.choose_tokens(tokenizer, rows, keep=0.84)
+    smaller, small_tokenizer = surgery.keep_tokens(model, tokenizer, tokens)
+    assert len(small_tokenizer) == len(tokens) < len(tokenizer)
+    assert small_tokenizer.tokenize(texts[0]) == tokenizer.tokenize(texts[0])
+    assert small_tokenizer.tokenize("acting")[0] == "a"
+    assert "[UNK]" not in small_tokenizer.tokenize("unfunny acting")
+    expected = model(**encode(tokenizer, texts[:2])).logits
+    assert torch.equal(smaller(**encode(small_tokenizer, texts[:2])).logits, expected)
+
+
+def test_tokens_that_a_tokenizer_names_beside_its_vocabulary_stay(tokenizer: Any, model: nn.Module) -> None:
+    tokenizer.add_tokens(["<tag>"])
+    named = set(tokenizer.convert_tokens_to_ids(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<tag>"]))
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    # The same processor, inside another; and tokens that no setting calls special.
+    description["post_processor"] = {"type": "Sequence", "processors": [description["post_processor"]]}
+    description["added_tokens"] = [one for one in description["added_tokens"] if one["content"] in ("<tag>", "[PAD]")]
+    core = Tokenizer.from_str(json.dumps(description))
+    bare = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]")
+    model.resize_token_embeddings(len(bare))  # type: ignore[operator]
+    tokens = surgery.choose_tokens(bare, [[7, 8, 9]], keep=0.1)
+    assert named <= set(tokens)
+    smaller, cut = surgery.keep_tokens(model, bare, tokens)
+    assert surgery.tokens_of(bare, cut) == tokens
+    text = "a <tag> film"
+    (whole,), (kept,) = (tokenization.encode([text], one, max_length=16) for one in (bare, cut))
+    assert "<tag>" in bare.convert_ids_to_tokens(whole)
+    assert "<tag>" in cut.convert_ids_to_tokens(kept)
+    assert [cut.convert_ids_to_tokens(kept)[at] for at in (0, -1)] == ["[CLS]", "[SEP]"]
+    assert smaller.config.vocab_size == len(cut)  # type: ignore[union-attr]
+
+
+def test_positions_stay_where_the_id_of_padding_changes(tmp_path: Path, tokenizer: Any, texts: list[str]) -> None:
+    """RoBERTa's first position is the id of padding and one."""
+    torch.manual_seed(0)
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = description["model"]["vocab"]
+    last = max(vocabulary.values())
+    vocabulary["[PAD]"], vocabulary["with"] = last, 0
+    description["added_tokens"][0]["id"] = last
+    core = Tokenizer.from_str(json.dumps(description))
+    moved = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]")
+    model = RobertaForSequenceClassification(
+        RobertaConfig(
+            vocab_size=last + 1, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+            max_position_embeddings=last + 40, pad_token_id=last, type_vocab_size=1, initializer_range=0.5,
+        )
+    ).eval()  # fmt: skip
+    tokens = surgery.choose_tokens(moved, moved(texts)["input_ids"], keep=0.97)
+    smaller, cut = surgery.keep_tokens(model, moved, tokens)
+    assert cut.pad_token_id < moved.pad_token_id
+    expected = model(**encode(moved, texts)).logits
+    torch.testing.assert_close(smaller(**encode(cut, texts)).logits, expected)
+    modeling.save(smaller, cut, tmp_path)
+    reloaded = modeling.load(tmp_path, "text-classification")
+    torch.testing.assert_close(reloaded(**encode(tokenization.load(tmp_path), texts)).logits, expected)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert Architecture.from_config(config).max_length == 39
+
+
+def test_vocabulary_of_other_tokenizers_is_refused(model: nn.Module, tokenizer: Any) -> None:
+    tokenizer._tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    with pytest.raises(FeatherweightError, match=r"set pruning.keep_vocabulary to 1"):
+        surgery.keep_tokens(model, tokenizer, [0, 1])
