@@ -60,18 +60,19 @@ def distill(source: Bundle, splits: Splits, config: DistillationConfig, *, seed:
 
     The losses and their papers are in ``tasks.ml.distillation.losses``.
     """
-    from tasks.ml import problems
     from tasks.ml.data import datasets
     from tasks.ml.distillation import layer_choice
     from tasks.ml.models import factorization, modeling, tokenization
+    from tasks.ml.problem import problem_of
     from tasks.ml.pruning import surgery, width
     from tasks.ml.quality import learning
+    from tasks.ml.quantization import simulation
 
-    teacher = modeling.load(store.path(source.digest), source.problem)
+    teacher = simulation.load(store.path(source.digest), source.problem)
     tokenizer = tokenization.load(store.path(source.digest))
     calibration = datasets.read(store.path(splits.digest), "calibration", tokenizer)
     batches = list(learning.batches(calibration, CALIBRATION_BATCH, pad_id=tokenizer.pad_token_id))
-    total, only = len(modeling.shapes(teacher)), problems.get(source.problem).FIRST_TOKEN_ONLY
+    total, only = len(modeling.shapes(teacher)), problem_of(source.problem).FIRST_TOKEN_ONLY
     if config.layer_choice is LayerChoice.SPREAD:
         kept = taught = surgery.spread(total, config.layers)
     else:

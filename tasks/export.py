@@ -20,15 +20,15 @@ def export(source: Bundle, config: ExportConfig) -> StageOutput:
     """Writes ONNX whose fused and integer operators are there by construction, and counts them."""
     import json
 
-    from tasks.ml import problems
     from tasks.ml.graph import export as onnx_export
     from tasks.ml.models import modeling
+    from tasks.ml.problem import problem_of
 
-    directory, problem = store.path(source.digest), problems.get(source.problem)
+    directory, problem = store.path(source.digest), problem_of(source.problem)
     spec = onnx_export.read_spec(directory)
     with store.workspace() as bundle:
         operators = onnx_export.export_onnx(
-            modeling.load(directory, source.problem, simulate=False),
+            modeling.load(directory, source.problem),
             bundle,
             spec=spec,
             inputs=problem.ONNX_INPUTS,

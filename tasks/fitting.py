@@ -84,13 +84,13 @@ def fit(
         evidence: files to publish beside the history, by name.
         options: passed on to ``learn``.
     """
-    from tasks.ml import problems
     from tasks.ml.models import modeling
+    from tasks.ml.problem import problem_of
     from tasks.ml.pruning import sparsity
     from tasks.ml.quality import classwise, evaluation, learning
 
     history = learn(title, model, lesson, **options)
-    problem, targets = problems.get(lesson.problem), lesson.selection.targets
+    problem, targets = problem_of(lesson.problem), lesson.selection.targets
     logits = evaluation.logits(model, lesson.selection.input_ids, pad_id=lesson.pad_id)
     quality = learning.measure(problem, logits, targets, reference=lesson.reference)
     config: Any = model.config

@@ -85,9 +85,9 @@ def prepare(
     config: DataConfig, *, problem: PlainText, base_model: Annotated[str, Outside(_tokenizer_digest)]
 ) -> StageOutput:
     """Reads and checks the rows, divides them by content, and encodes them with the base model's tokenizer."""
-    from tasks.ml import problems
     from tasks.ml.data import datasets, label_kinds, sources, splitting
     from tasks.ml.models import families, inspection, locators, tokenization
+    from tasks.ml.problem import problem_of
 
     base = locators.locate(base_model)
     settings = inspection.settings(base)
@@ -113,7 +113,7 @@ def prepare(
             division,
             tokenizer,
             max_length=config.max_length,
-            no_target=problems.get(problem).NO_TARGET,
+            no_target=problem_of(problem).NO_TARGET,
         )
         digest = store.publish(directory)
     num_rows = _log(profile, config.max_length)

@@ -186,9 +186,9 @@ def _plan(
     student: nn.Module, rows: list[list[int]], config: PruningConfig, problem: str, *, pad_id: int, seed: int
 ) -> Plan:
     """How far to cut: by fractions of every layer, or by measured times."""
-    from tasks.ml import problems
     from tasks.ml.latency import allocation
     from tasks.ml.models import first_token, modeling
+    from tasks.ml.problem import problem_of
     from tasks.ml.pruning import surgery
     from tasks.ml.quality import evaluation
     from tasks.ml.quantization import sensitivity
@@ -208,7 +208,7 @@ def _plan(
 
         def damage(shapes: list[dict[str, int]]) -> float:
             smaller = surgery.keep_counts(model, scores, shapes)
-            if problems.get(problem).FIRST_TOKEN_ONLY:
+            if problem_of(problem).FIRST_TOKEN_ONLY:
                 first_token.narrow(smaller)
             return sensitivity.divergence(whole, evaluation.logits(smaller, rows, pad_id=pad_id))
 
@@ -261,17 +261,17 @@ def prune(
     Args:
         rounding: ``token_bits`` and ``block_size`` of the embeddings, where recovery is to heal that, too.
     """
-    from tasks.ml import problems
     from tasks.ml.data import datasets
-    from tasks.ml.models import modeling, tokenization
+    from tasks.ml.models import quantization_spec, tokenization
+    from tasks.ml.problem import problem_of
     from tasks.ml.pruning import importance, sparsity, surgery
     from tasks.ml.quality import learning
     from tasks.ml.quantization import simulation
 
-    problem, data = problems.get(source.problem), store.path(splits.digest)
-    student = modeling.load(store.path(source.digest), source.problem)
+    problem, data = problem_of(source.problem), store.path(splits.digest)
+    student = simulation.load(store.path(source.digest), source.problem)
     tokenizer = tokenization.load(store.path(source.digest))
-    master = modeling.load(store.path(teacher.digest), teacher.problem)
+    master = simulation.load(store.path(teacher.digest), teacher.problem)
     tokens: list[int] | None = None
     if config.keep_vocabulary < 1:
         rows = datasets.read(data, "train", tokenizer).input_ids + datasets.read(data, "unlabeled", tokenizer).input_ids
@@ -300,7 +300,7 @@ def prune(
         "seed": seed,
         "bundle": teacher,
         "vocabulary": tokens,
-        "spec": simulation.plan(student, linears=False, **dict[str, Any](rounding)) if rounding else None,
+        "spec": quantization_spec.plan(student, linears=False, **dict[str, Any](rounding)) if rounding else None,
     }
     for number in range(1, config.rounds):
         smaller = functools.partial(cut, student, number / config.rounds)

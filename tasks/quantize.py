@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from tasks.ml.quantization.simulation import Spec
+    from tasks.ml.models.quantization_spec import Spec
 
 
 class Scheme(StrEnum):
@@ -179,16 +179,16 @@ class QuantizationConfig(StageConfig):
 @stage
 def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teacher: Bundle, seed: int) -> StageOutput:
     """Writes the quantization spec beside the weights and reports the quality of its simulation."""
-    from tasks.ml import problems
     from tasks.ml.data import datasets
-    from tasks.ml.models import first_token, modeling, tokenization
+    from tasks.ml.models import first_token, modeling, quantization_spec, tokenization
+    from tasks.ml.problem import problem_of
     from tasks.ml.pruning import sparsity
     from tasks.ml.quality import evaluation, learning
     from tasks.ml.quantization import post_training, sensitivity, simulation
 
-    model = modeling.load(store.path(source.digest), source.problem)
+    model = simulation.load(store.path(source.digest), source.problem)
     tokenizer = tokenization.load(store.path(source.digest))
-    problem, pad_id = problems.get(source.problem), tokenizer.pad_token_id
+    problem, pad_id = problem_of(source.problem), tokenizer.pad_token_id
     calibration, selection = (
         datasets.read(store.path(splits.digest), name, tokenizer) for name in ("calibration", "selection")
     )
@@ -196,7 +196,7 @@ def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teac
     zeros = sparsity.zeros(model)  # before rounding makes more of them
     spec, scan = post_training.decide(
         model,
-        simulation.plan(model, **config.for_plan()),
+        quantization_spec.plan(model, **config.for_plan()),
         problem,
         calibration,
         pad_id=pad_id,
@@ -211,7 +211,7 @@ def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teac
             model, tokenizer, spec, teacher, splits=splits, zeros=zeros, config=config, seed=seed
         )
     bundle, _ = publish.torch_bundle(model, tokenizer, source.problem, spec=spec)
-    size_mb = simulation.num_bytes(model, spec) / 1e6
+    size_mb = quantization_spec.num_bytes(model, spec) / 1e6
     num_parameters = modeling.num_parameters(model)
     simulation.simulate(model, spec)
     if problem.FIRST_TOKEN_ONLY:
@@ -221,7 +221,7 @@ def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teac
     quality = learning.quality(model, problem, selection, pad_id=pad_id, others=others)
     return StageOutput(
         bundle=bundle,
-        evidence=publish.evidence({simulation.SPEC_FILE: spec.to_json(), **files}),
+        evidence=publish.evidence({quantization_spec.SPEC_FILE: spec.to_json(), **files}),
         scorecard=Scorecard(
             split="selection",
             num_examples=len(selection),
@@ -251,16 +251,16 @@ def _train(
     Raises:
         FeatherweightError: the model has zeros to keep, and processes would each hold a part of a layer.
     """
-    from tasks.ml.models import modeling, tokenization
+    from tasks.ml.models import tokenization
     from tasks.ml.pruning import surgery
-    from tasks.ml.quantization import fake_quantization
+    from tasks.ml.quantization import fake_quantization, simulation
 
     if zeros and config.training.num_processes > 1 and config.training.parallelism is not Parallelism.REPLICATED:
         raise FeatherweightError(
             "quantization: training: the model is sparse, and zeros are held in whole layers; choose parallelism "
             "replicated"
         )
-    master = modeling.load(store.path(teacher.digest), teacher.problem)
+    master = simulation.load(store.path(teacher.digest), teacher.problem)
     vocabulary = tokenization.load(store.path(teacher.digest))
     tokens = surgery.tokens_of(vocabulary, tokenizer)
     cut = len(tokens) < len(vocabulary)

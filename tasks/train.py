@@ -57,10 +57,10 @@ class _Base(NamedTuple):
 
 def _open(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int) -> _Base:
     """Loads the base model with a new head, on the device that will train it, and the rows."""
-    from tasks.ml import problems
     from tasks.ml.data import datasets
     from tasks.ml.jobs import lessons
     from tasks.ml.models import tokenization
+    from tasks.ml.problem import problem_of
     from tasks.ml.training import trainer
 
     data = store.path(splits.digest)
@@ -68,7 +68,7 @@ def _open(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int)
     trainer.seed_everything(seed)
     about = datasets.info(data)
     tokenizer = tokenization.load(directory, max_length=about.max_length)
-    model = problems.get(splits.problem).load_base(directory, about.labels, dropout=config.dropout)
+    model = problem_of(splits.problem).load_base(directory, about.labels, dropout=config.dropout)
     model.to(trainer.default_device())
     rows = datasets.read(data, "train", tokenizer)
     lesson = lessons.Lesson(
@@ -105,7 +105,8 @@ def trial(base_model: BaseName, splits: Splits, config: TrainingConfig, *, seed:
 
     In a process of its own: a resident set never falls, so the peak of one that trained before would be the larger.
     """
-    from tasks.ml import machine, problems
+    from tasks.ml import machine
+    from tasks.ml.problem import problem_of
     from tasks.ml.quality import evaluation
 
     base, company = _open(base_model, splits, config, seed=seed), machine.Company()
@@ -121,7 +122,7 @@ def trial(base_model: BaseName, splits: Splits, config: TrainingConfig, *, seed:
     )
     others_share = company.share()
     logits = evaluation.logits(base.model, lesson.selection.input_ids, pad_id=lesson.pad_id)
-    correct = problems.get(lesson.problem).correct(logits, lesson.selection.targets)
+    correct = problem_of(lesson.problem).correct(logits, lesson.selection.targets)
     measured = {
         "correct": [int(right) for right in correct],
         "machine": machine.description(),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tasks.ml.data.datasets import Split
     from tasks.ml.distillation.answers import Memory
     from tasks.ml.jobs.lessons import Lesson
-    from tasks.ml.quantization.simulation import Spec
+    from tasks.ml.models.quantization_spec import Spec
 
 
 def _model_digest(name: str) -> str:
@@ -136,9 +136,9 @@ def memory(teacher: Bundle, *, vocabulary: Sequence[int] | None = None) -> Memor
         vocabulary: token id of the bundle for each id that texts are written in, where its vocabulary was cut.
     """
     from tasks.ml.distillation import answers, teaching
-    from tasks.ml.models import modeling
+    from tasks.ml.quantization import simulation
 
-    code = [code_digest(module.__name__) for module in (modeling, teaching)]
+    code = [code_digest(module.__name__) for module in (simulation, teaching)]
     identity = json.dumps([teacher.digest, numerics_versions(), code], sort_keys=True)
     return answers.Memory(disk.folder("answers") / hashlib.sha256(identity.encode()).hexdigest(), vocabulary)
 
@@ -168,11 +168,11 @@ def prepare_lesson(
     """
     import numpy as np
 
-    from tasks.ml import problems
     from tasks.ml.data import datasets
     from tasks.ml.distillation import layer_choice, teaching
     from tasks.ml.jobs import lessons
     from tasks.ml.models import dropout, tokenization
+    from tasks.ml.problem import problem_of
     from tasks.ml.quality import evaluation
     from tasks.ml.training import trainer
 
@@ -182,7 +182,7 @@ def prepare_lesson(
     max_length = datasets.info(data).max_length
     made = more_texts(train, unlabeled, tokenizer, teacher, config=config, max_length=max_length, seed=seed)
     rows = train.input_ids + tokenization.encode(made, tokenizer, max_length=max_length) + unlabeled.input_ids
-    targets = np.full(len(rows), problems.get(splits.problem).NO_TARGET)
+    targets = np.full(len(rows), problem_of(splits.problem).NO_TARGET)
     targets[: len(train)] = train.targets
     device = trainer.default_device()
     known = memory(bundle, vocabulary=vocabulary)
@@ -251,6 +251,7 @@ def teach_between(
         about: passed on to ``prepare_lesson``.
     """
     from tasks.ml.models import locators, modeling
+    from tasks.ml.quantization import simulation
 
     folder, problem = checkpoint_directory() / title, about["splits"].problem
     seal = folder / "model.sha256"
@@ -264,4 +265,4 @@ def teach_between(
         (folder / "model").mkdir(parents=True)
         modeling.save_model(student.cpu(), folder / "model")
         disk.write_atomically(seal, locators.directory_digest(folder / "model"))
-    return modeling.load(folder / "model", problem)
+    return simulation.load(folder / "model", problem)

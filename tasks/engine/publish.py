@@ -10,7 +10,7 @@ from tasks.engine import store, tracking
 if TYPE_CHECKING:
     from torch import nn
 
-    from tasks.ml.quantization.simulation import Spec
+    from tasks.ml.models.quantization_spec import Spec
 
 
 def torch_bundle(model: nn.Module, tokenizer: Any, problem: str, *, spec: Spec | None = None) -> tuple[Bundle, float]:

@@ -66,16 +66,16 @@ def ask(emulator: Sequence[str], model: Path, rows: Sequence[Sequence[int]], **h
 
 def quantized(teacher: Path, data: Path, problem: str, scheme: str, directory: Path) -> dict[int, np.ndarray]:
     """Exports the teacher as a scheme has it; returns its simulation's logits (N, C) on selection by batch size."""
-    from tasks.ml import problems
     from tasks.ml.data import datasets
     from tasks.ml.graph import export
-    from tasks.ml.models import first_token, modeling, tokenization
+    from tasks.ml.models import first_token, quantization_spec, tokenization
+    from tasks.ml.problem import problem_of
     from tasks.ml.quality import evaluation
     from tasks.ml.quantization import post_training, simulation
 
-    kind, tokenizer = problems.get(problem), tokenization.load(teacher)
-    model, pad_id = modeling.load(teacher, problem), tokenizer.pad_token_id
-    plan = simulation.plan(model, scheme=scheme, linears=True, token_bits=8, block_size=32)
+    kind, tokenizer = problem_of(problem), tokenization.load(teacher)
+    model, pad_id = simulation.load(teacher, problem), tokenizer.pad_token_id
+    plan = quantization_spec.plan(model, scheme=scheme, linears=True, token_bits=8, block_size=32)
     spec, _ = post_training.decide(model, plan, kind, datasets.read(data, "calibration", tokenizer), pad_id=pad_id)
     names = {"inputs": kind.ONNX_INPUTS, "outputs": kind.ONNX_OUTPUTS}
     first_only = kind.FIRST_TOKEN_ONLY
@@ -186,20 +186,20 @@ def price(shipped: Path, data: Path, problem: str, *, rounds: int) -> None:
 
 def codes(teacher: Path, data: Path, problem: str) -> None:
     """Prints the accuracy of the teacher on selection with all codes, with those that fit in pairs, and with half."""
-    from tasks.ml import problems
     from tasks.ml.data import datasets
-    from tasks.ml.models import modeling, tokenization
+    from tasks.ml.models import quantization_spec, tokenization
+    from tasks.ml.problem import problem_of
     from tasks.ml.quality import evaluation
     from tasks.ml.quantization import simulation
 
-    kind, tokenizer = problems.get(problem), tokenization.load(teacher)
+    kind, tokenizer = problem_of(problem), tokenization.load(teacher)
     rows = datasets.read(data, "selection", tokenizer)
     print("\n| weights of the teacher, simulated | accuracy on selection | agreement with fp32 |\n|---|---|---|")
-    exact = evaluation.logits(modeling.load(teacher, problem), rows.input_ids, pad_id=tokenizer.pad_token_id)
+    exact = evaluation.logits(simulation.load(teacher, problem), rows.input_ids, pad_id=tokenizer.pad_token_id)
     for title, most, together in (("±127", 127, 254), ("±127, pairs ±128", 127, 128), ("±63", 63, 126)):
         simulation.INT8_MAX, simulation.PAIR_MAX = most, together
-        model = modeling.load(teacher, problem)
-        plan = simulation.plan(model, scheme="int8-dynamic", linears=True, token_bits=32, block_size=32)
+        model = simulation.load(teacher, problem)
+        plan = quantization_spec.plan(model, scheme="int8-dynamic", linears=True, token_bits=32, block_size=32)
         simulation.simulate(model, plan)
         found = evaluation.logits(model, rows.input_ids, pad_id=tokenizer.pad_token_id)
         right, same = kind.correct(found, rows.targets).mean(), (found.argmax(-1) == exact.argmax(-1)).mean()

@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 import training
 
-from tasks.ml import problems
 from tasks.ml.data import datasets
 from tasks.ml.jobs import elastic, lessons
 from tasks.ml.models import locators, tokenization
+from tasks.ml.problem import problem_of
 from tasks.ml.training import trainer
 
 SKIPPED = 5
@@ -74,7 +74,7 @@ def main() -> None:
     count = options.steps * spec["settings"]["batch_size"]
     chosen = random.Random(0).sample(range(len(rows)), count)
     trainer.seed_everything(0)
-    model = problems.get(spec["problem"]).load_base(base, datasets.info(data).labels, dropout=spec["dropout"])
+    model = problem_of(spec["problem"]).load_base(base, datasets.info(data).labels, dropout=spec["dropout"])
     lesson = lessons.Lesson(
         problem=spec["problem"],
         pad_id=tokenization.load(base).pad_token_id,

@@ -24,8 +24,9 @@ import numpy as np
 import onnx
 import scipy.stats
 
-from tasks.ml import machine, problems
+from tasks.ml import machine
 from tasks.ml.data import datasets, held_out
+from tasks.ml.problem import problem_of
 from tasks.ml.proof import proof
 from tasks.ml.runtime import sessions, timing
 from tasks.ml.statistics import bootstrap
@@ -135,7 +136,7 @@ def measure(
     Returns:
         The models in this order, and why those that are missing could not be run.
     """
-    threads, problem = machine.num_cores(), problems.get(PROBLEM)
+    threads, problem = machine.num_cores(), problem_of(PROBLEM)
     targets = datasets.read(run.data, "test").targets
     directories = {TEACHER: run.teacher, SHIPPED: run.shipped, **others}
     subjects: list[proof.Subject] = []

@@ -221,13 +221,13 @@ def work(spec: Mapping[str, Any]) -> None:
         from transformers import Trainer  # noqa: F401  # part of the memory after loading
     import torch
 
-    from tasks.ml import problems
     from tasks.ml.data import datasets, held_out
     from tasks.ml.models import locators, tokenization
+    from tasks.ml.problem import problem_of
     from tasks.ml.quality import learning
     from tasks.ml.training import trainer
 
-    data, problem = Path(spec["data"]), problems.get(spec["problem"])
+    data, problem = Path(spec["data"]), problem_of(spec["problem"])
     base, labels = locators.locate(spec["base_model"]), datasets.info(data).labels
     tokenizer = tokenization.load(base)
     with held_out.asking("judge"):
@@ -391,9 +391,9 @@ def prepare(folder: Path, name: str = "demo") -> dict[str, Any]:
     """Makes the dataset of a recipe as the stage ``prepare`` does, and says what workers need to know."""
     from flows.command import recipe_files
     from tasks.engine import disk
-    from tasks.ml import problems
     from tasks.ml.data import datasets, sources, splitting
     from tasks.ml.models import locators, tokenization
+    from tasks.ml.problem import problem_of
     from tasks.train import TrainingConfig
 
     recipe, config = recipe_files.load(name), TrainingConfig(**SETTINGS)
@@ -407,7 +407,7 @@ def prepare(folder: Path, name: str = "demo") -> dict[str, Any]:
         calibration=recipe.data.calibration_fraction,
     )
     problem, base = str(recipe.problem), locators.locate(recipe.base_model)
-    tokenizer, no_target = tokenization.load(base), problems.get(problem).NO_TARGET
+    tokenizer, no_target = tokenization.load(base), problem_of(problem).NO_TARGET
     (folder / "data").mkdir()
     datasets.write(folder / "data", division, tokenizer, max_length=recipe.data.max_length, no_target=no_target)
     return {

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from tasks.ml.graph import export
-from tasks.ml.models import first_token
+from tasks.ml.models import first_token, quantization_spec
 from tasks.ml.problems import text_classification
 from tasks.ml.quantization import simulation
 from tasks.ml.runtime import sessions
 
 
 def median_difference(
-    model: nn.Module, tokenizer: Any, texts: list[str], folder: Path, spec: simulation.Spec
+    model: nn.Module, tokenizer: Any, texts: list[str], folder: Path, spec: quantization_spec.Spec
 ) -> np.floating[Any]:
     """Exports a model, leaves it as its simulation, and returns the median difference of logits between the two."""
     export.export_onnx(

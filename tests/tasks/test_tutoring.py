@@ -182,7 +182,7 @@ def test_zeros_are_still_there_after_healing_and_in_the_integers(
     config = QuantizationConfig(**quantization)
     quantized = quantize(pruned.bundle, splits, config, teacher=teacher, seed=0, run_id=run_id)
     assert quantized.bundle is not None
-    assert pattern_of(modeling.load(store.path(quantized.bundle.digest), tiny_models.PROBLEM, simulate=False)) <= 2
+    assert pattern_of(modeling.load(store.path(quantized.bundle.digest), tiny_models.PROBLEM)) <= 2
 
 
 @pytest.mark.parametrize(

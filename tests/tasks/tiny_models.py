@@ -15,9 +15,8 @@ from tasks.contracts import Bundle, Splits
 from tasks.engine import store
 from tasks.ml.data import datasets
 from tasks.ml.data.splitting import Division, Row, key
-from tasks.ml.models import families, modeling
+from tasks.ml.models import families, modeling, quantization_spec
 from tasks.ml.pruning import surgery
-from tasks.ml.quantization import simulation
 
 PROBLEM = "text-classification"
 LABELS = ["negative", "positive"]
@@ -60,14 +59,14 @@ def model(*, layers: int = 2, vocabulary: int = len(WORDS) + 4) -> nn.Module:
     return BertForSequenceClassification(config).eval()
 
 
-def publish_model(model: nn.Module, spec: simulation.Spec | None = None, *, encoder: Any = None) -> Bundle:
+def publish_model(model: nn.Module, spec: quantization_spec.Spec | None = None, *, encoder: Any = None) -> Bundle:
     with store.workspace() as directory:
         modeling.save(model, encoder or tokenizer(), directory, spec=spec)
         return Bundle(digest=store.publish(directory), format="torch", problem=PROBLEM)
 
 
 def publish_quantized(model: nn.Module) -> Bundle:
-    return publish_model(model, simulation.plan(model, linears=True, token_bits=8, block_size=32))
+    return publish_model(model, quantization_spec.plan(model, linears=True, token_bits=8, block_size=32))
 
 
 def publish_line() -> dict[str, Bundle]:

@@ -19,7 +19,7 @@ from tasks.ml.data import batching
 from tasks.ml.distillation import answers, losses, projection
 from tasks.ml.models import families
 from tasks.ml.parallel import parallelism
-from tasks.ml.problems import Problem
+from tasks.ml.problem import Problem
 from tasks.ml.quality import learning
 
 RELATIONS = ("query", "key", "value")

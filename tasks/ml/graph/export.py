@@ -22,7 +22,7 @@ from torch import nn
 from tasks.contracts import FeatherweightError
 from tasks.ml.graph import fused_attention, fusion, lowering
 from tasks.ml.models import families, first_token
-from tasks.ml.quantization import simulation
+from tasks.ml.models.quantization_spec import FLOATS, INT4, INT8_DYNAMIC, INT8_STATIC, SPEC_FILE, Spec
 
 MODEL = "model.onnx"
 EXTERNAL_DATA_BYTES = 1_000_000_000
@@ -78,7 +78,7 @@ def export_onnx(
     model: nn.Module,
     directory: Path,
     *,
-    spec: simulation.Spec,
+    spec: Spec,
     inputs: Sequence[str],
     outputs: Sequence[str],
     opset: int,
@@ -95,7 +95,7 @@ def export_onnx(
     expected = expected_operators(model, spec, first_token_only=first_token_only)
     lowered = copy.deepcopy(model).eval()
     lowering.lower(lowered, spec)
-    lowered.to(simulation.FLOATS[spec.floats])  # integer codes stay as they are
+    lowered.to(FLOATS[spec.floats])  # integer codes stay as they are
     if first_token_only:
         first_token.narrow(lowered)
     example = torch.ones((2, 8), dtype=torch.int64)
@@ -122,17 +122,17 @@ def export_onnx(
     return {"counts": dict(sorted(counts.items())), "expected": expected}
 
 
-def read_spec(directory: Path) -> simulation.Spec:
+def read_spec(directory: Path) -> Spec:
     """Reads the quantization spec of a torch bundle; an empty one if it has none."""
-    path = directory / simulation.SPEC_FILE
-    return simulation.Spec.from_json(path.read_text(encoding="utf-8")) if path.is_file() else simulation.Spec()
+    path = directory / SPEC_FILE
+    return Spec.from_json(path.read_text(encoding="utf-8")) if path.is_file() else Spec()
 
 
-def copy_companions(source: Path, directory: Path, *, spec: simulation.Spec, operators: Operators) -> None:
+def copy_companions(source: Path, directory: Path, *, spec: Spec, operators: Operators) -> None:
     """Puts beside ``model.onnx`` what serving, registering and a reader need of the torch bundle."""
     for name in COMPANIONS:
         shutil.copyfile(source / name, directory / name)
-    (directory / simulation.SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
+    (directory / SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
     (directory / OPERATORS).write_text(json.dumps(operators, indent=1), encoding="utf-8")
 
 
@@ -141,7 +141,7 @@ def num_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.glob(f"{MODEL}*"))
 
 
-def expected_operators(model: nn.Module, spec: simulation.Spec, *, first_token_only: bool) -> dict[str, int]:
+def expected_operators(model: nn.Module, spec: Spec, *, first_token_only: bool) -> dict[str, int]:
     """Counts the fused and quantized operators that an architecture gives under a spec, from its modules.
 
     Where only the first token is computed, the last layer's attention is ``first_token.FirstQuery``: its query is a
@@ -159,13 +159,13 @@ def expected_operators(model: nn.Module, spec: simulation.Spec, *, first_token_o
 
     last, absorbed = len(family.layer_list(model)) - 1, Counter[str]()
     inner = [scheme(last, part) for part in (family.key, family.value)]
-    if first_token_only and last in attentive and simulation.INT4 not in inner:
+    if first_token_only and last in attentive and INT4 not in inner:
         attentive.remove(last)
         absorbed.update(inner)
     packed: Counter[str] = Counter()
     for index in attentive:
         among = {scheme(index, part) for part in (family.query, family.key, family.value)}
-        if len(among) == 1 and among <= {simulation.INT8_DYNAMIC, simulation.INT8_STATIC}:
+        if len(among) == 1 and among <= {INT8_DYNAMIC, INT8_STATIC}:
             packed[among.pop()] += 1
     norms = sum(isinstance(module, nn.LayerNorm) for module in model.modules())
     four_bits = sum(bits == 4 for bits in spec.embeddings.values())
@@ -174,9 +174,9 @@ def expected_operators(model: nn.Module, spec: simulation.Spec, *, first_token_o
         "QAttention": packed.total(),
         "MultiHeadAttention": len(attentive) - packed.total(),
         "Softmax": absorbed.total() // 2,
-        "DynamicQuantizeMatMul": alone.get(simulation.INT8_DYNAMIC, 0),
-        "MatMulIntegerToFloat": alone.get(simulation.INT8_STATIC, 0),
-        "MatMulNBits": schemes[simulation.INT4],
+        "DynamicQuantizeMatMul": alone.get(INT8_DYNAMIC, 0),
+        "MatMulIntegerToFloat": alone.get(INT8_STATIC, 0),
+        "MatMulNBits": schemes[INT4],
         "LayerNormalization": norms,
         "GatherBlockQuantized": four_bits,
     }

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tasks.ml.models import quantization_spec
 from tasks.ml.quantization import simulation
 
 CONTRIB = "com.microsoft"
@@ -27,7 +28,7 @@ class IntegerWeight(nn.Module):
     scale: torch.Tensor
     zero_point: torch.Tensor
 
-    def __init__(self, linear: nn.Linear, how: simulation.LinearScheme) -> None:
+    def __init__(self, linear: nn.Linear, how: quantization_spec.LinearScheme) -> None:
         super().__init__()
         codes, scale = simulation.quantize_weight(simulation.smoothed(linear.weight.detach(), how))
         self.register_buffer("codes", codes.T.contiguous())  # (K, M), as MatMul wants it
@@ -62,7 +63,7 @@ class StaticLinear(IntegerWeight):
     input_scale: torch.Tensor
     input_zero_point: torch.Tensor
 
-    def __init__(self, linear: nn.Linear, how: simulation.LinearScheme) -> None:
+    def __init__(self, linear: nn.Linear, how: quantization_spec.LinearScheme) -> None:
         super().__init__(linear, how)
         self.register_buffer("input_scale", torch.tensor(how.scale))
         self.register_buffer("input_zero_point", torch.tensor(how.zero_point, dtype=torch.uint8))
@@ -90,7 +91,7 @@ class BlockLinear(nn.Module):
     codes: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, linear: nn.Linear, how: simulation.LinearScheme, block_size: int) -> None:
+    def __init__(self, linear: nn.Linear, how: quantization_spec.LinearScheme, block_size: int) -> None:
         super().__init__()
         weight = simulation.smoothed(linear.weight.detach(), how)
         rows, self.columns = weight.shape
@@ -120,7 +121,7 @@ class SmoothedLinear(nn.Module):
 
     factor: torch.Tensor
 
-    def __init__(self, linear: nn.Module, how: simulation.LinearScheme) -> None:
+    def __init__(self, linear: nn.Module, how: quantization_spec.LinearScheme) -> None:
         super().__init__()
         self.linear, self.bias = linear, linear.bias
         self.packed = getattr(linear, "packed", False)

@@ -15,7 +15,7 @@ from torch import nn
 
 from tasks.contracts import FeatherweightError
 from tasks.ml.graph import integers
-from tasks.ml.models import families
+from tasks.ml.models import families, quantization_spec
 from tasks.ml.quantization import simulation
 
 TOKEN_TYPES = "embeddings.token_type_embeddings"
@@ -100,19 +100,19 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def integer_linear(linear: nn.Linear, how: simulation.LinearScheme, block_size: int) -> nn.Module:
+def integer_linear(linear: nn.Linear, how: quantization_spec.LinearScheme, block_size: int) -> nn.Module:
     """The operators that a scheme asks for."""
     lowered: nn.Module
-    if how.scheme == simulation.INT8_STATIC:
+    if how.scheme == quantization_spec.INT8_STATIC:
         lowered = integers.StaticLinear(linear, how)
-    elif how.scheme == simulation.INT4:
+    elif how.scheme == quantization_spec.INT4:
         lowered = integers.BlockLinear(linear, how, block_size)
     else:
         lowered = integers.DynamicLinear(linear, how)
     return integers.SmoothedLinear(lowered, how) if how.smoothing else lowered
 
 
-def lower(model: nn.Module, spec: simulation.Spec) -> None:
+def lower(model: nn.Module, spec: quantization_spec.Spec) -> None:
     """Replaces, in place, what the spec names by the runtime's integer operators, and what a server can do without."""
     positions = position_table(model)
     # A table that keeps a row for padding counts tokens from the row after it, as RoBERTa's does.

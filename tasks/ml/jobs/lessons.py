@@ -17,15 +17,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tasks.ml import problems
 from tasks.ml.data import batching
 from tasks.ml.data.datasets import Split
 from tasks.ml.distillation import answers, projection, teaching
 from tasks.ml.models import first_token, modeling
+from tasks.ml.models.quantization_spec import SPEC_FILE, Spec
+from tasks.ml.problem import problem_of
 from tasks.ml.pruning import sparsity
 from tasks.ml.quality import learning
-from tasks.ml.quantization import fake_quantization
-from tasks.ml.quantization.simulation import SPEC_FILE, Spec
+from tasks.ml.quantization import fake_quantization, simulation
 from tasks.ml.training import activations, trainable, trainer
 from tasks.ml.training import precision as precisions
 from tasks.ml.training.updates import StepLoss
@@ -75,7 +75,7 @@ class Lesson:
         """
         multiple = precisions.length_multiple(precision, next(model.parameters()).device)
         padding = batching.Padding(multiple, limit=max(map(len, self.input_ids)))
-        problem = problems.get(self.problem)
+        problem = problem_of(self.problem)
         if self.tutor is None:
             rows = Split([""] * len(self.input_ids), self.input_ids, self.targets)
             yield learning.Supervised(
@@ -105,7 +105,7 @@ class Lesson:
             model,
             precision,
             lengths=[len(row) for row in self.input_ids],
-            first_token_only=self.tutor is None and problems.get(self.problem).FIRST_TOKEN_ONLY,
+            first_token_only=self.tutor is None and problem_of(self.problem).FIRST_TOKEN_ONLY,
         )
         if self.tutor is not None:
             weights = self.tutor.weights
@@ -123,7 +123,7 @@ class Lesson:
 
     def quality(self, model: nn.Module) -> dict[str, float]:
         """Measures a model on the selection rows, as ``learning.quality`` does."""
-        problem = problems.get(self.problem)
+        problem = problem_of(self.problem)
         return learning.quality(model, problem, self.selection, pad_id=self.pad_id, reference=self.reference)
 
     def _precision(self, name: str, device: torch.device, directory: Path | None) -> precisions.Choice:
@@ -166,7 +166,7 @@ class Lesson:
                 stack.callback(self.tutor.memory.publish)
                 for_trainer["before_saving"] = self.tutor.memory.publish
             # A tutor's last hidden states are compared at every token.
-            if self.tutor is None and problems.get(self.problem).FIRST_TOKEN_ONLY:
+            if self.tutor is None and problem_of(self.problem).FIRST_TOKEN_ONLY:
                 stack.enter_context(first_token.narrowed(model))
             stack.enter_context(fake_quantization.linears(model, self.spec))
             limited = for_trainer.get("max_memory", 0.0) > 0
@@ -226,7 +226,7 @@ class Lesson:
         tutor = None
         if "tutor" in about:
             said = about.pop("tutor")
-            teacher = modeling.load(directory / "teacher", about["problem"]).to(device)
+            teacher = simulation.load(directory / "teacher", about["problem"]).to(device)
             kept = answers.Memory(Path(said["answers"]) if said["answers"] else None, said["vocabulary"])
             tutor = Tutor(teacher, said["layer_map"], teaching.Weights(**said["weights"]), said["temperature"], kept)
         return cls(

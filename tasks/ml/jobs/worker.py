@@ -18,6 +18,7 @@ from tasks.ml.jobs import elastic
 from tasks.ml.jobs.lessons import Lesson
 from tasks.ml.models import modeling
 from tasks.ml.parallel import world
+from tasks.ml.quantization import simulation
 from tasks.ml.training import trainer
 
 
@@ -61,7 +62,7 @@ def main(job: Path) -> None:
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     try:
-        model = modeling.load(job / "model", about["problem"]).to(device)
+        model = simulation.load(job / "model", about["problem"]).to(device)
         lesson = Lesson.read(job / "lesson", device)
         # Each process drops other elements.
         trainer.seed_everything(about["for_trainer"]["seed"] + world.rank())

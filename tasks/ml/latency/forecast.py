@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.ml.models import factorization, families, modeling, tokenization
+from tasks.ml.models import factorization, families, modeling, quantization_spec, tokenization
 from tasks.ml.pruning import surgery
-from tasks.ml.quantization import simulation
 
 
 def num_bytes(
@@ -50,4 +49,4 @@ def num_bytes(
             rows = surgery.num_tokens(tokenization.load(teacher), keep=keep_vocabulary)
             table.weight = nn.Parameter(table.weight[:rows])
             table.num_embeddings = rows
-    return simulation.num_bytes(model, simulation.plan(model, **plan))
+    return quantization_spec.num_bytes(model, quantization_spec.plan(model, **plan))

@@ -24,11 +24,11 @@ from onnx.utils import Extractor
 from torch import nn
 from transformers.initialization import no_init_weights
 
-from tasks.ml import machine, problems
+from tasks.ml import machine
 from tasks.ml.graph import export, fused_attention, fusion, lowering
-from tasks.ml.models import factorization, families, first_token, modeling
+from tasks.ml.models import factorization, families, first_token, modeling, quantization_spec
+from tasks.ml.problem import problem_of
 from tasks.ml.pruning import cuts
-from tasks.ml.quantization import simulation
 from tasks.ml.runtime import stopwatch  # fmt: skip
 
 TOKENS = 1000
@@ -127,7 +127,7 @@ def _stripped(like: nn.Module, problem: str, variants: Sequence[_Variant]) -> nn
     config.pad_token_id = 0
     family = families.of(config.model_type)
     with no_init_weights():
-        model = problems.get(problem).build(config).eval()
+        model = problem_of(problem).build(config).eval()
     if rank := factorization.rank(like):
         factorization.shape(model, rank)
     for layer, variant in zip(family.layer_list(model), variants, strict=True):
@@ -141,7 +141,7 @@ def _stripped(like: nn.Module, problem: str, variants: Sequence[_Variant]) -> nn
 def _export(model: nn.Module, variants: Sequence[_Variant], *, integer: bool, path: Path) -> None:
     """Writes one graph with an output per branch, lowered and fused as exported models are."""
     family = families.of(model.config.model_type)  # type: ignore[union-attr, arg-type]
-    spec = simulation.plan(model, linears=integer, token_bits=8 if integer else 32, block_size=32)
+    spec = quantization_spec.plan(model, linears=integer, token_bits=8 if integer else 32, block_size=32)
     lowering.lower(model, spec)
     layers = family.layer_list(model)
     for layer, variant in zip(layers, variants, strict=True):
@@ -189,7 +189,7 @@ def measure(
         heads, ffn: the largest numbers of heads and FFN channels of a layer.
         threads: 0 takes all cores this process may use.
     """
-    first_only = problems.get(problem).FIRST_TOKEN_ONLY
+    first_only = problem_of(problem).FIRST_TOKEN_ONLY
     variants = [one for one in _variants(heads=heads, ffn=ffn) if first_only or not one.last]
     model = _stripped(like, problem, variants)
     hidden = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]

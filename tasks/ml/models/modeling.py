@@ -19,9 +19,9 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.initialization import no_init_weights
 
-from tasks.ml import problems
 from tasks.ml.models import factorization, families, removal, tokenization
-from tasks.ml.quantization import simulation
+from tasks.ml.models.quantization_spec import SPEC_FILE, Spec
+from tasks.ml.problem import problem_of
 
 WEIGHTS = "model.safetensors"
 SHAPES = "featherweight"
@@ -62,12 +62,12 @@ def reshape(model: nn.Module, described: Mapping[str, Any]) -> None:
         factorization.shape(model, rank)
 
 
-def save(model: nn.Module, tokenizer: Any, directory: Path, *, spec: simulation.Spec | None = None) -> None:
+def save(model: nn.Module, tokenizer: Any, directory: Path, *, spec: Spec | None = None) -> None:
     """Writes a torch bundle into an existing directory."""
     save_model(model, directory)
     tokenization.save(tokenizer, directory)
     if spec is not None:
-        (directory / simulation.SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
+        (directory / SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
 
 
 def save_model(model: nn.Module, directory: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -92,26 +92,18 @@ def skeleton(directory: Path, problem: str) -> nn.Module:
     """Builds the model of a torch bundle with its shapes; its weights are yet to be loaded."""
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     with no_init_weights():  # they come from the file, and random numbers take longer than reading it
-        model = problems.get(problem).build(config)
+        model = problem_of(problem).build(config)
     described = json.loads((directory / "config.json").read_text(encoding="utf-8")).get(SHAPES)
     if described:
         reshape(model, described)
     return model
 
 
-def load(directory: Path, problem: str, *, simulate: bool = True) -> nn.Module:
-    """Loads a torch bundle, in evaluation mode; with a quantization spec, its simulation.
-
-    Args:
-        simulate: whether to apply ``quantization.json``. Export lowers it itself and wants the plain weights.
-    """
+def load(directory: Path, problem: str) -> nn.Module:
+    """Loads the weights of a torch bundle, in evaluation mode, whatever its quantization spec makes of them."""
     model = skeleton(directory, problem)
     model.load_state_dict(load_file(directory / WEIGHTS))
-    model.eval()
-    if simulate and (directory / simulation.SPEC_FILE).is_file():
-        spec = simulation.Spec.from_json((directory / simulation.SPEC_FILE).read_text(encoding="utf-8"))
-        simulation.simulate(model, spec)
-    return model
+    return model.eval()
 
 
 def resize(family: families.Family, layer: nn.Module, *, heads: int, ffn: int) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from tasks.ml import machine, problems
+from tasks.ml import machine
 from tasks.ml.data import datasets
 from tasks.ml.graph.export import MODEL
 from tasks.ml.models import modeling
+from tasks.ml.problem import problem_of
 from tasks.ml.proof import proof
 from tasks.ml.quality import evaluation
 from tasks.ml.runtime import parity, sessions, timing
@@ -63,7 +64,7 @@ def measure(
     Raises:
         ParityError: the runtime says something else than the simulation.
     """
-    problem, targets = problems.get(problem_name), datasets.read(data, SPLIT).targets
+    problem, targets = problem_of(problem_name), datasets.read(data, SPLIT).targets
     threads = threads or machine.num_cores()
     candidate = proof.subject(NAME, "Candidate", directory, data, split=SPLIT)
     provider, agreement = proof.provider_of(candidate, device=device), {}

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from tasks.ml import machine, problems
+from tasks.ml import machine
 from tasks.ml.data import datasets
 from tasks.ml.graph.export import MODEL, num_bytes, read_spec
-from tasks.ml.models import modeling, tokenization
+from tasks.ml.models import modeling, quantization_spec, tokenization
+from tasks.ml.problem import problem_of
 from tasks.ml.quality import classwise, evaluation, learning
-from tasks.ml.quantization import simulation
 from tasks.ml.runtime import parity, timing
 from tasks.ml.runtime import sessions as runtime
 
@@ -93,10 +93,10 @@ def weight(subject: Subject, *, problem: str) -> dict[str, float]:
     """``size_mb`` of the weights (of a simulated model: as the runtime will store them) and ``num_parameters``."""
     if subject.kind == "onnx":
         return {"size_mb": num_bytes(subject.directory) / 1e6}
-    model = modeling.load(subject.directory, problem, simulate=False)
+    model = modeling.load(subject.directory, problem)
     stored = (subject.directory / modeling.WEIGHTS).stat().st_size
     if subject.kind == "simulated":
-        stored = simulation.num_bytes(model, read_spec(subject.directory))
+        stored = quantization_spec.num_bytes(model, read_spec(subject.directory))
     return {"size_mb": stored / 1e6, "num_parameters": modeling.num_parameters(model)}
 
 
@@ -164,7 +164,7 @@ def examine(
     Raises:
         FeatherweightError: a GPU was asked for and heavy nodes ran elsewhere, or the runtime is not at parity.
     """
-    problem, about = problems.get(problem_name), datasets.info(data)
+    problem, about = problem_of(problem_name), datasets.info(data)
     threads = threads or machine.num_cores()
     file = shipped.directory / MODEL
     sample = runtime.feed(shipped.rows[:1], pad_id=shipped.pad_id)
@@ -236,7 +236,7 @@ def write_rows(
     path: Path, data: Path, problem_name: str, logits: Mapping[str, np.ndarray], *, split: str = "test"
 ) -> None:
     """Writes target, and prediction and correctness per model, of every row of a split: what is resampled later."""
-    problem, targets = problems.get(problem_name), datasets.read(data, split).targets
+    problem, targets = problem_of(problem_name), datasets.read(data, split).targets
     columns: dict[str, np.ndarray] = {"target": targets}
     for stage, values in logits.items():
         columns[f"prediction_{stage}"] = problem.predictions(values)

@@ -10,7 +10,7 @@ from torch import nn
 
 from tasks.ml.data import batching
 from tasks.ml.data.datasets import Split
-from tasks.ml.problems import Problem
+from tasks.ml.problem import Problem
 from tasks.ml.quality import evaluation
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.ml import problems
 from tasks.ml.data import datasets
+from tasks.ml.problem import problem_of
 
 
 def worst(
@@ -28,7 +28,7 @@ def worst(
         Rows in all, rows with another answer, and how many of these are lost and gained; then the worst: number, text,
         true label, and each model's label with its probability.
     """
-    problem, rows, labels = problems.get(problem_name), datasets.read(data, "test"), datasets.info(data).labels
+    problem, rows, labels = problem_of(problem_name), datasets.read(data, "test"), datasets.info(data).labels
     answers = {stage: problem.predictions(logits[stage]) for stage in ("train", "validate")}
     sureness = {stage: problem.probabilities(logits[stage]).max(axis=-1) for stage in answers}
     correct = {stage: problem.correct(logits[stage], rows.targets) for stage in answers}

@@ -14,7 +14,8 @@ from torch import nn
 
 from tasks.contracts import FeatherweightError
 from tasks.ml.models import listening
-from tasks.ml.quantization.simulation import INT8_STATIC, UINT8_MAX, LinearScheme, Spec
+from tasks.ml.models.quantization_spec import INT8_STATIC, LinearScheme, Spec
+from tasks.ml.quantization.simulation import UINT8_MAX
 
 METHODS = ("min-max", "percentile", "entropy")
 PERCENTILE = 99.99

@@ -14,16 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tasks.ml.quantization.simulation import (
-    INT8_STATIC,
-    UINT8_MAX,
-    LinearScheme,
-    Spec,
-    input_on_grid,
-    simulate_table,
-    smoothed,
-    weight_on_grid,
-)
+from tasks.ml.models.quantization_spec import INT8_STATIC, LinearScheme, Spec
+from tasks.ml.quantization.simulation import UINT8_MAX, input_on_grid, simulate_table, smoothed, weight_on_grid
 
 
 def straight_through(x: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:

@@ -15,14 +15,12 @@ import torch
 from torch import nn
 
 from tasks.ml.models import families
+from tasks.ml.models.quantization_spec import INT4, LinearScheme, Spec
 from tasks.ml.quantization import calibration
 from tasks.ml.quantization.simulation import (
-    INT4,
     INT4_MAX,
     INT8_MAX,
     PAIR_MAX,
-    LinearScheme,
-    Spec,
     in_pairs,
     input_on_grid,
     pair_sums,

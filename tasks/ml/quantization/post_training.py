@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from tasks.ml.data.datasets import Split
-from tasks.ml.problems import Problem
+from tasks.ml.models.quantization_spec import INT8_STATIC, Spec
+from tasks.ml.problem import Problem
 from tasks.ml.quality import learning
 from tasks.ml.quantization import calibration, gptq, sensitivity, smoothing
-from tasks.ml.quantization.simulation import INT8_STATIC, Spec
 
 BATCH_SIZE = 16
 

@@ -17,9 +17,9 @@ import numpy as np
 from torch import nn
 
 from tasks.ml.models import families, first_token
+from tasks.ml.models.quantization_spec import INT4, INT8_DYNAMIC, LinearScheme, Spec
 from tasks.ml.quality import evaluation
 from tasks.ml.quantization import simulation
-from tasks.ml.quantization.simulation import INT4, INT8_DYNAMIC, LinearScheme, Spec
 
 FILE = "sensitivity.json"
 

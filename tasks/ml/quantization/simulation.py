@@ -1,4 +1,4 @@
-"""Quantization: the plain-JSON spec, and its simulation in PyTorch with the arithmetic of the integer runtime.
+"""Simulated quantization: what a quantized model computes, in PyTorch, with the arithmetic of the integer runtime.
 
 Symmetric per-channel int8 weights and per-tensor uint8 activations are Jacob et al. 2018 (arXiv:1712.05877, eq. 1:
 real = scale · (q − zero point)) as ONNX ``DynamicQuantizeLinear``, ``QuantizeLinear`` and ``MatMulInteger`` compute it.
@@ -7,19 +7,15 @@ O = output channels, I = input channels, V = vocabulary, H = hidden.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tasks.contracts import FeatherweightError
-from tasks.ml.models import families
+from tasks.ml.models import modeling
+from tasks.ml.models.quantization_spec import FLOATS, INT4, INT8_DYNAMIC, INT8_STATIC, SPEC_FILE, LinearScheme, Spec
 
-SPEC_FILE = "quantization.json"
-SPEC_FORMAT = 3
 INT8_MAX = 127
 PAIR_MAX = 128
 """What the codes of two neighbouring inputs of an output may come to, of one sign.
@@ -29,123 +25,6 @@ neighbours in 16 bits, which saturate: with activations up to 255, 255 · 128 st
 """
 INT4_MAX = 7
 UINT8_MAX = 255
-
-INT8_DYNAMIC, INT8_STATIC, INT4 = "int8-dynamic", "int8-static", "int4"
-FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""What a graph computes in where it does not compute in integers."""
-
-
-@dataclass(frozen=True)
-class LinearScheme:
-    """How one linear layer is quantized.
-
-    Attributes:
-        scheme: ``int8-dynamic``: int8 weights per output channel, the input scaled per tensor as it comes;
-            ``int8-static``: the same, with the input's scale and zero point in the spec; ``int4``: 4-bit weights in
-            blocks, the input int8 in the same blocks.
-        scale: of the input, ``int8-static`` only.
-        zero_point: the code of zero in the input, 0…255, ``int8-static`` only.
-        smoothing: divisor of each input channel (I,), which the weight's columns are multiplied by; see ``smoothing``.
-    """
-
-    scheme: str = INT8_DYNAMIC
-    scale: float = 0.0
-    zero_point: int = 0
-    smoothing: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What to quantize and how. Scales of weights are not in it: they follow from the weights by ``weight_scale``.
-
-    Attributes:
-        linears: qualified name of each linear layer that becomes integer → how. Those that are not named stay floats.
-        embeddings: qualified name of each embedding table → bits (8: one scale per row; 4: one per block of a row).
-        block_size: columns that share a scale where codes have 4 bits.
-        floats: ``fp32``, ``fp16`` or ``bf16``: what is stored and computed of everything else.
-    """
-
-    linears: Mapping[str, LinearScheme] = field(default_factory=dict)
-    embeddings: Mapping[str, int] = field(default_factory=dict)
-    block_size: int = 32
-    floats: str = "fp32"
-
-    def to_json(self) -> str:
-        return json.dumps({"format": SPEC_FORMAT, **asdict(self)}, indent=1, sort_keys=True)
-
-    @staticmethod
-    def from_json(text: str) -> Spec:
-        values = json.loads(text)
-        if values.pop("format") != SPEC_FORMAT:
-            raise ValueError(f"{SPEC_FILE}: format must be {SPEC_FORMAT}")
-        linears = {
-            name: LinearScheme(**{**how, "smoothing": tuple(how["smoothing"])})
-            for name, how in values.pop("linears").items()
-        }
-        return Spec(linears=linears, **values)
-
-    def of(self, names: Sequence[str]) -> Spec:
-        """The same with these linear layers only."""
-        return replace(self, linears={name: how for name, how in self.linears.items() if name in names})
-
-
-def plan(
-    model: nn.Module,
-    *,
-    linears: bool,
-    token_bits: int,
-    block_size: int,
-    scheme: str = INT8_DYNAMIC,
-    floats: str = "fp32",
-) -> Spec:
-    """Writes the spec of a model: all linear layers of its backbone, its token and its position table.
-
-    Args:
-        linears: whether linear layers become integer, by ``scheme``.
-        token_bits: 8 or 4 for the token table, 32 to leave the tables alone. Positions are few, so they take 8 bits.
-
-    Raises:
-        FeatherweightError: the table's width is not a multiple of ``block_size``, or the runtime has no such blocks.
-    """
-    family = families.of(model.config.model_type)  # type: ignore[union-attr, arg-type]
-    prefix = model.base_model_prefix
-    width = family.token_embedding(model).embedding_dim
-    if token_bits == 4 and width % block_size:
-        raise FeatherweightError(
-            f"quantization: block_size {block_size} does not divide the {width} columns of the token table"
-        )
-    if linears and scheme == INT4 and (block_size < 16 or block_size & (block_size - 1)):
-        raise FeatherweightError(f"quantization: block_size {block_size} is not a power of two from 16 on")
-    tables = {family.token_table(model): token_bits, f"{prefix}.{family.position_embeddings}": 8}
-    return Spec(
-        linears={name: LinearScheme(scheme) for name in family.linears(model)} if linears else {},
-        embeddings=tables if token_bits < 32 else {},
-        block_size=block_size,
-        floats=floats,
-    )
-
-
-def num_bytes(model: nn.Module, spec: Spec) -> int:
-    """Bytes of the weights as the spec stores them: integer codes, their scales, and floats for the rest."""
-    width = FLOATS[spec.floats].itemsize
-    total = 0
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        for parameter in module.parameters(recurse=False):
-            rows, count = len(parameter), parameter.numel()
-            how = spec.linears.get(name) if parameter is weight else None
-            bits = spec.embeddings.get(name) if parameter is weight else None
-            if how is not None:
-                total += 4 * len(how.smoothing)
-                bits = 4 if how.scheme == INT4 else 8
-            if bits == 8:
-                total += count + width * rows
-            elif bits == 4:
-                blocks = rows * -(-parameter.shape[1] // spec.block_size)
-                total += blocks * (spec.block_size // 2 + width)
-            else:
-                total += width * count
-    return total
 
 
 def row_scale(rows: torch.Tensor) -> torch.Tensor:
@@ -318,3 +197,11 @@ def simulate(model: nn.Module, spec: Spec) -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(parameter.to(FLOATS[spec.floats]))
+
+
+def load(directory: Path, problem: str) -> nn.Module:
+    """Loads a torch bundle, in evaluation mode; one with a quantization spec as its simulation."""
+    model = modeling.load(directory, problem)
+    if (directory / SPEC_FILE).is_file():
+        simulate(model, Spec.from_json((directory / SPEC_FILE).read_text(encoding="utf-8")))
+    return model

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from tasks.ml.models import families
+from tasks.ml.models.quantization_spec import Spec
 from tasks.ml.quantization import calibration
-from tasks.ml.quantization.simulation import Spec
 
 SMALLEST = 1e-5
 """Maxima below this count as this: a channel that is always zero needs no scale."""

@@ -12,10 +12,11 @@ import onnxruntime as ort
 from torch import nn
 
 from tasks.contracts import FeatherweightError
-from tasks.ml import problems
 from tasks.ml.graph import export
 from tasks.ml.models import first_token, modeling
+from tasks.ml.problem import problem_of
 from tasks.ml.quality import evaluation
+from tasks.ml.quantization import simulation
 from tasks.ml.runtime import sessions
 
 BATCH_SIZE = 32
@@ -34,8 +35,8 @@ class ParityError(FeatherweightError):
 
 def simulated(directory: Path, problem: str) -> nn.Module:
     """Loads a quantized bundle as the model that its export must equal."""
-    model = modeling.load(directory, problem)
-    if problems.get(problem).FIRST_TOKEN_ONLY:
+    model = simulation.load(directory, problem)
+    if problem_of(problem).FIRST_TOKEN_ONLY:
         first_token.narrow(model)
     return model
 
@@ -68,15 +69,15 @@ def compare(
         ``shape_rows`` and ``shape_flips``; of all rows ``max_abs_error``, ``mean_abs_error``, ``median_abs_error``,
         ``non_finite``, and ``allowed_abs_error``; ``alone_abs_error`` of those rows beyond it, asked one at a time.
     """
-    problem, floats = problems.get(problem_name), export.read_spec(source).floats
-    simulation = simulated(source, problem_name)
+    problem, floats = problem_of(problem_name), export.read_spec(source).floats
+    reference = simulated(source, problem_name)
     shapes = other_shapes(max_length)
     others = [stretched(rows, batch, length) for batch, length in shapes]
     expected, exact = (
         np.concatenate(
             [evaluation.logits(model, some, pad_id=pad_id, batch_size=BATCH_SIZE) for some in (rows, *others)]
         )
-        for model in (simulation, modeling.load(source, problem_name, simulate=False))
+        for model in (reference, modeling.load(source, problem_name))
     )
     actual = np.concatenate(
         [sessions.logits(session, some, pad_id=pad_id, batch_size=BATCH_SIZE) for some in (rows, *others)]
@@ -87,7 +88,7 @@ def compare(
     everyone = list(itertools.chain(rows, *others))
     beyond = [[everyone[index]] for index in np.flatnonzero(errors > allowed)]
     alone = [
-        np.abs(evaluation.logits(simulation, one, pad_id=pad_id) - sessions.logits(session, one, pad_id=pad_id)).max()
+        np.abs(evaluation.logits(reference, one, pad_id=pad_id) - sessions.logits(session, one, pad_id=pad_id)).max()
         for one in beyond
     ]
     return {

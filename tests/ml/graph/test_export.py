@@ -16,9 +16,9 @@ from transformers import BertConfig, BertForSequenceClassification, RobertaConfi
 
 from tasks.contracts import FeatherweightError
 from tasks.ml.graph import export as onnx_export
-from tasks.ml.models import families, first_token, modeling
+from tasks.ml.models import families, first_token, modeling, quantization_spec
 from tasks.ml.problems import text_classification
-from tasks.ml.quantization import simulation as quantization
+from tasks.ml.quantization import simulation
 from tasks.ml.runtime import sessions
 
 SIZES = {
@@ -48,7 +48,7 @@ def pruned() -> nn.Module:
     return model
 
 
-def export(model: nn.Module, directory: Path, spec: quantization.Spec, opset: int = 20) -> onnx_export.Operators:
+def export(model: nn.Module, directory: Path, spec: quantization_spec.Spec, opset: int = 20) -> onnx_export.Operators:
     return onnx_export.export_onnx(
         model,
         directory,
@@ -60,8 +60,8 @@ def export(model: nn.Module, directory: Path, spec: quantization.Spec, opset: in
     )
 
 
-def integers() -> quantization.Spec:
-    return quantization.plan(pruned(), linears=True, token_bits=8, block_size=32)
+def integers() -> quantization_spec.Spec:
+    return quantization_spec.plan(pruned(), linears=True, token_bits=8, block_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +70,9 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, onnx_export.Op
     return directory, export(pruned(), directory, integers())
 
 
-def simulation(spec: quantization.Spec) -> nn.Module:
+def simulated_as(spec: quantization_spec.Spec) -> nn.Module:
     simulated = copy.deepcopy(pruned())
-    quantization.simulate(simulated, spec)
+    simulation.simulate(simulated, spec)
     first_token.narrow(simulated)
     return simulated
 
@@ -102,7 +102,7 @@ def require_finite_without_tokens(directory: Path) -> None:
 
 
 def test_fp32_parity_and_operators(tmp_path: Path) -> None:
-    operators = export(pruned(), tmp_path, quantization.Spec())
+    operators = export(pruned(), tmp_path, quantization_spec.Spec())
     require_finite_without_tokens(tmp_path)
     assert operators["expected"] == {"MultiHeadAttention": 1, "Softmax": 1, "LayerNormalization": 5}
     assert operators["expected"].items() <= operators["counts"].items()
@@ -111,7 +111,7 @@ def test_fp32_parity_and_operators(tmp_path: Path) -> None:
 
 def test_integer_parity(int8: tuple[Path, onnx_export.Operators]) -> None:
     require_finite_without_tokens(int8[0])
-    found = errors(simulation(integers()), int8[0])
+    found = errors(simulated_as(integers()), int8[0])
     # Rows are either equal to float rounding or, where rounding tips a code over, off by less than quantization is.
     assert np.median(found) < 1e-5
     unquantized = errors(pruned(), int8[0])
@@ -132,7 +132,7 @@ def test_integer_operators(int8: tuple[Path, onnx_export.Operators]) -> None:
 
 
 def test_embeddings_of_4_bits_with_fp32_layers(tmp_path: Path) -> None:
-    spec = quantization.plan(pruned(), linears=False, token_bits=4, block_size=16)
+    spec = quantization_spec.plan(pruned(), linears=False, token_bits=4, block_size=16)
     operators = export(pruned(), tmp_path, spec)
     assert operators["expected"] == {
         "MultiHeadAttention": 1,
@@ -140,7 +140,7 @@ def test_embeddings_of_4_bits_with_fp32_layers(tmp_path: Path) -> None:
         "LayerNormalization": 5,
         "GatherBlockQuantized": 1,
     }
-    assert errors(simulation(spec), tmp_path).max() < 1e-5
+    assert errors(simulated_as(spec), tmp_path).max() < 1e-5
 
 
 @pytest.mark.parametrize("integer", [False, True])
@@ -154,14 +154,14 @@ def test_blocks_that_are_gone(tmp_path: Path, shapes: list[tuple[int, int]], int
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.2)
             nn.init.normal_(module.bias, std=0.2)
-    spec = quantization.plan(model, linears=integer, token_bits=8 if integer else 32, block_size=32)
+    spec = quantization_spec.plan(model, linears=integer, token_bits=8 if integer else 32, block_size=32)
     operators = export(model, tmp_path, spec)
     # The last layer attends with one query, if it does.
     assert operators["expected"].get("QAttention" if integer else "MultiHeadAttention", 0) == (shapes[0][0] > 0)
     assert operators["expected"].get("Softmax", 0) == (shapes[1][0] > 0)
     assert operators["expected"].items() <= operators["counts"].items()
     reference = copy.deepcopy(model)
-    quantization.simulate(reference, spec)
+    simulation.simulate(reference, spec)
     first_token.narrow(reference)
     assert np.median(errors(reference, tmp_path)) < 1e-5
 
@@ -170,7 +170,7 @@ def test_roberta_counts_positions_from_its_padding_index(tmp_path: Path) -> None
     torch.manual_seed(0)
     config = RobertaConfig(**SIZES, max_position_embeddings=66, type_vocab_size=1, pad_token_id=4)
     model = RobertaForSequenceClassification(config).eval()
-    export(model, tmp_path, quantization.Spec())
+    export(model, tmp_path, quantization_spec.Spec())
     assert errors(model, tmp_path).max() < 1e-5
 
 
@@ -179,9 +179,9 @@ def test_padding_has_the_same_part_in_the_scales_of_a_batch(tmp_path: Path) -> N
     model = text_classification.build(RobertaConfig(**SIZES, max_position_embeddings=40, pad_token_id=1)).eval()
     with torch.no_grad():  # what nobody reads would have the largest of all activations
         model.get_parameter("roberta.embeddings.position_embeddings.weight")[1, 0] = 50.0
-    spec = quantization.plan(model, linears=True, token_bits=8, block_size=32)
+    spec = quantization_spec.plan(model, linears=True, token_bits=8, block_size=32)
     export(model, tmp_path, spec)
-    quantization.simulate(model, spec)
+    simulation.simulate(model, spec)
     first_token.narrow(model)
     assert np.median(errors(model, tmp_path)) < 1e-5
 
@@ -189,7 +189,7 @@ def test_padding_has_the_same_part_in_the_scales_of_a_batch(tmp_path: Path) -> N
 def test_the_file_holds_the_codes_and_little_else(int8: tuple[Path, onnx_export.Operators]) -> None:
     graph = onnx.load(int8[0] / onnx_export.MODEL).graph
     stored = sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in graph.initializer)
-    assert stored == pytest.approx(quantization.num_bytes(pruned(), integers()), rel=0.05)
+    assert stored == pytest.approx(quantization_spec.num_bytes(pruned(), integers()), rel=0.05)
     assert {tensor.name for tensor in graph.initializer} <= {name for node in graph.node for name in node.input}
 
 
@@ -212,25 +212,25 @@ def test_latest_opset(tmp_path: Path) -> None:
     export(pruned(), tmp_path, integers(), opset=23)
     opsets = {entry.domain: entry.version for entry in onnx.load(tmp_path / onnx_export.MODEL).opset_import}
     assert opsets[""] == 23
-    assert np.median(errors(simulation(integers()), tmp_path)) < 1e-5
+    assert np.median(errors(simulated_as(integers()), tmp_path)) < 1e-5
 
 
 def test_a_shortfall_of_operators_is_an_error_that_names_them() -> None:
-    expected = onnx_export.expected_operators(pruned(), quantization.Spec(), first_token_only=False)
+    expected = onnx_export.expected_operators(pruned(), quantization_spec.Spec(), first_token_only=False)
     onnx_export.require_operators(Counter(expected), expected)
     with pytest.raises(FeatherweightError, match="MultiHeadAttention: 1 instead of 2"):
         onnx_export.require_operators(Counter(expected | {"MultiHeadAttention": 1}), expected)
 
 
 def test_block_sizes_the_runtime_cannot_read_are_refused(tmp_path: Path) -> None:
-    spec = quantization.Spec(embeddings={"bert.embeddings.word_embeddings": 4}, block_size=8)
+    spec = quantization_spec.Spec(embeddings={"bert.embeddings.word_embeddings": 4}, block_size=8)
     with pytest.raises(FeatherweightError, match="power of two"):
         export(pruned(), tmp_path, spec)
 
 
 @pytest.mark.parametrize(("floats", "kind"), [("fp16", onnx.TensorProto.FLOAT16), ("bf16", onnx.TensorProto.BFLOAT16)])
 def test_halves_are_stored_and_computed(tmp_path: Path, floats: str, kind: int) -> None:
-    spec = quantization.plan(pruned(), linears=False, token_bits=8, block_size=16, floats=floats)
+    spec = quantization_spec.plan(pruned(), linears=False, token_bits=8, block_size=16, floats=floats)
     operators = export(pruned(), tmp_path, spec)
     assert operators["expected"] == {"MultiHeadAttention": 1, "Softmax": 1, "LayerNormalization": 5}
     graph = onnx.load(tmp_path / onnx_export.MODEL).graph
@@ -240,4 +240,4 @@ def test_halves_are_stored_and_computed(tmp_path: Path, floats: str, kind: int) 
     assert [output.type.tensor_type.elem_type for output in graph.output] == [onnx.TensorProto.FLOAT]
     if floats == "fp16":  # bf16 is exported for GPUs, and only checked here
         require_finite_without_tokens(tmp_path)
-        assert errors(simulation(spec), tmp_path).max() < 0.02
+        assert errors(simulated_as(spec), tmp_path).max() < 0.02

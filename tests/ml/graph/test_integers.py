@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from tasks.ml.graph import export as onnx_export
-from tasks.ml.models import first_token
-from tasks.ml.quantization import calibration, smoothing
-from tasks.ml.quantization import simulation as quantization
+from tasks.ml.models import first_token, quantization_spec
+from tasks.ml.quantization import calibration, simulation, smoothing
 from tasks.ml.runtime import sessions
-from tests.ml.graph.test_export import errors, export, pruned, simulation
+from tests.ml.graph.test_export import errors, export, pruned, simulated_as
 
 ALL = 2 * 6 + 1
 
@@ -28,15 +27,15 @@ def batches() -> Iterator[dict[str, torch.Tensor]]:
         yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def planned(scheme: str) -> quantization.Spec:
+def planned(scheme: str) -> quantization_spec.Spec:
     """The spec of a scheme, with ranges taken from random rows."""
-    spec = quantization.plan(pruned(), linears=True, scheme=scheme, token_bits=8, block_size=16)
+    spec = quantization_spec.plan(pruned(), linears=True, scheme=scheme, token_bits=8, block_size=16)
     return calibration.calibrate(pruned(), spec, batches, method="min-max") if scheme == "int8-static" else spec
 
 
-def check(spec: quantization.Spec, directory: Path) -> None:
+def check(spec: quantization_spec.Spec, directory: Path) -> None:
     """Rows are equal to float rounding, or, where rounding tips a code over, off by less than quantization is."""
-    found = errors(simulation(spec), directory)
+    found = errors(simulated_as(spec), directory)
     unquantized = errors(pruned(), directory)
     assert np.median(found) < 1e-5
     assert found.max() < unquantized.max()
@@ -75,7 +74,7 @@ def test_int4_parity_and_operators(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static", "int4"])
 def test_smoothed_parity_and_operators(tmp_path: Path, scheme: str) -> None:
-    spec = quantization.plan(pruned(), linears=True, scheme=scheme, token_bits=32, block_size=16)
+    spec = quantization_spec.plan(pruned(), linears=True, scheme=scheme, token_bits=32, block_size=16)
     model = copy.deepcopy(pruned())
     spec = smoothing.smooth(model, spec, batches, alpha=0.5)
     if scheme == "int8-static":
@@ -83,7 +82,7 @@ def test_smoothed_parity_and_operators(tmp_path: Path, scheme: str) -> None:
     operators = export(model, tmp_path, spec)
     assert operators["counts"].get("QAttention", 0) == (0 if scheme == "int4" else 1), "projections were not packed"
     simulated = copy.deepcopy(model)
-    quantization.simulate(simulated, spec)
+    simulation.simulate(simulated, spec)
     first_token.narrow(simulated)
     found = errors(simulated, tmp_path)
     assert np.median(found) < 1e-5
@@ -92,7 +91,7 @@ def test_smoothed_parity_and_operators(tmp_path: Path, scheme: str) -> None:
 
 def test_layers_of_different_schemes_in_one_graph(tmp_path: Path) -> None:
     static, blocks, dynamic = (planned(name).linears for name in ("int8-static", "int4", "int8-dynamic"))
-    chosen: dict[str, quantization.LinearScheme] = {}
+    chosen: dict[str, quantization_spec.LinearScheme] = {}
     for name in dynamic:
         if ".0.attention.self" in name:
             chosen[name] = static[name]

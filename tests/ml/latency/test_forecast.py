@@ -11,10 +11,9 @@ from torch import nn
 
 from tasks.contracts import FeatherweightError
 from tasks.ml.latency import forecast
-from tasks.ml.models import factorization, modeling
+from tasks.ml.models import factorization, modeling, quantization_spec
 from tasks.ml.pruning import surgery
 from tasks.ml.pruning.importance import LayerImportance
-from tasks.ml.quantization import simulation
 
 PROBLEM = "text-classification"
 PLANS = {
@@ -42,7 +41,7 @@ def test_it_is_exact(
     if keep_vocabulary < 1:
         tokens = surgery.choose_tokens(tokenizer, [[5, 6, 7]], keep=keep_vocabulary)
         student, _ = surgery.keep_tokens(student, tokenizer, tokens)
-    expected = simulation.num_bytes(student, simulation.plan(student, **plan))
+    expected = quantization_spec.num_bytes(student, quantization_spec.plan(student, **plan))
     assert expected == forecast.num_bytes(
         bundle, PROBLEM, layers=layers, keep_heads=keep_heads, keep_ffn=keep_ffn, keep_vocabulary=keep_vocabulary,
         embedding_rank=rank, plan=plan,

@@ -12,8 +12,8 @@ from torch import nn
 
 from tasks.contracts import FeatherweightError
 from tasks.ml.models import factorization, families, modeling
+from tasks.ml.models.quantization_spec import INT8_DYNAMIC, INT8_STATIC, LinearScheme, Spec, plan
 from tasks.ml.pruning import surgery
-from tasks.ml.quantization import simulation
 from tasks.ml.xray import cost_model
 from tasks.ml.xray.architecture import Architecture
 from tests.ml.exporting import median_difference
@@ -76,12 +76,16 @@ def test_it_survives_disk_a_smaller_vocabulary_and_export(
     assert torch.equal(loaded(**batch).logits, smaller(**batch).logits)
     described = Architecture.from_config(json.loads((tmp_path / "config.json").read_text(encoding="utf-8")))
     assert cost_model.num_parameters(described) == modeling.num_parameters(smaller)
-    spec = simulation.plan(
-        loaded, linears=scheme is not None, scheme=scheme or simulation.INT8_DYNAMIC, token_bits=bits, block_size=16
+    spec = plan(
+        loaded,
+        linears=scheme is not None,
+        scheme=scheme or INT8_DYNAMIC,
+        token_bits=bits,
+        block_size=16,
     )
-    if scheme == simulation.INT8_STATIC:
-        how = simulation.LinearScheme(scheme, scale=0.05, zero_point=128)
-        spec = simulation.Spec(linears=dict.fromkeys(spec.linears, how), embeddings=spec.embeddings, block_size=16)
+    if scheme == INT8_STATIC:
+        how = LinearScheme(scheme, scale=0.05, zero_point=128)
+        spec = Spec(linears=dict.fromkeys(spec.linears, how), embeddings=spec.embeddings, block_size=16)
     assert median_difference(loaded, cut, texts, tmp_path, spec) < 1e-3
 
 

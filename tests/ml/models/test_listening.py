@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.ml import problems
 from tasks.ml.data.datasets import Split
 from tasks.ml.distillation import layer_choice
-from tasks.ml.models import families, first_token, listening
+from tasks.ml.models import families, first_token, listening, quantization_spec
+from tasks.ml.problem import problem_of
 from tasks.ml.pruning import importance, sparsity, width
-from tasks.ml.quantization import calibration, post_training, simulation
+from tasks.ml.quantization import calibration, post_training
 
 LAST = "bert.encoder.layer.3"
 READ_AT_ALL_TOKENS = (f"{LAST}.attention.self.key", f"{LAST}.attention.self.value")
@@ -89,9 +89,9 @@ def test_a_model_says_and_is_what_it_was(model: nn.Module, batch: dict[str, torc
 def test_the_last_query_gets_the_range_that_it_needs(
     model: nn.Module, tokenizer: Any, texts: list[str], read: dict[str, torch.Tensor]
 ) -> None:
-    spec = simulation.plan(model, linears=True, scheme="int8-static", token_bits=32, block_size=32)
+    spec = quantization_spec.plan(model, linears=True, scheme="int8-static", token_bits=32, block_size=32)
     rows = Split(texts, tokenizer(texts)["input_ids"], np.zeros(4, dtype=np.int64))
-    decided, _ = post_training.decide(model, spec, problems.get("text-classification"), rows, pad_id=0)
+    decided, _ = post_training.decide(model, spec, problem_of("text-classification"), rows, pad_id=0)
     for name, how in decided.linears.items():
         scale, zero_point = calibration.affine(read[name].min().item(), read[name].max().item())
         assert (how.scale, how.zero_point) == (pytest.approx(scale, rel=1e-4), zero_point), name

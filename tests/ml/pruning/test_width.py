@@ -11,10 +11,9 @@ from torch import nn
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from tasks.ml.distillation import projection, teaching
-from tasks.ml.models import modeling
+from tasks.ml.models import modeling, quantization_spec
 from tasks.ml.problems import text_classification
 from tasks.ml.pruning import surgery, width
-from tasks.ml.quantization import simulation
 from tasks.ml.xray import cost_model  # fmt: skip
 from tasks.ml.xray.architecture import Architecture
 from tests.ml.exporting import median_difference
@@ -68,7 +67,7 @@ def test_a_narrow_model_survives_disk_and_export(
     described = Architecture.from_config(json.loads((tmp_path / "config.json").read_text(encoding="utf-8")))
     assert (described.hidden, described.head_size) == (16, 8)
     assert cost_model.num_parameters(described) == modeling.num_parameters(smaller)
-    spec = simulation.plan(loaded, linears=True, token_bits=8, block_size=16)
+    spec = quantization_spec.plan(loaded, linears=True, token_bits=8, block_size=16)
     assert median_difference(loaded, tokenizer, texts, tmp_path, spec) < 1e-4
 
 

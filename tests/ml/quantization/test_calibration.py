@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tasks.contracts import FeatherweightError
+from tasks.ml.models import quantization_spec
 from tasks.ml.quantization import calibration, simulation
 
 
@@ -73,11 +74,11 @@ def test_static_with_the_range_of_a_tensor_is_dynamic() -> None:
 
 @pytest.mark.parametrize("method", calibration.METHODS)
 def test_every_static_layer_gets_a_range_of_its_own(model: nn.Module, method: str) -> None:
-    spec = simulation.plan(model, linears=True, scheme="int8-static", token_bits=8, block_size=32)
+    spec = quantization_spec.plan(model, linears=True, scheme="int8-static", token_bits=8, block_size=32)
     calibrated = calibration.calibrate(model, spec, rows_of(model), method=method)
     assert calibrated.linears.keys() == spec.linears.keys()
     assert len({how.scale for how in calibrated.linears.values()}) > len(spec.linears) // 2
-    assert simulation.Spec.from_json(calibrated.to_json()) == calibrated
+    assert quantization_spec.Spec.from_json(calibrated.to_json()) == calibrated
     batch = next(rows_of(model)())
     plain = model(**batch).logits
     simulation.simulate(model, calibrated)
@@ -85,13 +86,13 @@ def test_every_static_layer_gets_a_range_of_its_own(model: nn.Module, method: st
 
 
 def test_query_key_and_value_share_a_range(model: nn.Module) -> None:
-    spec = simulation.plan(model, linears=True, scheme="int8-static", token_bits=8, block_size=32)
+    spec = quantization_spec.plan(model, linears=True, scheme="int8-static", token_bits=8, block_size=32)
     linears = calibration.calibrate(model, spec, rows_of(model), method="entropy").linears
     names = [f"bert.encoder.layer.2.attention.self.{name}" for name in ("query", "key", "value")]
     assert linears[names[0]] == linears[names[1]] == linears[names[2]]
 
 
 def test_without_rows_there_is_no_range(model: nn.Module) -> None:
-    spec = simulation.plan(model, linears=True, scheme="int8-static", token_bits=8, block_size=32)
+    spec = quantization_spec.plan(model, linears=True, scheme="int8-static", token_bits=8, block_size=32)
     with pytest.raises(FeatherweightError, match=r"raise data\.calibration_fraction"):
         calibration.calibrate(model, spec, lambda: iter(()), method="min-max")

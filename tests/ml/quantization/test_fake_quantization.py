@@ -13,8 +13,9 @@ from torch import nn
 from tasks.ml.data.datasets import Split
 from tasks.ml.distillation import teaching
 from tasks.ml.jobs import lessons
+from tasks.ml.models import quantization_spec
+from tasks.ml.models.quantization_spec import LinearScheme
 from tasks.ml.quantization import calibration, fake_quantization, simulation
-from tasks.ml.quantization.simulation import LinearScheme
 from tasks.ml.training import precision
 from tests.ml.quantization.test_calibration import rows_of
 from tests.ml.training.test_trainer import Recorder
@@ -22,8 +23,8 @@ from tests.ml.training.test_trainer import Recorder
 SCHEMES = ("int8-dynamic", "int8-static", "int4")
 
 
-def planned(model: nn.Module, scheme: str) -> simulation.Spec:
-    spec = simulation.plan(model, linears=True, scheme=scheme, token_bits=8, block_size=16)
+def planned(model: nn.Module, scheme: str) -> quantization_spec.Spec:
+    spec = quantization_spec.plan(model, linears=True, scheme=scheme, token_bits=8, block_size=16)
     return calibration.calibrate(model, spec, rows_of(model), method="min-max") if scheme == "int8-static" else spec
 
 
@@ -46,7 +47,7 @@ def test_the_forward_pass_is_the_simulation(model: nn.Module, scheme: str) -> No
 def test_rounding_has_the_gradient_of_the_identity() -> None:
     torch.manual_seed(0)
     linear, x = nn.Linear(16, 4), torch.randn(3, 16, requires_grad=True)
-    spec = simulation.Spec(linears={"0": LinearScheme()})
+    spec = quantization_spec.Spec(linears={"0": LinearScheme()})
     with fake_quantization.linears(nn.ModuleList([linear]), spec):
         linear(x).sum().backward()
     rounded = simulation.weight_on_grid(linear.weight.detach(), LinearScheme(), 16)
@@ -58,7 +59,7 @@ def test_rounding_has_the_gradient_of_the_identity() -> None:
 def test_what_a_static_range_cuts_off_has_no_gradient() -> None:
     scale, zero_point = calibration.affine(-1.0, 1.0)
     linear, x = nn.Linear(4, 2), torch.tensor([[0.3, 5.0, -7.0, -0.2]], requires_grad=True)
-    spec = simulation.Spec(linears={"0": LinearScheme("int8-static", scale, zero_point)})
+    spec = quantization_spec.Spec(linears={"0": LinearScheme("int8-static", scale, zero_point)})
     with fake_quantization.linears(nn.ModuleList([linear]), spec):
         linear(x).sum().backward()
     assert x.grad is not None
@@ -81,7 +82,7 @@ def test_settled_weights_are_on_the_grid(model: nn.Module, scheme: str) -> None:
         torch.testing.assert_close(simulation.weight_on_grid(weight, how, 16), weight, rtol=1e-5, atol=1e-8)
 
 
-def a_lesson(student: nn.Module, teacher: nn.Module, spec: simulation.Spec | None) -> lessons.Lesson:
+def a_lesson(student: nn.Module, teacher: nn.Module, spec: quantization_spec.Spec | None) -> lessons.Lesson:
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(5, 60, (4 + n % 5,), generator=generator).tolist() for n in range(48)]
     with torch.no_grad():

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.ml.models import families
+from tasks.ml.models import families, quantization_spec
+from tasks.ml.models.quantization_spec import LinearScheme
 from tasks.ml.pruning import sparsity
 from tasks.ml.quantization import calibration, gptq, simulation
-from tasks.ml.quantization.simulation import LinearScheme, weight_on_grid
+from tasks.ml.quantization.simulation import weight_on_grid
 from tests.ml.quantization.test_calibration import rows_of
 
 SCHEMES = ("int8-dynamic", "int4")
@@ -72,7 +73,7 @@ def test_zeros_stay_zero_and_the_others_still_make_up_for_each_other(scheme: str
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_model_is_rounded_layer_by_layer_and_stays_on_the_grid(model: nn.Module, scheme: str) -> None:
-    spec = simulation.plan(model, linears=True, scheme=scheme, token_bits=32, block_size=16)
+    spec = quantization_spec.plan(model, linears=True, scheme=scheme, token_bits=32, block_size=16)
     before = copy.deepcopy(model)
     ratios = gptq.apply(model, spec, rows_of(model))
     assert ratios.keys() == spec.linears.keys()
@@ -88,7 +89,7 @@ def test_a_model_is_rounded_layer_by_layer_and_stays_on_the_grid(model: nn.Modul
 def test_smoothed_layers_are_rounded_as_the_runtime_multiplies_them(model: nn.Module) -> None:
     name = "bert.encoder.layer.0.intermediate.dense"
     how = LinearScheme("int4", smoothing=tuple(torch.linspace(0.2, 5, 32).tolist()))
-    spec = simulation.Spec(linears={name: how}, block_size=16)
+    spec = quantization_spec.Spec(linears={name: how}, block_size=16)
     gptq.apply(model, spec, rows_of(model))
     product = simulation.smoothed(model.get_submodule(name).weight.detach(), how)
     torch.testing.assert_close(weight_on_grid(product, how, 16), product, rtol=1e-5, atol=1e-8)

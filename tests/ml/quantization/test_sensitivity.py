@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.ml.models import quantization_spec
 from tasks.ml.quantization import sensitivity, simulation
 
 HURT = "bert.encoder.layer.1.output.dense"
@@ -27,8 +28,8 @@ def fragile(model: nn.Module) -> nn.Module:
     return model
 
 
-def planned(model: nn.Module, scheme: str) -> simulation.Spec:
-    return simulation.plan(model, linears=True, scheme=scheme, token_bits=8, block_size=16)
+def planned(model: nn.Module, scheme: str) -> quantization_spec.Spec:
+    return quantization_spec.plan(model, linears=True, scheme=scheme, token_bits=8, block_size=16)
 
 
 def test_divergence_of_a_model_from_itself_is_zero_and_by_hand() -> None:

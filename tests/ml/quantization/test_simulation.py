@@ -9,6 +9,7 @@ from torch import nn
 
 from tasks.contracts import FeatherweightError
 from tasks.ml.models import modeling
+from tasks.ml.models.quantization_spec import Spec, num_bytes, plan
 from tasks.ml.quantization import simulation
 
 
@@ -96,21 +97,21 @@ def test_simulated_linear_is_close_and_not_equal() -> None:
 
 
 def test_spec_survives_json(model: nn.Module) -> None:
-    spec = simulation.plan(model, linears=True, token_bits=4, block_size=16)
+    spec = plan(model, linears=True, token_bits=4, block_size=16)
     assert len(spec.linears) == 4 * 6 + 1  # and the pooler
     assert spec.embeddings == {"bert.embeddings.word_embeddings": 4, "bert.embeddings.position_embeddings": 8}
-    assert simulation.Spec.from_json(spec.to_json()) == spec
+    assert Spec.from_json(spec.to_json()) == spec
 
 
 def test_plan_refuses_a_block_that_does_not_divide(model: nn.Module) -> None:
     with pytest.raises(FeatherweightError, match="block_size 48 does not divide the 32 columns of the token table"):
-        simulation.plan(model, linears=True, token_bits=4, block_size=48)
+        plan(model, linears=True, token_bits=4, block_size=48)
 
 
 def test_bytes_by_hand(model: nn.Module) -> None:
-    plain = simulation.num_bytes(model, simulation.plan(model, linears=False, token_bits=32, block_size=32))
+    plain = num_bytes(model, plan(model, linears=False, token_bits=32, block_size=32))
     assert plain == 4 * modeling.num_parameters(model)
-    linears = simulation.num_bytes(model, simulation.plan(model, linears=True, token_bits=32, block_size=32))
+    linears = num_bytes(model, plan(model, linears=True, token_bits=32, block_size=32))
     weights = 4 * (4 * 32 * 32 + 2 * 32 * 64) + 32 * 32
     scales = 4 * (4 * 32 + 64 + 32) + 32
     assert plain - linears == 3 * weights - 4 * scales
@@ -119,11 +120,11 @@ def test_bytes_by_hand(model: nn.Module) -> None:
 def test_a_bundle_with_a_spec_loads_simulated_or_plain(
     tmp_path: Path, model: nn.Module, tokenizer: Any, texts: list[str]
 ) -> None:
-    spec = simulation.plan(model, linears=True, token_bits=8, block_size=32)
+    spec = plan(model, linears=True, token_bits=8, block_size=32)
     modeling.save(model, tokenizer, tmp_path, spec=spec)
     batch = tokenizer(texts, return_tensors="pt", padding=True)
-    plain = modeling.load(tmp_path, "text-classification", simulate=False)
-    simulated = modeling.load(tmp_path, "text-classification")
+    plain = modeling.load(tmp_path, "text-classification")
+    simulated = simulation.load(tmp_path, "text-classification")
     assert torch.equal(plain(**batch).logits, model(**batch).logits)
     difference = (simulated(**batch).logits - plain(**batch).logits).abs().max().item()
     assert 0 < difference < 0.5

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.ml.models import quantization_spec
 from tasks.ml.quantization import simulation, smoothing
 from tests.ml.quantization.test_calibration import rows_of
 
@@ -34,7 +35,7 @@ def test_folding_is_exact(before: nn.Module) -> None:
 
 
 def test_before_quantization_nothing_changes(model: nn.Module) -> None:
-    spec = simulation.plan(model, linears=True, token_bits=32, block_size=16)
+    spec = quantization_spec.plan(model, linears=True, token_bits=32, block_size=16)
     batch = next(rows_of(model)())
     before, weight = model(**batch).logits, model.bert.encoder.layer[0].attention.output.dense.weight.clone()
     smooth = smoothing.smooth(model, spec, rows_of(model), alpha=0.5)
@@ -48,7 +49,7 @@ def test_before_quantization_nothing_changes(model: nn.Module) -> None:
             x = torch.randn(3, linear.in_features)
             product = (x / x.new_tensor(how.smoothing)) @ simulation.smoothed(linear.weight, how).T
             torch.testing.assert_close(product, x @ linear.weight.T, rtol=1e-4, atol=1e-5)
-    assert simulation.Spec.from_json(smooth.to_json()) == smooth
+    assert quantization_spec.Spec.from_json(smooth.to_json()) == smooth
 
 
 def test_an_outlier_costs_less_once_it_is_smoothed(model: nn.Module) -> None:
@@ -58,9 +59,9 @@ def test_an_outlier_costs_less_once_it_is_smoothed(model: nn.Module) -> None:
         norm.bias[3] += 60
     batch = next(rows_of(model)())
     expected = model(**batch).logits
-    spec = simulation.plan(model, linears=True, token_bits=32, block_size=16)
+    spec = quantization_spec.plan(model, linears=True, token_bits=32, block_size=16)
 
-    def damage(spec: simulation.Spec, model: nn.Module) -> float:
+    def damage(spec: quantization_spec.Spec, model: nn.Module) -> float:
         simulated = copy.deepcopy(model)
         simulation.simulate(simulated, spec.of(["bert.encoder.layer.0.intermediate.dense"]))
         return (simulated(**batch).logits - expected).abs().mean().item()
@@ -73,7 +74,7 @@ def test_layers_that_stay_floats_are_left_alone(model: nn.Module) -> None:
     name = "bert.encoder.layer.1.intermediate.dense"
     before = copy.deepcopy(model.state_dict())
     smooth = smoothing.smooth(
-        model, simulation.Spec(linears={name: simulation.LinearScheme()}), rows_of(model), alpha=0.5
+        model, quantization_spec.Spec(linears={name: quantization_spec.LinearScheme()}), rows_of(model), alpha=0.5
     )
     assert smooth.linears[name].smoothing
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
