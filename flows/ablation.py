@@ -15,7 +15,8 @@ from flows.command import console, recipe_files
 from flows.recipe import Recipe
 from flows.trials import branch, comparing, techniques
 from flows.trials.techniques import Arm, Technique
-from tasks.contracts import Bundle, Contract, FeatherweightError, Splits
+from tasks.contracts.base import Contract, FeatherweightError
+from tasks.contracts.values import Bundle, Splits
 from tasks.engine import quiet, store, tracking
 from tasks.ml.proof.ablation import Measured, compare, read, summarize
 from tasks.ml.runtime import timing

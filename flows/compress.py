@@ -12,7 +12,7 @@ from flows.command import recipe_files
 from flows.flow import flow
 from flows.recipe import Recipe
 from flows.servers import links, orphans
-from tasks.contracts import Bundle, Outcome, Splits, StageResult
+from tasks.contracts.values import Bundle, Outcome, Splits, StageResult
 from tasks.deploy import deploy
 from tasks.distill import distill
 from tasks.engine import disk, store, tracking

@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from flows.recipe import Recipe
-from tasks.contracts import FeatherweightError, Optimizer, OptimizerConfig, Parallelism, Precision
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.hyperparameters import Optimizer, OptimizerConfig, Parallelism, Precision
 from tasks.ml import machine
 from tasks.ml.models import inspection, locators
 from tasks.ml.models.inspection import Inspection

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flows.flow import flow
 from tasks import promote as steps
-from tasks.contracts import Release
+from tasks.contracts.values import Release
 
 
 @flow(name="promote", flow_run_name="promote-{name}")

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.contracts import Contract
+from tasks.contracts.base import Contract
 from tasks.deploy import DeploymentConfig
 from tasks.distill import DistillationConfig
 from tasks.export import ExportConfig

@@ -24,7 +24,8 @@ from flows.trials.attempt import name as trial_name
 from flows.trials.ledger import Asked, Ledger, SamplerName
 from flows.trials.prospects import Rival
 from tasks.appraise import appraise
-from tasks.contracts import Contract, StageResult
+from tasks.contracts.base import Contract
+from tasks.contracts.values import StageResult
 from tasks.deploy import deploy
 from tasks.engine import disk, progress, tracking
 from tasks.engine.keys import code_digest, numerics_versions, outside

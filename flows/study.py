@@ -15,7 +15,8 @@ from flows import preflight
 from flows.command import console, recipe_files
 from flows.recipe import Recipe
 from flows.trials import choices, comparing
-from tasks.contracts import Contract, FeatherweightError, StageResult
+from tasks.contracts.base import Contract, FeatherweightError
+from tasks.contracts.values import StageResult
 from tasks.engine import store, tracking
 from tasks.ml.statistics.comparison import Trial, summarize
 from tasks.prepare import DataConfig, prepare

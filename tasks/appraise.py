@@ -6,7 +6,7 @@ import json
 
 from pydantic import Field
 
-from tasks.contracts import Bundle, Scorecard, Splits, StageOutput
+from tasks.contracts.values import Bundle, Scorecard, Splits, StageOutput
 from tasks.engine import quiet, store, tracking
 from tasks.engine.stage import stage
 from tasks.ml import machine

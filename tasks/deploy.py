@@ -6,7 +6,8 @@ import re
 
 from pydantic import Field, field_validator
 
-from tasks.contracts import Release, StageConfig
+from tasks.contracts.base import StageConfig
+from tasks.contracts.values import Release
 from tasks.engine import registry, tracking
 from tasks.engine.step import step
 

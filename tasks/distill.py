@@ -7,7 +7,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from tasks import tutoring
-from tasks.contracts import Bundle, Splits, StageOutput
+from tasks.contracts.values import Bundle, Splits, StageOutput
 from tasks.engine import store
 from tasks.engine.stage import stage
 

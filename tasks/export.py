@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from tasks.contracts import Bundle, Scorecard, StageConfig, StageOutput
+from tasks.contracts.base import StageConfig
+from tasks.contracts.values import Bundle, Scorecard, StageOutput
 from tasks.engine import publish, store
 from tasks.engine.stage import stage
 

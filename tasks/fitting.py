@@ -7,7 +7,8 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tasks.contracts import OptimizerConfig, Scorecard, StageOutput
+from tasks.contracts.hyperparameters import OptimizerConfig
+from tasks.contracts.values import Scorecard, StageOutput
 from tasks.engine import progress, publish, tracking
 from tasks.engine.stage import checkpoint_directory
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from tasks.contracts import Check, CheckStatus, Digest, Parting, StageConfig, Verdict
+from tasks.contracts.base import StageConfig
+from tasks.contracts.values import Check, CheckStatus, Digest, Parting, Verdict
 from tasks.engine import store, tracking
 from tasks.engine.step import step
 from tasks.ml.proof import classes

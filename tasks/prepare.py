@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from tasks.contracts import Scorecard, Splits, StageConfig, StageOutput
+from tasks.contracts.base import StageConfig
+from tasks.contracts.values import Scorecard, Splits, StageOutput
 from tasks.engine import disk, store, tracking
 from tasks.engine.keys import Outside, PlainText
 from tasks.engine.stage import stage

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from prefect.artifacts import create_markdown_artifact
 
-from tasks.contracts import FeatherweightError, Release
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import Release
 from tasks.engine import registry
 from tasks.engine.step import step
 from tasks.reporting import markdown

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from tasks import tutoring
-from tasks.contracts import Bundle, Embeddings, Parallelism, Splits, StageOutput
+from tasks.contracts.hyperparameters import Embeddings, Parallelism
+from tasks.contracts.values import Bundle, Splits, StageOutput
 from tasks.engine import latency, store, tracking
 from tasks.engine.keys import PlainText
 from tasks.engine.stage import stage

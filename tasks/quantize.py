@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from tasks import fitting, tutoring
-from tasks.contracts import (
-    Bundle,
-    Embeddings,
-    FeatherweightError,
-    Parallelism,
-    Precision,
-    Scorecard,
-    Splits,
-    StageConfig,
-    StageOutput,
-)
+from tasks.contracts.base import FeatherweightError, StageConfig
+from tasks.contracts.hyperparameters import Embeddings, Parallelism, Precision
+from tasks.contracts.values import Bundle, Scorecard, Splits, StageOutput
 from tasks.engine import publish, store
 from tasks.engine.stage import stage
 

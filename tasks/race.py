@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.contracts import Bundle, Scorecard, Splits, StageOutput
+from tasks.contracts.values import Bundle, Scorecard, Splits, StageOutput
 from tasks.engine import quiet, store, tracking
 from tasks.engine.stage import stage
 from tasks.ml import machine

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tasks.contracts import Digest, Outcome, Release, Splits, StageResult, Verdict
+from tasks.contracts.values import Digest, Outcome, Release, Splits, StageResult, Verdict
 from tasks.engine import disk, registry, store, tracking
 from tasks.engine.step import step
 from tasks.reporting import markdown

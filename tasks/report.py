@@ -14,7 +14,7 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from tasks.contracts import Outcome
+from tasks.contracts.values import Outcome
 from tasks.engine import disk, store, tracking
 from tasks.engine.keys import numerics_versions
 from tasks.engine.step import step

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import Field
 
 from tasks import fitting
-from tasks.contracts import OptimizerConfig, Scorecard, Splits, StageOutput
+from tasks.contracts.hyperparameters import OptimizerConfig
+from tasks.contracts.values import Scorecard, Splits, StageOutput
 from tasks.engine import publish, store
 from tasks.engine.keys import Outside
 from tasks.engine.stage import stage

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from tasks import fitting
-from tasks.contracts import Bundle, OptimizerConfig, Splits, StageOutput
+from tasks.contracts.hyperparameters import OptimizerConfig
+from tasks.contracts.values import Bundle, Splits, StageOutput
 from tasks.engine import disk, store
 from tasks.engine.keys import Outside, code_digest, numerics_versions
 from tasks.engine.stage import checkpoint_directory

@@ -7,7 +7,8 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from tasks.contracts import Bundle, Scorecard, Splits, StageConfig, StageOutput
+from tasks.contracts.base import StageConfig
+from tasks.contracts.values import Bundle, Scorecard, Splits, StageOutput
 from tasks.engine import progress, store, tracking
 from tasks.engine.stage import stage
 from tasks.ml import machine

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tasks.contracts import (
+from tasks.contracts.values import (
     Bundle,
     Check,
     CheckStatus,

@@ -18,7 +18,7 @@ from flows.command.arguments import COUNT, PORT
 if TYPE_CHECKING:
     from prefect.states import State
 
-    from tasks.contracts import Outcome
+    from tasks.contracts.values import Outcome
 
 PASSED, NOT_PASSED, BAD_INPUT, UNEXPECTED, DISK, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explained(error: BaseException) -> tuple[int, str]:
     """Exit status, and what went wrong, beginning at the cause that the user can mend, if there is one."""
-    from tasks.contracts import FeatherweightError
+    from tasks.contracts.base import FeatherweightError
     from tasks.engine import disk
 
     if what := disk.trouble(error):

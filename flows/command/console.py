@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.contracts import ClassRecall, FeatherweightError, Outcome, Release
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import ClassRecall, Outcome, Release
 from tasks.engine import disk, redaction
 from tasks.ml import paths
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tasks.contracts import FeatherweightError, Outcome
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import Outcome
 from tasks.engine import tracking
 
 PIPELINES = "tags.`featherweight.kind` = 'pipeline'"

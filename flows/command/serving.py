@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.servers.supervisor import end_tree, guarded, interruptible
-from tasks.contracts import FeatherweightError, Release
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import Release
 from tasks.engine import registry
 from tasks.ml import machine, paths
 from tasks.serving import triton

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "infra" / "prefect.yaml"

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flows.servers import gate
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.engine import disk, redaction, secret
 from tasks.ml import machine
 

@@ -20,7 +20,7 @@ from types import FrameType
 
 import psutil
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.engine import redaction
 from tasks.ml import machine
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from flows.servers import deployments, embedded, gate
 from flows.servers.supervisor import Service, Supervisor, guarded, interruptible, say, search_path
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.engine import disk, secret
 
 HOST = "127.0.0.1"

@@ -15,7 +15,8 @@ from flows.command import recipe_files
 from flows.recipe import Recipe
 from flows.trials import branch, prospects
 from flows.trials.prospects import Rival
-from tasks.contracts import Bundle, Contract, FeatherweightError, Splits, StageResult
+from tasks.contracts.base import Contract, FeatherweightError
+from tasks.contracts.values import Bundle, Splits, StageResult
 from tasks.engine import tracking
 from tasks.engine.step import step
 from tasks.ml import machine

@@ -8,7 +8,8 @@ from typing import Any
 
 from flows.recipe import Recipe
 from tasks.appraise import AppraisalConfig, appraise
-from tasks.contracts import Bundle, Contract, FeatherweightError, Splits, StageResult
+from tasks.contracts.base import Contract, FeatherweightError
+from tasks.contracts.values import Bundle, Splits, StageResult
 from tasks.distill import distill
 from tasks.engine import quiet
 from tasks.export import export

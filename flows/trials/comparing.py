@@ -18,7 +18,7 @@ from flows.command import console, recipe_files
 from flows.flow import flow
 from flows.recipe import Recipe
 from flows.servers import links, orphans
-from tasks.contracts import Contract, FeatherweightError
+from tasks.contracts.base import Contract, FeatherweightError
 from tasks.engine import disk, store, tracking
 from tasks.report import versions
 from tasks.reporting import page

@@ -9,7 +9,7 @@ from prefect.runtime import flow_run
 
 from flows.trials import branch
 from flows.trials.attempt import Course
-from tasks.contracts import Digest, Outcome, StageResult
+from tasks.contracts.values import Digest, Outcome, StageResult
 from tasks.engine import store
 from tasks.judge import BudgetConfig, judge
 from tasks.ml.statistics import multiplicity

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from flows.recipe import Recipe
-from tasks.contracts import Bundle, StageResult
+from tasks.contracts.values import Bundle, StageResult
 from tasks.engine import store
 from tasks.ml.statistics import pareto
 from tasks.reporting.search import Limits, Minimize

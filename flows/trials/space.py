@@ -17,7 +17,7 @@ from flows import preflight
 from flows.command import recipe_files
 from flows.recipe import Recipe
 from flows.trials.branch import variation
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.models.inspection import Inspection
 from tasks.quantize import EmbeddingScheme, Scheme
 

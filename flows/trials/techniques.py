@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from flows.command import recipe_files
 from flows.recipe import Recipe
 from flows.trials.branch import variation
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.quantize import INTEGER
 
 Changes = Mapping[str, Any]

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 
 logger = logging.getLogger("featherweight")
 

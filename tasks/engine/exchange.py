@@ -13,7 +13,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from tasks.contracts import Digest, FeatherweightError, StageResult
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import Digest, StageResult
 from tasks.engine import disk, secret, tracking
 
 logger = logging.getLogger("featherweight")

@@ -25,7 +25,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel
 
-from tasks.contracts import Bundle, Splits, StageConfig
+from tasks.contracts.base import StageConfig
+from tasks.contracts.values import Bundle, Splits
 
 NUMERICS = (
     "torch", "triton", "transformers", "tokenizers", "safetensors", "onnx", "onnx-ir", "onnxscript", "ml-dtypes",
@@ -38,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 """The directory that holds the package ``tasks``."""
 
 _MOVERS = ("disk", "exchange", "keys", "processes", "progress", "publish", "stage", "store", "tracking")
-MOVERS = {"tasks.contracts", *(f"tasks.engine.{name}" for name in _MOVERS)}
+MOVERS = {"tasks.contracts.base", "tasks.contracts.values", *(f"tasks.engine.{name}" for name in _MOVERS)}
 """Modules that move bytes and show progress: they do not change what a stage computes."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tasks.contracts import Bundle, Digest
+from tasks.contracts.values import Bundle, Digest
 from tasks.engine import store, tracking
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from tasks.contracts import StageConfig
+from tasks.contracts.base import StageConfig
 from tasks.engine import disk
 from tasks.engine.keys import PlainText
 from tasks.ml import machine

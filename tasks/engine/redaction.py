@@ -99,7 +99,7 @@ class _Record(logging.LogRecord):
             self.msg, self.args = clean, ()
         if self.exc_info and self.exc_info[1]:
             cleanse(self.exc_info[1])
-            from tasks.contracts import FeatherweightError  # needs pydantic, which --help does without
+            from tasks.contracts.base import FeatherweightError
 
             if isinstance(self.exc_info[1], FeatherweightError):
                 self.exc_info = None

@@ -23,7 +23,8 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
-from tasks.contracts import FeatherweightError, Release
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import Release
 from tasks.engine import disk, store, tracking
 
 logger = logging.getLogger("featherweight")

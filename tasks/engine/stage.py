@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from prefect.context import TaskRunContext
 from prefect.states import Completed, State
 
-from tasks.contracts import StageOutput, StageResult
+from tasks.contracts.values import StageOutput, StageResult
 from tasks.engine import disk, keys, store, tracking
 from tasks.engine.step import step
 from tasks.ml import machine

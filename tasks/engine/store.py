@@ -26,7 +26,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tasks.contracts import Digest, FeatherweightError, StageResult
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import Digest, StageResult
 from tasks.engine import disk, exchange
 
 logger = logging.getLogger("featherweight")

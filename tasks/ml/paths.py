@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 
 
 def written(path: str, *, field: str) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 
 PROBLEMS = {"text-classification": "tasks.ml.problems.text_classification"}
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from tasks.contracts import Outcome
+from tasks.contracts.values import Outcome
 from tasks.ml.statistics import bootstrap, discordance
 from tasks.ml.statistics.bootstrap import Interval
 from tasks.ml.statistics.discordance import Discordance

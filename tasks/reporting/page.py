@@ -12,7 +12,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from tasks.contracts import Outcome
+from tasks.contracts.values import Outcome
 from tasks.reporting import numbers, sections
 from tasks.reporting.evidence import Evidence, models
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tasks.contracts import CheckStatus, Contract, Outcome, Scorecard, StageResult
+from tasks.contracts.base import Contract
+from tasks.contracts.values import CheckStatus, Outcome, Scorecard, StageResult
 from tasks.ml.statistics import pareto
 from tasks.reporting import charts, numbers, page
 from tasks.reporting.markdown import table, text

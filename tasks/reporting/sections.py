@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tasks.contracts import Check, CheckStatus, ClassRecall, Outcome, StageResult
+from tasks.contracts.values import Check, CheckStatus, ClassRecall, Outcome, StageResult
 from tasks.ml.statistics import bootstrap
 from tasks.ml.statistics.bootstrap import Interval
 from tasks.reporting import charts, numbers

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.contracts import Outcome
+from tasks.contracts.values import Outcome
 from tasks.ml.statistics import bootstrap
 from tasks.reporting import numbers
 from tasks.reporting.evidence import Evidence, models

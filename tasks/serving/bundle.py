@@ -25,7 +25,8 @@ import onnx
 import onnxruntime
 import tokenizers
 
-from tasks.contracts import FeatherweightError, Verdict
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import Verdict
 from tasks.serving import card, predictor
 
 if TYPE_CHECKING:

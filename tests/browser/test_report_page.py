@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.contracts import CheckStatus
+from tasks.contracts.values import CheckStatus
 from tasks.report import gather
 from tasks.reporting import page
 from tests import report_samples as samples

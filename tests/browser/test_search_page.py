@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.contracts import Check, CheckStatus, Outcome, Scorecard, StageResult, Verdict
+from tasks.contracts.values import Check, CheckStatus, Outcome, Scorecard, StageResult, Verdict
 from tasks.reporting import page, search
 from tasks.reporting.search import Finalist, Limits, Minimize, Search, State, Trial
 from tests.browser.looking import look

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.trials import choices
-from tasks.contracts import Optimizer
+from tasks.contracts.hyperparameters import Optimizer
 from tasks.ml.statistics.comparison import Trial, summarize
 from tasks.reporting import page, study
 from tasks.reporting.study import Row, Study

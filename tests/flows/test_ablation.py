@@ -11,7 +11,7 @@ import pytest
 from flows import ablation
 from flows.recipe import Recipe
 from flows.trials import branch, comparing, techniques
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.engine import disk, tracking
 from tasks.reporting import ablation as sections
 from tests.flows import tiny_recipes

@@ -19,7 +19,7 @@ from flows.compress import compress
 from flows.recipe import Recipe
 from flows.search import SearchConfig, search
 from flows.study import study
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml import machine
 from tasks.ml.models.inspection import Inspection
 from tasks.ml.training import trainer

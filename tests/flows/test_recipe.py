@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from flows.command import recipe_files
 from flows.recipe import Recipe
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.engine.keys import Outside
 
 

@@ -17,7 +17,7 @@ from flows.recipe import Recipe
 from flows.search import SearchConfig
 from flows.trials import comparing
 from flows.trials.attempt import Runner, pool
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.engine import disk, registry, tracking
 from tasks.reporting import search as sections
 from tasks.reporting.search import Minimize, Search, State

@@ -10,7 +10,7 @@ import pytest
 from flows import study
 from flows.recipe import Recipe
 from flows.trials import choices, comparing
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.engine import disk, tracking
 from tasks.engine.tracking import MLFLOW_PARENT_RUN_ID
 from tasks.reporting import study as sections

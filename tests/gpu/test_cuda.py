@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.graph import export as onnx_export
 from tasks.ml.models import quantization_spec
 from tasks.ml.problems import text_classification

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from tasks.contracts import Bundle, Outcome, Scorecard, Splits, StageResult
+from tasks.contracts.values import Bundle, Outcome, Scorecard, Splits, StageResult
 from tasks.deploy import DeploymentConfig, deploy
 from tasks.engine import store, tracking
 from tasks.judge import BudgetConfig, weigh

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from tasks.appraise import AppraisalConfig, appraise
-from tasks.contracts import Bundle, FeatherweightError, Splits
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import Bundle, Splits
 from tasks.engine import store, tracking
 from tasks.export import ExportConfig, export
 from tests.tasks import tiny_models

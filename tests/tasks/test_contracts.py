@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from tasks.contracts import (
+from tasks.contracts.base import Contract, FeatherweightError
+from tasks.contracts.hyperparameters import OptimizerConfig
+from tasks.contracts.values import (
     Bundle,
     Check,
     CheckStatus,
-    Contract,
-    FeatherweightError,
-    OptimizerConfig,
     Outcome,
     Release,
     Scorecard,

@@ -23,7 +23,8 @@ from mlflow.exceptions import MlflowException
 from prefect import flow
 
 from tasks import register as registration
-from tasks.contracts import FeatherweightError, Release
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import Release
 from tasks.deploy import DeploymentConfig, deploy
 from tasks.engine import disk, registry, store, tracking
 from tasks.judge import BudgetConfig, judge
@@ -147,7 +148,7 @@ def test_shipping_again_imports_neither_torch_nor_transformers(release: Release,
     deploy.fn(release, CONFIG, run_id=run_id)
     program = (
         "import sys\n"
-        "from tasks.contracts import Outcome\n"
+        "from tasks.contracts.values import Outcome\n"
         "from tasks.register import register\n"
         "from tasks.deploy import DeploymentConfig, deploy\n"
         f"outcome = Outcome.model_validate_json({outcome(run_id).model_dump_json()!r})\n"

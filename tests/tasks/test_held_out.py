@@ -13,7 +13,7 @@ from types import FunctionType
 
 import pytest
 
-from tasks.contracts import Splits, StageOutput
+from tasks.contracts.values import Splits, StageOutput
 from tasks.engine import store, tracking
 from tasks.engine.keys import PlainText
 from tasks.engine.stage import stage

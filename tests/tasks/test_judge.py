@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.contracts import CheckStatus, Verdict
+from tasks.contracts.values import CheckStatus, Verdict
 from tasks.engine import store, tracking
 from tasks.judge import BudgetConfig, Floor, decide, floor, judge, weigh
 from tasks.ml.statistics.bootstrap import Interval

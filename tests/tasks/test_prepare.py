@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from flows.recipe import ProblemName
-from tasks.contracts import FeatherweightError, StageResult
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import StageResult
 from tasks.engine import store, tracking
 from tasks.ml.data import datasets, held_out
 from tasks.prepare import DataConfig, prepare

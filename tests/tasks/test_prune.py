@@ -12,7 +12,8 @@ import torch
 from pydantic import ValidationError
 
 from tasks import fitting
-from tasks.contracts import Bundle, FeatherweightError, Splits
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import Bundle, Splits
 from tasks.distill import DistillationConfig, distill
 from tasks.engine import latency, store, tracking
 from tasks.ml.latency.latency_table import LatencyTable, LayerTimes

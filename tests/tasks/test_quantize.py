@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tasks.contracts import Bundle, Splits, StageResult
+from tasks.contracts.values import Bundle, Splits, StageResult
 from tasks.engine import store, tracking
 from tasks.export import ExportConfig, export
 from tasks.ml.data import datasets

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tasks import register as registering
-from tasks.contracts import Release
+from tasks.contracts.values import Release
 from tasks.engine import disk, registry, store, tracking
 from tasks.register import register, serving_bundle
 from tests.tasks.shippable import RECIPE, TEXTS, outcome

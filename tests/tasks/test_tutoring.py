@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from tasks import fitting
-from tasks.contracts import Bundle, Splits, StageResult
+from tasks.contracts.values import Bundle, Splits, StageResult
 from tasks.distill import DistillationConfig, distill
 from tasks.engine import disk, store, tracking
 from tasks.ml.data import augmentation, datasets

@@ -11,7 +11,8 @@ import onnx
 import pyarrow as pa
 import pytest
 
-from tasks.contracts import Bundle, FeatherweightError, Splits, StageResult
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import Bundle, Splits, StageResult
 from tasks.engine import store, tracking
 from tasks.export import ExportConfig, export
 from tasks.ml import machine

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from tasks.contracts import Bundle, Splits
+from tasks.contracts.values import Bundle, Splits
 from tasks.engine import store
 from tasks.ml.data import datasets
 from tasks.ml.data.splitting import Division, Row, key

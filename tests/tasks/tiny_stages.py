@@ -6,7 +6,8 @@ from typing import Annotated
 
 from prefect import flow, task
 
-from tasks.contracts import Bundle, FeatherweightError, Scorecard, StageConfig, StageOutput, StageResult
+from tasks.contracts.base import FeatherweightError, StageConfig
+from tasks.contracts.values import Bundle, Scorecard, StageOutput, StageResult
 from tasks.engine import progress, store, tracking
 from tasks.engine.keys import Outside, PlainText
 from tasks.engine.stage import checkpoint_directory, stage

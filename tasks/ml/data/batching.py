@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 
 CPU = torch.device("cpu")
 

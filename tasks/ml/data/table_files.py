@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.data.tables import SHOWN, Columns, Table, check, require_columns
 from tasks.ml.quoting import quoted
 

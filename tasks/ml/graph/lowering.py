@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.graph import integers
 from tasks.ml.models import families, quantization_spec
 from tasks.ml.quantization import simulation

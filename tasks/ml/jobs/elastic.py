@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml import machine
 from tasks.ml.jobs.lessons import Lesson
 from tasks.ml.models import modeling

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import families, locators
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tasks.contracts import Check, CheckStatus, ClassRecall
+from tasks.contracts.values import Check, CheckStatus, ClassRecall
 from tasks.ml.quoting import quoted
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import families, modeling, removal, tokenization
 from tasks.ml.pruning import cuts
 from tasks.ml.pruning.importance import LayerImportance

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import listening
 from tasks.ml.models.quantization_spec import INT8_STATIC, LinearScheme, Spec
 from tasks.ml.quantization.simulation import UINT8_MAX

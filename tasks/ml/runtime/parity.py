@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from torch import nn
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.graph import export
 from tasks.ml.models import first_token, modeling
 from tasks.ml.problem import problem_of

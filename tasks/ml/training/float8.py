@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import families
 
 MULTIPLE = 16

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml import machine
 from tasks.ml.parallel import world
 from tasks.ml.quality import evaluation

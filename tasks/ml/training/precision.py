@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.parallel import world
 
 SIDE = {"cpu": 768, "cuda": 4096}

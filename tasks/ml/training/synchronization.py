@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.parallel import shared_memory, world
 from tasks.ml.training.optimizers import Optimizers, total_norm
 from tasks.ml.training.precision import Choice

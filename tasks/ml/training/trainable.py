@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.contracts import FeatherweightError, unsuited
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.hyperparameters import unsuited
 from tasks.ml.models import families
 from tasks.ml.parallel import world
 from tasks.ml.parallel.parallelism import spread

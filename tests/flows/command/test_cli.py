@@ -13,17 +13,8 @@ from pathlib import Path
 import pytest
 
 from flows.command import cli, console, history
-from tasks.contracts import (
-    Bundle,
-    Check,
-    CheckStatus,
-    FeatherweightError,
-    Outcome,
-    Release,
-    Scorecard,
-    StageResult,
-    Verdict,
-)
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import Bundle, Check, CheckStatus, Outcome, Release, Scorecard, StageResult, Verdict
 from tasks.engine import store, tracking
 from tasks.ml import machine
 

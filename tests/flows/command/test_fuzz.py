@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from flows.command import cli, recipe_files
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 
 LONGEST_LINE = 600
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from flows.command import serving
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.engine import registry
 from tests import servers
 from tests.tasks.shippable import register_two

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from flows.servers.supervisor import Service, Supervisor, end_tree
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 
 PARENT = """
 import subprocess, sys, time

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from flows.recipe import Recipe
 from flows.trials import branch
-from tasks.contracts import StageResult
+from tasks.contracts.values import StageResult
 from tasks.engine import tracking
 from tests.flows import tiny_recipes
 from tests.tasks import tiny_models

@@ -8,7 +8,7 @@ import pytest
 
 from flows.trials import choices
 from flows.trials.choices import CHOICES, PRESETS, Machine, Preset
-from tasks.contracts import Optimizer
+from tasks.contracts.hyperparameters import Optimizer
 from tasks.train import TrainingConfig
 
 RATES = {"adamw": 1.0, "lion": 0.2, "sgd": 300.0}

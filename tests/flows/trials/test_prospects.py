@@ -7,7 +7,7 @@ import pytest
 from flows.recipe import Recipe
 from flows.trials import branch, prospects
 from flows.trials.prospects import Forecast, Prospects, Rival
-from tasks.contracts import Scorecard, StageResult
+from tasks.contracts.values import Scorecard, StageResult
 from tasks.reporting.search import Limits, Minimize
 from tests.tasks import tiny_models
 

@@ -9,7 +9,7 @@ import pytest
 
 from flows.recipe import Recipe
 from flows.trials import space
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.models.inspection import Inspection
 
 

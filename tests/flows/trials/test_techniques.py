@@ -10,7 +10,7 @@ from flows.command import recipe_files
 from flows.recipe import Recipe
 from flows.trials.branch import variation
 from flows.trials.techniques import TECHNIQUES, Arm, Technique, changed, find, is_used, lacks, plan
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 
 LENT = ["replacements by a model"]
 """Techniques that the demo does not use, and that only a recipe can lend."""

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.data import batching
 
 

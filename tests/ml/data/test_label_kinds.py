@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.data import label_kinds
 from tasks.ml.data.label_kinds import Kind
 from tasks.ml.data.tables import Table

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.data import sources
 from tests.ml import hub
 

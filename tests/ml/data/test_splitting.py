@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.data import splitting
 from tasks.ml.data.tables import Table
 

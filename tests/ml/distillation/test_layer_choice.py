@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.distillation import layer_choice
 from tasks.ml.models import families
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.graph import export as onnx_export
 from tasks.ml.models import families, first_token, modeling, quantization_spec
 from tasks.ml.problems import text_classification

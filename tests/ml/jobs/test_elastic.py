@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.jobs import elastic
 from tasks.ml.training import trainer
 from tests import servers

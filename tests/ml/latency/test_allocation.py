@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.latency import allocation
 from tasks.ml.latency.allocation import Option
 from tasks.ml.latency.latency_table import LatencyTable, LayerTimes

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.latency import forecast
 from tasks.ml.models import factorization, modeling, quantization_spec
 from tasks.ml.pruning import surgery

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import modeling
 from tasks.ml.problems import text_classification
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import factorization, families, modeling
 from tasks.ml.models.quantization_spec import INT8_DYNAMIC, INT8_STATIC, LinearScheme, Spec, plan
 from tasks.ml.pruning import surgery

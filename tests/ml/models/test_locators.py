@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import families, locators
 from tasks.ml.xray.architecture import Architecture
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tokenizers import trainers as learners
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import tokenization
 
 LONG = "a very great film with moving acting and a dull plot but not a funny story"

@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tests.ml.processes import FOR_MODEL, assert_same_weights, interrupt, lesson, train
 
 DENSE = FOR_MODEL | {"embeddings": "dense"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.data import batching
 from tasks.ml.data.datasets import Split
 from tasks.ml.jobs import lessons

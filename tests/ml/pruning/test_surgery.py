@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForSequenceClassification
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import families, modeling, tokenization
 from tasks.ml.pruning import surgery
 from tasks.ml.pruning.importance import LayerImportance

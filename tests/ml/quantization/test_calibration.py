@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import quantization_spec
 from tasks.ml.quantization import calibration, simulation
 

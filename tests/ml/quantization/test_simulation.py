@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import modeling
 from tasks.ml.models.quantization_spec import Spec, num_bytes, plan
 from tasks.ml.quantization import simulation

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tasks import fitting
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.data.datasets import Split
 from tasks.ml.jobs.lessons import Lesson
 from tasks.ml.quality import evaluation

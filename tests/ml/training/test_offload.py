@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.training import offload, optimizers
 
 X = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))

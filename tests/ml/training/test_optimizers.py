@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.contracts import FeatherweightError, Optimizer
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.hyperparameters import Optimizer
 from tasks.ml.training import optimizers
 
 WIDTH = 64

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.training import memory, precision, trainer
 from tasks.ml.training.checkpoints import WHOLE, Checkpoints
 

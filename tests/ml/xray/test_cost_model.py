@@ -23,7 +23,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import families, modeling
 from tasks.ml.training import optimizers
 from tasks.ml.xray import cost_model, profiling

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, BertConfig, GPT2Config, LlamaConfig, PreTrainedConfig
 
 from flows.command import xray as flow
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.ml import machine
 from tasks.ml.models import modeling, tokenization
 from tasks.ml.xray import cost_model, profiling, roofline, xray

@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import pytest
 
 from tasks import distill, prune, quantize
-from tasks.contracts import Bundle, Splits, StageConfig, StageOutput
+from tasks.contracts.base import StageConfig
+from tasks.contracts.values import Bundle, Splits, StageOutput
 from tasks.engine import keys
 from tasks.engine.keys import Outside, PlainText
 from tasks.engine.stage import stage
@@ -135,6 +136,13 @@ def test_what_is_executed_by_its_name_is_followed(tmp_path: Path, monkeypatch: p
     by_name = 'def melt():\n    return ["-m", "tasks.ml.kernel"]\n'
     before = digest_of(by_name, KERNEL, tmp_path, monkeypatch)
     assert digest_of(by_name, KERNEL.replace("x * 2", "x * 3"), tmp_path, monkeypatch) != before
+
+
+def test_how_a_training_is_set_up_counts() -> None:
+    """``OptimizerConfig`` turns its fields into what the trainer is told; what travels turns nothing into anything."""
+    found = keys._read(ROOT / "tasks" / "train.py")[1]
+    assert "tasks.contracts.hyperparameters" in found
+    assert "tasks.contracts.values" not in found
 
 
 def test_the_workers_of_a_training_are_followed() -> None:

@@ -13,7 +13,7 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from flows.flow import flow
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.engine import redaction, tracking
 from tasks.engine.step import step
 

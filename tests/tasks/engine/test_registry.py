@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from flows.promote import promote, rollback
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.deploy import DeploymentConfig, deploy
 from tasks.engine import registry, tracking
 from tasks.register import register

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 
-from tasks.contracts import Bundle, FeatherweightError
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import Bundle
 from tasks.engine import keys, store, tracking
 from tests.tasks import tiny_stages
 from tests.tasks.tiny_stages import executions, tiny

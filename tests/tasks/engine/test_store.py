@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tasks.contracts import Bundle, FeatherweightError, Scorecard, StageResult
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import Bundle, Scorecard, StageResult
 from tasks.engine import disk, store
 
 ROOT = Path(__file__).parents[3]

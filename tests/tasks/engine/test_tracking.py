@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.engine import tracking
 
 ROOT = Path(__file__).parents[3]

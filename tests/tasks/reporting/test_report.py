@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from prefect.client.orchestration import get_client
 
-from tasks.contracts import CheckStatus, Outcome
+from tasks.contracts.values import CheckStatus, Outcome
 from tasks.engine import disk, store, tracking
 from tasks.report import gather, report, seeds, versions
 from tasks.reporting import charts, numbers, page, sections, summary

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from tasks.contracts import FeatherweightError
+from tasks.contracts.base import FeatherweightError
 from tasks.judge import BudgetConfig, weigh
 from tasks.ml.data import datasets
 from tasks.ml.models import tokenization
