@@ -88,7 +88,7 @@ def fit(
     from tasks.ml.models import modeling
     from tasks.ml.problem import problem_of
     from tasks.ml.pruning import sparsity
-    from tasks.ml.quality import classwise, evaluation, learning
+    from tasks.ml.quality import evaluation, learning
 
     history = learn(title, model, lesson, **options)
     problem, targets = problem_of(lesson.problem), lesson.selection.targets
@@ -96,8 +96,7 @@ def fit(
     quality = learning.measure(problem, logits, targets, reference=lesson.reference)
     config: Any = model.config
     labels = [config.id2label[index] for index in range(logits.shape[1])]
-    counts = classwise.tally(problem.predictions(logits), targets, len(labels))
-    answered = classwise.describe(labels, train.targets) | {"answers": counts.to_json()}
+    answered = {"problem": lesson.problem, **problem.summary(labels, train.targets, logits, targets)}
     seen = train.head(len(lesson.selection))
     train_accuracy = learning.quality(model, problem, seen, pad_id=lesson.pad_id)["accuracy"]
     bundle, size_mb = publish.torch_bundle(model.cpu(), tokenizer, lesson.problem)
@@ -107,7 +106,7 @@ def fit(
         evidence=publish.evidence(
             {
                 "history.json": history.to_json(),
-                "classes.json": json.dumps(answered, indent=1, ensure_ascii=False),
+                "answers.json": json.dumps(answered, indent=1, ensure_ascii=False),
                 **(evidence or {}),
             }
         ),

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from tasks.contracts.base import StageConfig
-from tasks.contracts.values import Check, CheckStatus, Digest, Parting, Verdict
+from tasks.contracts.values import Check, CheckStatus, Digest, Verdict
 from tasks.engine import store, tracking
 from tasks.engine.step import step
-from tasks.ml.proof import classes
+from tasks.ml.proof.decision import as_check, decide
 
 if TYPE_CHECKING:
-    from tasks.ml.statistics.bootstrap import Interval
+    pass
 
 logger = logging.getLogger("featherweight")
 
@@ -61,58 +61,6 @@ class BudgetConfig(StageConfig):
     confidence: float = Field(0.95, gt=0.5, lt=1, title="Confidence", description="Level of the intervals.")
 
 
-def decide(interval: Interval, limit: float, direction: Direction, *, band: tuple[float, float]) -> CheckStatus:
-    """Passed or failed by the measured value, if its interval rules out a clearly different answer.
-
-    Args:
-        band: a value clearly below the limit and one clearly above it. What is measured below the limit counts once the
-            interval ends below the upper one; what is measured above, once it begins above the lower one.
-    """
-    measured, low, high = interval
-    met = measured <= limit if direction == "at_most" else measured >= limit
-    below = met if direction == "at_most" else not met
-    if not (high < band[1] if below else low > band[0]):
-        return CheckStatus.UNDECIDABLE
-    return CheckStatus.PASSED if met else CheckStatus.FAILED
-
-
-def _quality_drop(teacher: Any, shipped: Any, budget: BudgetConfig) -> Check:
-    """Accuracy lost, from per-row correctness (N,) of both models on the same rows."""
-    from tasks.ml.statistics import bootstrap, discordance
-
-    confidence, limit = budget.confidence, budget.max_quality_drop
-    interval = bootstrap.accuracy_difference(teacher, shipped, confidence=confidence)
-    counts = discordance.count(teacher, shipped)
-    near, far = limit - abs(limit), limit + abs(limit)
-    status = decide(interval, limit, "at_most", band=(near, far))
-    measured = interval.measured
-    moved = f"fell by {100 * measured:.2f}" if measured >= 0 else f"rose by {-100 * measured:.2f}"
-    explanation = (
-        f"accuracy {moved} points on {counts.n} paired test rows ({100 * confidence:g} % interval of the loss "
-        f"{_points(interval.low)} to {_points(interval.high)}); at most {100 * limit:g} may be lost"
-    )
-    needed = None
-    if status is CheckStatus.UNDECIDABLE:
-        rule_out = far if measured <= limit else near
-        needed = discordance.rows_needed(*counts, rule_out=rule_out, confidence=confidence)
-        explanation += f"; undecidable at this n: {_needed(needed)} to rule out a loss of {100 * rule_out:g}"
-    parting = Parting(
-        lost=counts.lost,
-        gained=counts.gained,
-        mcnemar_p=discordance.mcnemar(counts.lost, counts.gained),
-        margin=limit,
-        noninferiority_p=discordance.noninferiority(*counts, margin=limit),
-        confidence=confidence,
-        largest_drop=discordance.largest_drop(*counts, confidence=confidence),
-        rows_needed=needed,
-    )
-    return _check("quality_drop", interval, limit, "at_most", counts.n, status, explanation, parting)
-
-
-def _needed(rows: int | None) -> str:
-    return "no number of rows is enough" if rows is None else f"at least {rows:,} rows are needed"
-
-
 def _shrink(teacher: dict[str, Any], shipped: dict[str, Any], budget: BudgetConfig) -> Check:
     from tasks.ml.statistics.bootstrap import Interval
 
@@ -123,7 +71,7 @@ def _shrink(teacher: dict[str, Any], shipped: dict[str, Any], budget: BudgetConf
         f"weights went from {teacher['size_mb']:.2f} to {shipped['size_mb']:.2f} MB, {ratio:.2f} times smaller; "
         f"at least {limit:g} times is wanted"
     )
-    return _check("shrink", interval, limit, "at_least", 2, status, explanation)
+    return as_check("shrink", interval, limit, "at_least", 2, status, explanation)
 
 
 def _speedup(teacher: dict[str, Any], shipped: dict[str, Any], budget: BudgetConfig) -> Check:
@@ -138,59 +86,28 @@ def _speedup(teacher: dict[str, Any], shipped: dict[str, Any], budget: BudgetCon
     )
     if status is CheckStatus.UNDECIDABLE:
         explanation += "; the timings spread too far, use a quieter machine or more repeats"
-    return _check("speedup", interval, limit, "at_least", len(fast), status, explanation)
-
-
-def _points(fraction: float) -> str:
-    """A fraction in points, with the sign that typography has for it."""
-    return f"{100 * fraction:.2f}".replace("-", "−")
-
-
-def _check(
-    name: str,
-    interval: Interval,
-    limit: float,
-    direction: Direction,
-    n: int,
-    status: CheckStatus,
-    explanation: str,
-    parting: Parting | None = None,
-) -> Check:
-    return Check(
-        name=name,
-        **interval._asdict(),
-        limit=limit,
-        direction=direction,
-        n=n,
-        status=status,
-        explanation=explanation,
-        parting=parting,
-    )
+    return as_check("speedup", interval, limit, "at_least", len(fast), status, explanation)
 
 
 def weigh(evidence: Path, budget: BudgetConfig) -> Verdict:
     """Compares the shipped model with its teacher, from the files that ``validate`` left. Pure."""
     import pyarrow as pa
 
-    from tasks.ml.quality import classwise
+    from tasks.ml.problem import problem_of
 
     document = json.loads((evidence / "validation.json").read_text(encoding="utf-8"))
     teacher = next(model for model in document["models"] if model["stage"] == "train")
     shipped = next(model for model in document["models"] if model["stage"] == "validate")
-    rows = pa.ipc.open_file(evidence / "rows.arrow").read_all()
-    correct = {stage: rows[f"correct_{stage}"].to_numpy() for stage in ("train", "validate")}
-    answers = {stage: rows[f"prediction_{stage}"].to_numpy() for stage in ("train", "validate")}
-    targets, about, confidence = rows["target"].to_numpy(), document["classes"], budget.confidence
-    fates = classwise.fates(answers["train"], answers["validate"], targets, len(about["labels"]), confidence=confidence)
-    checks = [_quality_drop(correct["train"], correct["validate"], budget)]
-    if budget.floor is Floor.MAJORITY:
-        counts = classwise.tally(answers["validate"], targets, len(about["labels"]))
-        checks += [
-            classes.lost(fates, about["labels"], max_drop=budget.max_quality_drop, confidence=confidence),
-            classes.floor(counts, about, who="the shipped model", split="test", confidence=confidence),
-        ]
-    checks += [_shrink(teacher, shipped, budget), _speedup(teacher, shipped, budget)]
-    return Verdict(checks=tuple(checks), recalls=classes.recalls(fates, about["labels"]))
+    table = pa.ipc.open_file(evidence / "rows.arrow").read_all()
+    checks, recalls = problem_of(document["problem"]).weigh(
+        {name: table[name].to_numpy() for name in table.column_names},
+        document["rows"],
+        max_drop=budget.max_quality_drop,
+        has_floor=budget.floor is Floor.MAJORITY,
+        confidence=budget.confidence,
+    )
+    checks = [*checks, _shrink(teacher, shipped, budget), _speedup(teacher, shipped, budget)]
+    return Verdict(checks=tuple(checks), recalls=recalls)
 
 
 @step(name="floor")
@@ -200,18 +117,18 @@ def floor(teacher: Digest, budget: BudgetConfig, *, run_id: str) -> Verdict | No
     Returns:
         The verdict that the run ends with; ``None`` if it goes on.
     """
-    from tasks.ml.quality.classwise import Tally
+    from tasks.ml.problem import problem_of
 
     if budget.floor is Floor.NONE:
         return None
-    about = json.loads((store.path(teacher) / "classes.json").read_text(encoding="utf-8"))
-
-    counts, level = Tally.from_json(about["answers"]), budget.confidence
-    check = classes.floor(counts, about, who="the teacher", split="selection", confidence=level)
+    about = json.loads((store.path(teacher) / "answers.json").read_text(encoding="utf-8"))
+    check, is_decidable = problem_of(about["problem"]).floor(
+        about, who="the teacher", split="selection", confidence=budget.confidence
+    )
     if check.status is CheckStatus.PASSED:
         logger.info("floor: %s", check.explanation)
         return None
-    if not classes.is_decidable(counts, about, confidence=level):
+    if not is_decidable:
         logger.warning("floor: %s; the run goes on, and the test split decides", check.explanation)
         return None
     hint = "look at labels, base model and learning rate, or let such a run go on with budget.floor: none"

@@ -86,7 +86,7 @@ def prepare(
     config: DataConfig, *, problem: PlainText, base_model: Annotated[str, Outside(_tokenizer_digest)]
 ) -> StageOutput:
     """Reads and checks the rows, divides them by content, and encodes them with the base model's tokenizer."""
-    from tasks.ml.data import datasets, label_kinds, sources, splitting
+    from tasks.ml.data import datasets, sources, splitting
     from tasks.ml.models import families, inspection, locators, tokenization
     from tasks.ml.problem import problem_of
 
@@ -100,7 +100,7 @@ def prepare(
     rows = sources.read(config.source, text=config.text, label=config.label, cache=cache)
     more = sources.read(config.unlabeled, text=config.text, label=None, cache=cache) if config.unlabeled else {}
     division = splitting.divide(
-        label_kinds.as_classes(rows),
+        problem_of(problem).targets(rows),
         more.values(),
         test=config.test_fraction,
         selection=config.selection_fraction,
@@ -114,7 +114,6 @@ def prepare(
             division,
             tokenizer,
             max_length=config.max_length,
-            no_target=problem_of(problem).NO_TARGET,
         )
         digest = store.publish(directory)
     num_rows = _log(profile, config.max_length)

@@ -192,9 +192,8 @@ def _plan(
     from tasks.ml.problem import problem_of
     from tasks.ml.pruning import surgery
     from tasks.ml.quality import evaluation
-    from tasks.ml.quantization import sensitivity
 
-    full = modeling.shapes(student)
+    full, kind = modeling.shapes(student), problem_of(problem)
     if config.target_speedup == 0:
         return lambda model, scores, way: surgery.fraction(
             full, heads=1 - (1 - config.keep_heads) * way, ffn=1 - (1 - config.keep_ffn) * way
@@ -209,9 +208,9 @@ def _plan(
 
         def damage(shapes: list[dict[str, int]]) -> float:
             smaller = surgery.keep_counts(model, scores, shapes)
-            if problem_of(problem).FIRST_TOKEN_ONLY:
+            if kind.FIRST_TOKEN_ONLY:
                 first_token.narrow(smaller)
-            return sensitivity.divergence(whole, evaluation.logits(smaller, rows, pad_id=pad_id))
+            return kind.divergence(whole, evaluation.logits(smaller, rows, pad_id=pad_id))
 
         target = before / config.target_speedup**way
         logger.info("prune: trying what each width of each layer does to the answers")

@@ -123,7 +123,7 @@ def trial(base_model: BaseName, splits: Splits, config: TrainingConfig, *, seed:
     )
     others_share = company.share()
     logits = evaluation.logits(base.model, lesson.selection.input_ids, pad_id=lesson.pad_id)
-    correct = problem_of(lesson.problem).correct(logits, lesson.selection.targets)
+    correct = problem_of(lesson.problem).scores(logits, lesson.selection.targets)
     measured = {
         "correct": [int(right) for right in correct],
         "machine": machine.description(),

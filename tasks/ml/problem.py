@@ -6,21 +6,31 @@ No stage and no other room asks which problem it has.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
-import torch
-from torch import nn
 
 from tasks.contracts.base import FeatherweightError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from tasks.contracts.values import Check, ClassRecall
+    from tasks.ml.data.tables import Table
+    from tasks.ml.data.targets import Targets
 
 PROBLEMS = {"text-classification": "tasks.ml.problems.text_classification"}
 
 
 class Problem(Protocol):
     """The functions a problem module has. B = rows, S = tokens, C = classes."""
+
+    def targets(self, tables: Mapping[str, Table]) -> Targets:
+        """What is learned of the labels of a source's splits; raises ``FeatherweightError`` where it cannot be."""
+        ...
 
     def load_base(self, directory: str | Path, labels: Sequence[str], *, dropout: float = 0.1) -> nn.Module:
         """Loads a pretrained model with a head for these labels."""
@@ -42,10 +52,59 @@ class Problem(Protocol):
         """Turns logits (B, C) into the probability of each class."""
         ...
 
-    def correct(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Per-row correctness (B,), 0 or 1: what the paired bootstrap resamples."""
+    def soft_loss(self, student: torch.Tensor, teacher: torch.Tensor, *, temperature: float) -> torch.Tensor:
+        """Mean over rows of how far a student's logits are from its teacher's; zero where they agree."""
         ...
 
+    def divergence(self, reference: np.ndarray, logits: np.ndarray) -> float:
+        """Mean over rows of how far answers are from those of a model that is to be kept; zero where they agree."""
+        ...
+
+    def same(self, logits: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        """Whether two models answer a row the same, (B,)."""
+        ...
+
+    def scores(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """How good the answer to each row is, (B,), more is better: what ``METRIC`` is the mean of and is resampled."""
+        ...
+
+    def describe(self, labels: Sequence[str], train_targets: np.ndarray) -> dict[str, Any]:
+        """What is to be known of the training rows, to weigh answers later; in JSON."""
+        ...
+
+    def summary(
+        self, labels: Sequence[str], train_targets: np.ndarray, logits: np.ndarray, targets: np.ndarray
+    ) -> dict[str, Any]:
+        """A model's answers to a split, as ``floor`` wants them; in JSON."""
+        ...
+
+    def floor(self, about: Mapping[str, Any], *, who: str, split: str, confidence: float) -> tuple[Check, bool]:
+        """Whether a model is better than one that reads nothing; and whether these rows could show it.
+
+        Args:
+            about: what ``summary`` said.
+        """
+        ...
+
+    def weigh(
+        self,
+        rows: Mapping[str, np.ndarray],
+        about: Mapping[str, Any],
+        *,
+        max_drop: float,
+        has_floor: bool,
+        confidence: float,
+    ) -> tuple[list[Check], tuple[ClassRecall, ...]]:
+        """The checks of quality on the test rows, and what became of each class, where there are classes.
+
+        Args:
+            rows: ``target``, and ``prediction_STAGE`` and ``correct_STAGE`` of ``train`` and ``validate``, (N,) each.
+            about: what ``describe`` said.
+        """
+        ...
+
+    METRIC: str
+    """What the mean of ``scores`` is called."""
     ONNX_INPUTS: tuple[str, ...]
     ONNX_OUTPUTS: tuple[str, ...]
     FIRST_TOKEN_ONLY: bool

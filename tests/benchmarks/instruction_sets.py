@@ -202,7 +202,7 @@ def codes(teacher: Path, data: Path, problem: str) -> None:
         plan = quantization_spec.plan(model, scheme="int8-dynamic", linears=True, token_bits=32, block_size=32)
         simulation.simulate(model, plan)
         found = evaluation.logits(model, rows.input_ids, pad_id=tokenizer.pad_token_id)
-        right, same = kind.correct(found, rows.targets).mean(), (found.argmax(-1) == exact.argmax(-1)).mean()
+        right, same = kind.scores(found, rows.targets).mean(), (found.argmax(-1) == exact.argmax(-1)).mean()
         print(f"| {title} | {right:.4f} | {same:.4f} |", flush=True)
 
 

@@ -153,7 +153,7 @@ def measure(
             say(f"{name} cannot be run: {failures[name]}")
             continue
         subjects.append(one)
-        correct[name] = problem.correct(logits, targets).astype(np.float64)
+        correct[name] = problem.scores(logits, targets).astype(np.float64)
         say(f"{name}: accuracy {correct[name].mean():.4f}")
     p50: dict[str, list[float]] = {one.stage: [] for one in subjects}
     rates: dict[str, list[float]] = {one.stage: [] for one in subjects}

@@ -401,15 +401,15 @@ def prepare(folder: Path, name: str = "demo") -> dict[str, Any]:
         recipe.data.source, text=recipe.data.text, label=recipe.data.label, cache=disk.home() / "cache"
     )
     division = splitting.divide(
-        table,
+        problem_of(recipe.problem).targets(table),
         test=recipe.data.test_fraction,
         selection=recipe.data.selection_fraction,
         calibration=recipe.data.calibration_fraction,
     )
     problem, base = str(recipe.problem), locators.locate(recipe.base_model)
-    tokenizer, no_target = tokenization.load(base), problem_of(problem).NO_TARGET
+    tokenizer = tokenization.load(base)
     (folder / "data").mkdir()
-    datasets.write(folder / "data", division, tokenizer, max_length=recipe.data.max_length, no_target=no_target)
+    datasets.write(folder / "data", division, tokenizer, max_length=recipe.data.max_length)
     return {
         "data": str(folder / "data"), "problem": problem, "base_model": recipe.base_model, "dropout": config.dropout,
         "settings": config.for_trainer(), "for_model": config.for_model(),

@@ -22,6 +22,7 @@ from tasks.engine import store, tracking
 from tasks.judge import BudgetConfig, weigh
 from tasks.ml.data import datasets
 from tasks.ml.data.splitting import Division, Row, key
+from tasks.ml.data.targets import classes
 from tasks.ml.models import tokenization
 from tasks.register import register
 
@@ -88,8 +89,8 @@ def write_dataset(folder: Path, texts: list[str] = TEXTS, **settings: str) -> Pa
     """Writes what ``prepare`` publishes, with these texts in the selection split."""
     rows = [Row(text, LABELS[index % 2], key(text)) for index, text in enumerate(texts)]
     splits = {name: rows if name == "selection" else [] for name in ("train", "calibration", "selection", "test")}
-    division = Division(labels=list(LABELS), splits=splits, dropped={})
-    datasets.write(folder, division, tokenizer(**settings), max_length=MAX_LENGTH, no_target=-100)
+    division = Division(classes({}, LABELS, missing=-100), splits=splits, dropped={})
+    datasets.write(folder, division, tokenizer(**settings), max_length=MAX_LENGTH)
     return folder
 
 
@@ -162,7 +163,8 @@ def write_evidence(
         "device": device,
         "split": "test",
         "n": n,
-        "classes": {"labels": LABELS, "majority": 0, "majority_share": 0.5},
+        "problem": "text-classification",
+        "rows": {"labels": LABELS, "majority": 0, "majority_share": 0.5},
         "models": [*models_measured[:1], simulated, models_measured[1]],
     }
     (folder / "validation.json").write_text(json.dumps(document))

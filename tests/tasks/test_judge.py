@@ -181,7 +181,7 @@ def write_classes(folder: Path, *, classes: dict[str, tuple[int, int, int]]) -> 
     write_evidence(folder)
     write_arrow(folder / "rows.arrow", found)
     document = json.loads((folder / "validation.json").read_text())
-    document["classes"] = {"labels": labels, "majority": 0, "majority_share": 0.5}
+    document["rows"] = {"labels": labels, "majority": 0, "majority_share": 0.5}
     (folder / "validation.json").write_text(json.dumps(document))
     return folder
 
@@ -239,9 +239,10 @@ def test_a_model_at_majority_level_does_not_pass_however_much_may_be_lost(tmp_pa
 def held(rows: tuple[int, ...], right: tuple[int, ...], named: tuple[int, ...]) -> Verdict | None:
     """What the floor says of a teacher with these answers on the selection split."""
     answers = {"rows": rows, "right": right, "named": named}
-    about = {"labels": ["ham", "spam", "eggs"][: len(rows)], "majority": 0, "majority_share": 0.5, "answers": answers}
+    labels = ["ham", "spam", "eggs"][: len(rows)]
+    about = {"problem": "text-classification", "labels": labels, "majority": 0, "majority_share": 0.5}
     with store.workspace() as folder:
-        (folder / "classes.json").write_text(json.dumps(about))
+        (folder / "answers.json").write_text(json.dumps({**about, "answers": answers}))
         evidence = store.publish(folder)
     with tracking.pipeline_run("held", {}, run_name="run") as run_id:
         verdict = floor.fn(evidence, BUDGET, run_id=run_id)

@@ -15,6 +15,7 @@ from tasks.contracts.values import Bundle, Splits
 from tasks.engine import store
 from tasks.ml.data import datasets
 from tasks.ml.data.splitting import Division, Row, key
+from tasks.ml.data.targets import classes
 from tasks.ml.models import families, modeling, quantization_spec
 from tasks.ml.pruning import surgery
 
@@ -100,8 +101,8 @@ def publish_data(rows: int = 60) -> Splits:
 
     splits = {name: split(name) for name in ("train", "calibration", "selection", "test")} | {"unlabeled": []}
     with store.workspace() as directory:
-        division = Division(labels=LABELS, splits=splits, dropped={})
-        datasets.write(directory, division, tokenizer(), max_length=MAX_LENGTH, no_target=-100)
+        division = Division(classes({}, LABELS, missing=-100), splits=splits, dropped={})
+        datasets.write(directory, division, tokenizer(), max_length=MAX_LENGTH)
         return Splits(digest=store.publish(directory), problem=PROBLEM)
 
 

@@ -1,6 +1,6 @@
 """The prepared dataset on disk: one Arrow file per split, encoded once with the base model's tokenizer.
 
-Layout: ``<split>.arrow`` with columns text (string), input_ids (list of int32) and target (int64);
+Layout: ``<split>.arrow`` with columns text (string), input_ids (list of int32) and target (as the problem has it);
 ``dataset.json`` with what encoding and decoding need; ``profile.json`` for people; the tokenizer in ``tokenizer/``.
 """
 
@@ -22,7 +22,7 @@ from tasks.ml.data import held_out
 from tasks.ml.data.splitting import SPLITS, Division, Row
 from tasks.ml.models import tokenization
 
-SCHEMA = pa.schema([("text", pa.string()), ("input_ids", pa.list_(pa.int32())), ("target", pa.int64())])
+SCHEMA = pa.schema([("text", pa.string()), ("input_ids", pa.list_(pa.int32()))])
 INFO = "dataset.json"
 PROFILE = "profile.json"
 TOKENIZER = "tokenizer"
@@ -35,7 +35,7 @@ class Split:
 
     Attributes:
         input_ids: token ids with special tokens, at most ``max_length`` a row.
-        targets: (N,) int64, class indices; the problem's ``NO_TARGET`` where there is no label.
+        targets: (N,), such as class indices; the problem's ``NO_TARGET`` where there is no label.
     """
 
     texts: list[str]
@@ -71,25 +71,21 @@ def as_read(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[by
     return [hashlib.sha256(np.asarray(row, dtype=np.int32).tobytes()).digest() for row in ids]
 
 
-def write(directory: Path, division: Division, tokenizer: Any, *, max_length: int, no_target: int) -> dict[str, Any]:
-    """Writes a dataset into an existing directory and returns its profile.
-
-    Args:
-        no_target: the target of rows without a label.
-    """
-    classes = {label: index for index, label in enumerate(division.labels)}
+def write(directory: Path, division: Division, tokenizer: Any, *, max_length: int) -> dict[str, Any]:
+    """Writes a dataset into an existing directory and returns its profile."""
+    schema = SCHEMA.append(pa.field("target", pa.from_numpy_dtype(division.targets.dtype)))
     special = tokenizer.num_special_tokens_to_add()
     lengths: dict[str, np.ndarray] = {}
     for name, rows in division.splits.items():
         texts = [row.text for row in rows]
         encoded = tokenization.encodings(texts, tokenizer, max_length=max_length)
         input_ids = [one.ids for one in encoded]
-        targets = [classes.get(row.label, no_target) for row in rows]
-        table = pa.table({"text": texts, "input_ids": input_ids, "target": targets}, schema=SCHEMA)
-        with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        targets = division.targets.array([row.label for row in rows])
+        table = pa.table({"text": texts, "input_ids": input_ids, "target": targets}, schema=schema)
+        with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as writer:
             writer.write_table(table)
         lengths[name] = _whole_lengths(encoded, special)
-    info = DatasetInfo(division.labels, max_length, tokenization.digest(tokenizer))
+    info = DatasetInfo(list(division.targets.names), max_length, tokenization.digest(tokenizer))
     profile = _profile(division, lengths, max_length)
     (directory / INFO).write_text(json.dumps(asdict(info), indent=1, ensure_ascii=False), encoding="utf-8")
     (directory / PROFILE).write_text(json.dumps(profile, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -103,10 +99,11 @@ def _profile(division: Division, lengths: Mapping[str, np.ndarray], max_length: 
     edges = np.unique(np.linspace(0, max_length, HISTOGRAM_BINS + 1).round().astype(int))
 
     def describe(rows: list[Row], whole: np.ndarray) -> dict[str, Any]:
-        labels, tokens = Counter(row.label for row in rows if row.label), np.minimum(whole, max_length)
+        labels = Counter(division.targets.stratum(row.label) for row in rows if row.label)
+        tokens = np.minimum(whole, max_length)
         return {
             "rows": len(rows),
-            "labels": {label: labels[label] for label in division.labels} if labels else {},
+            "labels": {label: labels[label] for label in division.targets.strata} if labels else {},
             "tokens_mean": round(float(tokens.mean()), 3) if len(rows) else 0.0,
             "rows_cut": int((whole > max_length).sum()),
             # Bin i holds lengths in (edges[i], edges[i + 1]]: no row has 0 tokens, and a cut one has max_length.

@@ -1,8 +1,9 @@
 """Divides rows by the content of their text, so that the same text is always in the same split, alone and once.
 
-Each label is divided by itself, so that every split has its share of each. A text's own hash says where it falls;
-only where that would leave a label's share by more than ``SLACK`` do the texts next to a border fall on its other side.
-So the order of rows and a seed decide nothing, and more rows move none of a label with thousands of them.
+Each kind of rows, such as those of a label, is divided by itself, so that every split has its share of each. A text's
+own hash says where it falls; only where that would leave a kind's share by more than ``SLACK`` do the texts next to a
+border fall on its other side. So the order of rows and a seed decide nothing, and more rows move none of a kind with
+thousands of them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.data.tables import Table
+from tasks.ml.data.targets import Targets
 
 SPLITS = ("train", "calibration", "selection", "test")
 MAX_CONFLICTS = 0.1
@@ -51,13 +53,13 @@ class Division:
     """Rows by split, in an order that only their texts decide.
 
     Attributes:
-        labels: names in the order of the class indices.
+        targets: what is learned of the rows' labels.
         splits: ``SPLITS`` and ``unlabeled``.
         dropped: rows left out, by reason.
         warnings: a sentence for each thing about the rows that a person should know.
     """
 
-    labels: list[str]
+    targets: Targets
     splits: dict[str, list[Row]]
     dropped: dict[str, int]
     warnings: list[str] = field(default_factory=list)
@@ -79,7 +81,7 @@ def keys(texts: Sequence[str]) -> list[bytes]:
 
 
 def divide(
-    tables: Mapping[str, Table],
+    targets: Targets,
     unlabeled: Iterable[Table] = (),
     *,
     test: float,
@@ -100,9 +102,9 @@ def divide(
         read: what a model makes of texts, equal for those that are one to it.
 
     Raises:
-        FeatherweightError: labels do not fit together, or there are too few rows to fill every split.
+        FeatherweightError: there are too few rows to fill every split.
     """
-    labels = _labels(tables)
+    tables, stratum = targets.tables, targets.stratum
     dropped: Counter[str] = Counter()
     taken: dict[bytes, bytes] = {}
     # In this order: what test has taken, the others do without.
@@ -110,46 +112,24 @@ def divide(
         name: _distinct(tables[name], read, taken, dropped) for name in ("test", "selection", "train") if name in tables
     }
     if max_rows:
-        own = _limited(own, max_rows)
+        own = _limited(own, max_rows, stratum)
     fractions = {"test": test, "selection": selection, "calibration": calibration}
-    carved = _carve(own["train"], {name: share for name, share in fractions.items() if name not in own})
-    _fill(carved)
+    carved = _carve(own["train"], {name: share for name, share in fractions.items() if name not in own}, stratum)
+    _fill(carved, stratum)
     splits = {name: sorted({**own, **carved}[name], key=lambda row: row.rank) for name in SPLITS}
-    _require_filled(splits, labels, max_rows)
+    _require_filled(splits, targets, max_rows)
     used = {row.key for split in splits.values() for row in split}
     taken = {name: owner for name, owner in taken.items() if owner in used}
     dropped_unlabeled: Counter[str] = Counter()
     more = [row for table in unlabeled for row in _distinct(table, read, taken, dropped_unlabeled)]
     more.sort(key=lambda row: row.rank)
     return Division(
-        labels,
+        targets,
         {**splits, "unlabeled": more[: max_rows or None]},
         {reason: dropped[reason] for reason in ("duplicates", "conflicting_labels", "in_another_split")}
         | {f"unlabeled_{reason}": dropped_unlabeled[reason] for reason in ("duplicates", "in_another_split")},
-        _warnings(labels, splits["test"], own_test="test" in own),
+        _warnings(targets, splits["test"], own_test="test" in own),
     )
-
-
-def _labels(tables: Mapping[str, Table]) -> list[str]:
-    """Names in the order of the class indices: by value if all are integers, else alphabetical."""
-    train = tables["train"]
-    labels = set(train.labels)
-    if len(labels) < 2:
-        raise FeatherweightError(
-            f"{train.origin}, column {train.label_column!r}: every row has the label {train.labels[0]!r}; "
-            "at least two labels are needed to learn a difference"
-        )
-    ordered = sorted(labels)
-    if all(label.removeprefix("-").isdecimal() for label in labels):
-        ordered.sort(key=int)
-    for name in ("selection", "test"):
-        for index, label in enumerate(tables[name].labels if name in tables else ()):
-            if label not in labels:
-                raise FeatherweightError(
-                    f"{tables[name].place(index)}, column {train.label_column!r}: label {label!r} is not in "
-                    f"{train.origin}, so it cannot be learned; the labels there are {', '.join(ordered[:20])}"
-                )
-    return ordered
 
 
 def _distinct(
@@ -206,40 +186,40 @@ def _conflicting(table: Table, conflicts: list[list[int]], count: int) -> Feathe
     )
 
 
-def _limited(own: Mapping[str, list[Row]], max_rows: int) -> dict[str, list[Row]]:
-    """The same rows each time: of each split two of every label first, so that none is lost while there is room."""
+def _limited(own: Mapping[str, list[Row]], max_rows: int, stratum: Callable[[str], str]) -> dict[str, list[Row]]:
+    """The same rows each time: of each split two of every kind first, so that none is lost while there is room."""
     ranked: list[tuple[bool, bytes, bytes]] = []
     for rows in own.values():
         seen: Counter[str] = Counter()
         for row in sorted(rows, key=lambda row: row.rank):
-            seen[row.label] += 1
-            ranked.append((seen[row.label] > 2, row.rank, row.key))
+            seen[stratum(row.label)] += 1
+            ranked.append((seen[stratum(row.label)] > 2, row.rank, row.key))
     used = {identity for *_, identity in sorted(ranked)[:max_rows]}
     return {name: [row for row in rows if row.key in used] for name, rows in own.items()}
 
 
-def _carve(rows: list[Row], fractions: Mapping[str, float]) -> dict[str, list[Row]]:
-    """Divides the rows of each label among the fractions, and the rest for train."""
+def _carve(rows: list[Row], fractions: Mapping[str, float], stratum: Callable[[str], str]) -> dict[str, list[Row]]:
+    """Divides the rows of each kind among the fractions, and the rest for train."""
     names, borders = (*fractions, "train"), list(itertools.accumulate(fractions.values()))
     carved: dict[str, list[Row]] = {name: [] for name in names}
     members: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.key):  # as by position
-        members[row.label].append(row)
-    for label, own in members.items():
-        cuts = [0, *_cuts(own, label, borders, least=int("test" in fractions)), len(own)]
+        members[stratum(row.label)].append(row)
+    for kind, own in members.items():
+        cuts = [0, *_cuts(own, kind, borders, least=int("test" in fractions)), len(own)]
         for name, (start, end) in zip(names, itertools.pairwise(cuts), strict=True):
             carved[name] += own[start:end]
     return carved
 
 
-def _cuts(rows: list[Row], label: str, borders: list[float], *, least: int) -> list[int]:
-    """Where the rows of a label, by position, are cut: where the borders are, but not far from its share of rows.
+def _cuts(rows: list[Row], kind: str, borders: list[float], *, least: int) -> list[int]:
+    """Where the rows of a kind, by position, are cut: where the borders are, but not far from its share of rows.
 
     Args:
         least: rows before the first cut, if any can be spared: one is left after the last.
     """
-    # Parts of a row are rounded up for some labels and down for others, or no split would get its share of all of them.
-    part = int.from_bytes(key(label)[:8]) / 2**64
+    # Parts of a row are rounded up for some kinds and down for others, or no split would get its share of all of them.
+    part = int.from_bytes(key(kind)[:8]) / 2**64
     slack = len(rows) // SLACK
     cuts = []
     for border in borders:
@@ -250,25 +230,25 @@ def _cuts(rows: list[Row], label: str, borders: list[float], *, least: int) -> l
     return cuts
 
 
-def _fill(carved: dict[str, list[Row]]) -> None:
-    """Gives each empty split a row that is missed least: of the label that train, or else test, has most of."""
+def _fill(carved: dict[str, list[Row]], stratum: Callable[[str], str]) -> None:
+    """Gives each empty split a row that is missed least: of the kind that train, or else test, has most of."""
     for name in carved:
         for donor, fewest in (("train", 2), ("test", 2), ("test", 1)):
             rows = carved.get(donor, [])
-            counts = Counter(row.label for row in rows)
-            spare = [row for row in rows if counts[row.label] >= fewest]
+            counts = Counter(stratum(row.label) for row in rows)
+            spare = [row for row in rows if counts[stratum(row.label)] >= fewest]
             if not carved[name] and spare and len(rows) > 1:
-                row = min(spare, key=lambda row: (-counts[row.label], row.rank))
+                row = min(spare, key=lambda row: (-counts[stratum(row.label)], row.rank))
                 rows.remove(row)
                 carved[name].append(row)
 
 
-def _require_filled(splits: Mapping[str, list[Row]], labels: list[str], max_rows: int) -> None:
-    """Raises unless no split is empty, and train has rows of every label."""
-    counts = {name: Counter(row.label for row in rows) for name, rows in splits.items()}
+def _require_filled(splits: Mapping[str, list[Row]], targets: Targets, max_rows: int) -> None:
+    """Raises unless no split is empty, and train has rows of every kind."""
+    counts = {name: Counter(targets.stratum(row.label) for row in rows) for name, rows in splits.items()}
     total = sum(counts.values(), Counter[str]())
     mend = "raise data.max_rows" if max_rows else "add rows"
-    for label in labels:
+    for label in targets.strata:
         if not counts["train"][label]:
             raise FeatherweightError(
                 f"too few rows per label: {label!r} has {total[label]} distinct texts and none of them is in the "
@@ -281,11 +261,11 @@ def _require_filled(splits: Mapping[str, list[Row]], labels: list[str], max_rows
             )
 
 
-def _warnings(labels: list[str], test: list[Row], *, own_test: bool) -> list[str]:
-    """Says which labels the test split cannot say much about."""
-    counts = Counter(row.label for row in test)
-    absent = [label for label in labels if not counts[label]]
-    few = [label for label in labels if 0 < counts[label] < FEW]
+def _warnings(targets: Targets, test: list[Row], *, own_test: bool) -> list[str]:
+    """Says of which labels the test split cannot say much about."""
+    counts = Counter(targets.stratum(row.label) for row in test)
+    absent = [label for label in targets.strata if not counts[label]]
+    few = [label for label in targets.strata if 0 < counts[label] < FEW]
     mend = "add rows to the test file" if own_test else "add rows with these labels"
     found = []
     if absent:

@@ -172,7 +172,7 @@ def _relation_heads(student: nn.Module, teacher: nn.Module) -> int:
 class Tutored:
     """The loss of a student that listens to its teacher, a ``StepLoss``, until it is closed.
 
-    loss = w_logits · soft cross-entropy + w_hidden · mean over layers of relative MSE
+    loss = w_logits · the problem's soft loss + w_hidden · mean over layers of relative MSE
          + w_attention · mean KL of query, key and value relations of the last layer
          + w_maps · MSE of its attention scores + w_labels · supervised
 
@@ -238,7 +238,7 @@ class Tutored:
         given = self.listener(ids, mask)
         weights, counts, moments = self.weights, whole[:4], whole[4:].view(2, self.num_layers)
         of_rows, of_tokens, of_pairs, of_labels = (self._counts(rows) / counts.clamp_min(1)).tolist()
-        softened = losses.soft_cross_entropy(given.logits, wanted.logits, temperature=self.temperature)
+        softened = self.problem.soft_loss(given.logits, wanted.logits, temperature=self.temperature)
         parts = {"logit_loss": weights.logits * of_rows * softened}
         if self.num_layers:
             variances = losses.variance(counts[1] * self.width, *moments).tolist()

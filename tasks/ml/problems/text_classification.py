@@ -1,24 +1,26 @@
-"""Text classification: one label per text. B = rows, S = tokens, C = classes."""
+"""Text classification: one label per text. N, B = rows, S = tokens, C = classes."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from scipy.special import log_softmax, softmax
 
-from tasks.contracts.base import FeatherweightError
-from tasks.ml.models import families
-from tasks.ml.models.dropout import fields
+from tasks.contracts.values import Check, ClassRecall
+from tasks.ml.data.tables import Table
+from tasks.ml.data.targets import Targets, classes
+from tasks.ml.problems import class_labels
+from tasks.ml.proof import drop, recall
+from tasks.ml.quality import classwise
 
-logger = logging.getLogger("featherweight")
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
+METRIC = "accuracy"
 ONNX_INPUTS = ("input_ids", "attention_mask")
 ONNX_OUTPUTS = ("logits",)
 FIRST_TOKEN_ONLY = True
@@ -27,97 +29,34 @@ NO_TARGET = -100
 """Target of a row without a label, as ``torch.nn.functional.cross_entropy`` ignores it."""
 
 
-def load_base(directory: str | Path, labels: Sequence[str], *, dropout: float = 0.1) -> nn.Module:
-    """Loads a pretrained encoder with a classification head for these labels, in fp32, from safetensors only.
-
-    A classifier that knows all of these labels, by whatever numbers, keeps its head; else the classifier is new.
+def targets(tables: Mapping[str, Table]) -> Targets:
+    """Classes of a source's labels.
 
     Raises:
-        FeatherweightError: a parameter of the backbone was not in the files.
+        FeatherweightError: labels do not look like classes, do not fit together, or are all one.
     """
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    rows = head_rows(config.id2label, labels)
-    if rows is None:
-        config.num_labels = len(labels)
-    for name in fields(config):
-        setattr(config, name, dropout)
-    config.problem_type = "single_label_classification"
-    model, about = AutoModelForSequenceClassification.from_pretrained(
-        directory,
-        config=config,
-        dtype=torch.float32,
-        use_safetensors=True,
-        trust_remote_code=False,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
-    family = families.of(config.model_type)
-    summary, classifier = (_parameters(name) for name in (family.summary, family.classifier))
-    new = {*about["missing_keys"], *(name for name, *_ in about["mismatched_keys"])}
-    if lost := sorted(new.difference(summary, classifier)):
-        raise FeatherweightError(f"base_model: {directory} lacks {len(lost)} tensors, such as {lost[0]}")
-    if rows is not None:
-        _take_rows(model.get_submodule(family.classifier), rows)
-    elif not new.issuperset(classifier):  # it was trained to tell other labels
-        nn.init.normal_(model.get_parameter(classifier[0]), std=config.initializer_range)
-        nn.init.zeros_(model.get_parameter(classifier[1]))
-        new.update(classifier)
-    _say(new, about["unexpected_keys"])
-    family.count_positions(model)
-    model.num_labels = model.config.num_labels = len(labels)
-    model.config.id2label = dict(enumerate(labels))
-    model.config.label2id = {label: index for index, label in enumerate(labels)}
-    return model
+    checked = class_labels.as_classes(tables)
+    return classes(checked, class_labels.names(checked), missing=NO_TARGET)
 
 
-def head_rows(names: Mapping[int, object], labels: Sequence[str]) -> list[int] | None:
-    """Rows of a head, whose labels are named, that belong to these labels; ``None`` unless it knows all of them.
+def load_base(directory: str | Path, labels: Sequence[str], *, dropout: float = 0.1) -> nn.Module:
+    """Loads a pretrained encoder with a head for these labels, as ``heads.load`` does."""
+    from tasks.ml.problems import heads
 
-    Names may differ in case, and ``LABEL_3``, which transformers makes up, is the label 3. Names that do not
-    count their rows from 0 say nothing.
-    """
-    known: dict[str, list[int]] = {}
-    for row, name in names.items():
-        known.setdefault(_folded(str(name)), []).append(int(row))
-    found = [known.get(_folded(label), []) for label in labels]
-    taken = [rows[0] for rows in found if len(rows) == 1]
-    return taken if len(set(taken)) == len(labels) and max(names) < len(names) else None
-
-
-def _folded(label: str) -> str:
-    return label.casefold().removeprefix("label_")
-
-
-def _take_rows(classifier: nn.Module, rows: Sequence[int]) -> None:
-    """Leaves a linear layer these of its outputs, in this order."""
-    state = {name: tensor[list(rows)] for name, tensor in classifier.state_dict().items()}
-    families.resize_linear(classifier, out_features=len(rows))  # type: ignore[arg-type]
-    classifier.load_state_dict(state)
-
-
-def _parameters(linear: str) -> tuple[str, str]:
-    return f"{linear}.weight", f"{linear}.bias"
-
-
-def _say(new: Collection[str], unused: Collection[str]) -> None:
-    """Says what was not loaded."""
-    logger.info(
-        "base model: %s",
-        f"new in the head are {', '.join(sorted(new))}" if new else "the head is kept, by the names of its labels",
-    )
-    if unused:
-        logger.info("base model: stored and not used are %s", ", ".join(sorted(unused)))
+    return heads.load(directory, labels, dropout=dropout)
 
 
 def build(config: Any) -> nn.Module:
     """Builds the model of a config."""
-    model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-    families.of(config.model_type).count_positions(model)
-    return model
+    from tasks.ml.problems import heads
+
+    return heads.build(config)
 
 
 def loss(logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0) -> torch.Tensor:
     """Mean cross-entropy in nats of logits (B, C) against targets (B,); rows with ``NO_TARGET`` are ignored."""
+    import torch.nn.functional as F
+
     if bool((targets == NO_TARGET).all()):
         return logits.sum() * 0.0
     return F.cross_entropy(logits.float(), targets, ignore_index=NO_TARGET, label_smoothing=label_smoothing)
@@ -130,10 +69,65 @@ def predictions(logits: np.ndarray) -> np.ndarray:
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Softmax of (B, C) over the labels."""
-    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return raised / raised.sum(axis=-1, keepdims=True)
+    return softmax(logits, axis=-1)
 
 
-def correct(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def soft_loss(student: torch.Tensor, teacher: torch.Tensor, *, temperature: float) -> torch.Tensor:
+    """KL(teacher ‖ student) between softened label distributions, in nats per row, of logits (B, C)."""
+    from tasks.ml.distillation import losses
+
+    return losses.soft_cross_entropy(student, teacher, temperature=temperature)
+
+
+def divergence(reference: np.ndarray, logits: np.ndarray) -> float:
+    """Mean KL(p‖q) in nats per row of the softmaxes of two arrays of logits (N, C)."""
+    p, q = (log_softmax(values.astype(np.float64), axis=-1) for values in (reference, logits))
+    return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
+
+
+def same(logits: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Whether the most likely label is the same, (N,)."""
+    return predictions(logits) == predictions(reference)
+
+
+def scores(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """1.0 where the most likely label of (B, C) is the target (B,), else 0.0."""
     return (predictions(logits) == targets).astype(np.float64)
+
+
+def describe(labels: Sequence[str], train_targets: np.ndarray) -> dict[str, Any]:
+    """Labels by class index, and which of them the training rows have most of."""
+    return classwise.describe(labels, train_targets)
+
+
+def summary(
+    labels: Sequence[str], train_targets: np.ndarray, logits: np.ndarray, targets: np.ndarray
+) -> dict[str, Any]:
+    """A model's answers to a split, as ``floor`` wants them: counted by class."""
+    counts = classwise.tally(predictions(logits), targets, len(labels))
+    return describe(labels, train_targets) | {"answers": counts.to_json()}
+
+
+def floor(about: Mapping[str, Any], *, who: str, split: str, confidence: float) -> tuple[Check, bool]:
+    """Whether a model beats the answer that is always the most frequent label; and whether these rows could show it."""
+    counts = classwise.Tally.from_json(about["answers"])
+    check = recall.floor(counts, about, who=who, split=split, confidence=confidence)
+    return check, recall.is_decidable(counts, about, confidence=confidence)
+
+
+def weigh(
+    rows: Mapping[str, np.ndarray], about: Mapping[str, Any], *, max_drop: float, has_floor: bool, confidence: float
+) -> tuple[list[Check], tuple[ClassRecall, ...]]:
+    """What accuracy was lost; with a floor, whether a class was, and whether the shipped model beats the majority."""
+    labels, level = about["labels"], confidence
+    fates = classwise.fates(
+        rows["prediction_train"], rows["prediction_validate"], rows["target"], len(labels), confidence=level
+    )
+    checks = [drop.of_hits(rows["correct_train"], rows["correct_validate"], limit=max_drop, confidence=level)]
+    if has_floor:
+        counts = classwise.tally(rows["prediction_validate"], rows["target"], len(labels))
+        checks += [
+            recall.lost(fates, labels, max_drop=max_drop, confidence=level),
+            recall.floor(counts, about, who="the shipped model", split="test", confidence=level),
+        ]
+    return checks, recall.recalls(fates, labels)

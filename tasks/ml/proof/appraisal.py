@@ -94,8 +94,8 @@ def measure(
         times |= running[NAME].loaded[NAME]
     measured = {
         **agreement,
-        "accuracy": float(problem.correct(logits[NAME], targets).mean()),
-        "teacher_accuracy": float(problem.correct(logits["teacher"], targets).mean()),
+        "accuracy": float(problem.scores(logits[NAME], targets).mean()),
+        "teacher_accuracy": float(problem.scores(logits["teacher"], targets).mean()),
         "agreement_with_teacher": float((labels[NAME] == labels["teacher"]).mean()),
         "num_examples": len(targets),
         "num_parameters": _num_parameters(directory if simulated is None else simulated, problem_name),

@@ -18,7 +18,7 @@ from tasks.ml.data import datasets
 from tasks.ml.graph.export import MODEL, num_bytes, read_spec
 from tasks.ml.models import modeling, quantization_spec, tokenization
 from tasks.ml.problem import problem_of
-from tasks.ml.quality import classwise, evaluation, learning
+from tasks.ml.quality import evaluation, learning
 from tasks.ml.runtime import parity, timing
 from tasks.ml.runtime import sessions as runtime
 
@@ -202,7 +202,7 @@ def examine(
             "stage": one.stage,
             "title": one.title,
             "runtime": one.runtime(provider),
-            "accuracy": float(problem.correct(logits[one.stage], targets).mean()),
+            "accuracy": float(problem.scores(logits[one.stage], targets).mean()),
             "agreement_with_teacher": learning.agreement(problem, logits[one.stage], logits[models[0].stage]),
             "n": len(targets),
             **weight(one, problem=problem_name),
@@ -223,7 +223,8 @@ def examine(
         },
         "split": "test",
         "n": len(targets),
-        "classes": classwise.describe(about.labels, datasets.read(data, "train").targets),
+        "problem": problem_name,
+        "rows": problem.describe(about.labels, datasets.read(data, "train").targets),
         "models": described,
         "grid": grid,
         "parity": agreement,
@@ -240,7 +241,7 @@ def write_rows(
     columns: dict[str, np.ndarray] = {"target": targets}
     for stage, values in logits.items():
         columns[f"prediction_{stage}"] = problem.predictions(values)
-        columns[f"correct_{stage}"] = problem.correct(values, targets)
+        columns[f"correct_{stage}"] = problem.scores(values, targets)
     table = pa.table(columns)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)

@@ -87,10 +87,10 @@ def measure(
         logits: (N, C), and ``targets`` (N,) of the same rows.
         others: logits of other models (N, C) by name; gives ``agreement_with_NAME``.
     """
-    correct = problem.correct(logits, targets)
+    scores = problem.scores(logits, targets)
     measured = {
-        "accuracy": float(correct.mean()),
-        "standard_error": float(correct.std() / len(correct) ** 0.5),
+        "accuracy": float(scores.mean()),
+        "standard_error": float(scores.std() / len(scores) ** 0.5),
         "loss": float(problem.loss(torch.from_numpy(logits), torch.as_tensor(targets))),
     }
     if reference is not None:
@@ -101,5 +101,5 @@ def measure(
 
 
 def agreement(problem: Problem, logits: np.ndarray, reference: np.ndarray) -> float:
-    """Fraction of rows that two models give the same label: logits (N, C) of each."""
-    return float((problem.predictions(logits) == problem.predictions(reference)).mean())
+    """Fraction of rows that two models answer the same: logits (N, C) of each."""
+    return float(problem.same(logits, reference).mean())

@@ -31,7 +31,7 @@ def worst(
     problem, rows, labels = problem_of(problem_name), datasets.read(data, "test"), datasets.info(data).labels
     answers = {stage: problem.predictions(logits[stage]) for stage in ("train", "validate")}
     sureness = {stage: problem.probabilities(logits[stage]).max(axis=-1) for stage in answers}
-    correct = {stage: problem.correct(logits[stage], rows.targets) for stage in answers}
+    correct = {stage: problem.scores(logits[stage], rows.targets) for stage in answers}
     lost = np.flatnonzero(correct["train"] > correct["validate"])
     surest = lost[np.argsort(-np.minimum(sureness["train"], sureness["validate"])[lost], kind="stable")][:count]
 

@@ -34,7 +34,7 @@ def decide(
         rows: the calibration split.
         alpha: of ``smoothing``; 0: none.
         method: of ``calibration``, for static layers.
-        max_damage: of ``sensitivity``, nats per row; 0: every layer is quantized as planned.
+        max_damage: of ``sensitivity``; 0: every layer is quantized as planned.
         use_gptq: whether weights are rounded by ``gptq``; else to nearest, when they are lowered.
 
     Returns:
@@ -50,9 +50,7 @@ def decide(
     if any(how.scheme == INT8_STATIC for how in spec.linears.values()):
         spec = calibration.calibrate(model, spec, batches, method=method, first_token_only=only)
     if max_damage:
-        spec, scan = sensitivity.protect(
-            model, spec, rows.input_ids, pad_id=pad_id, max_damage=max_damage, first_token_only=only
-        )
+        spec, scan = sensitivity.protect(model, spec, problem, rows.input_ids, pad_id=pad_id, max_damage=max_damage)
     if use_gptq:
         gptq.apply(model, spec, batches, first_token_only=only)
     return spec, scan

@@ -1,8 +1,8 @@
 """Which layers quantization harms, measured one after the other, and mixed precision within a budget of harm.
 
 Dong et al. 2019, HAWQ (arXiv:1905.03696) give layers precision by a proxy of their sensitivity, the Hessian's spectrum;
-here the harm itself is measured, since a pass over the split is cheap: KL(p‖q) between what the model says and what it
-says with a part of it quantized. N = rows, C = classes.
+here the harm itself is measured, since a pass over the split is cheap: the problem's divergence, such as KL(p‖q),
+between what the model says and what it says with a part of it quantized.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from tasks.ml.models import families, first_token
 from tasks.ml.models.quantization_spec import INT4, INT8_DYNAMIC, LinearScheme, Spec
+from tasks.ml.problem import Problem
 from tasks.ml.quality import evaluation
 from tasks.ml.quantization import simulation
 
@@ -29,7 +29,7 @@ class Layer:
     """Linear layers that read the same, and what their quantization does alone.
 
     Attributes:
-        damage: KL to the unquantized model with only these quantized, nats per row.
+        damage: divergence from the unquantized model with only these quantized.
         scheme: what that was measured with.
         chosen: what they got in the end, ``fp32`` included.
     """
@@ -42,7 +42,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Scan:
-    """Damage of each group of layers, of all of them together, and of what was chosen; nats per row over n rows."""
+    """Damage of each group of layers, of all of them together, and of what was chosen, over n rows."""
 
     layers: tuple[Layer, ...]
     all_quantized: float
@@ -52,17 +52,6 @@ class Scan:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
-
-
-def divergence(reference: np.ndarray, logits: np.ndarray) -> float:
-    """Mean KL(p‖q) in nats per row of the softmaxes of two arrays of logits (N, C)."""
-    p, q = (_log_softmax(values.astype(np.float64)) for values in (reference, logits))
-    return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
-
-
-def _log_softmax(values: np.ndarray) -> np.ndarray:
-    shifted = values - values.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def _raised(spec: Spec, group: Sequence[str]) -> Spec:
@@ -78,11 +67,11 @@ def _raised(spec: Spec, group: Sequence[str]) -> Spec:
 def protect(
     model: nn.Module,
     spec: Spec,
+    problem: Problem,
     rows: Sequence[Sequence[int]],
     *,
     pad_id: int,
     max_damage: float,
-    first_token_only: bool = False,
 ) -> tuple[Spec, Scan]:
     """Takes precision back where it is missed most, until the whole does no more harm than allowed.
 
@@ -91,8 +80,7 @@ def protect(
 
     Args:
         rows: token ids of the calibration split.
-        max_damage: nats per row that the quantized linear layers may cost; tables are not counted.
-        first_token_only: whether the head reads the first token and no other.
+        max_damage: divergence that the quantized linear layers may cost; tables are not counted.
 
     Returns:
         The spec, and what was measured.
@@ -102,9 +90,9 @@ def protect(
     def damage(spec: Spec, names: Sequence[str]) -> float:
         simulated = copy.deepcopy(model)
         simulation.simulate(simulated, replace(spec.of(names), embeddings={}))
-        if first_token_only:
+        if problem.FIRST_TOKEN_ONLY:
             first_token.narrow(simulated)
-        return divergence(reference, evaluation.logits(simulated, rows, pad_id=pad_id))
+        return problem.divergence(reference, evaluation.logits(simulated, rows, pad_id=pad_id))
 
     config: Any = model.config
     groups = [

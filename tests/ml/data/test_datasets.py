@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tasks.ml.data import datasets, held_out
 from tasks.ml.data.splitting import Division, Row, key
+from tasks.ml.data.targets import classes
 from tasks.ml.models import tokenization
 
 ROWS = {
@@ -36,14 +37,14 @@ def as_validate() -> Iterator[None]:
 @pytest.fixture
 def division() -> Division:
     splits = {name: [Row(text, label, key(text)) for text, label in rows] for name, rows in ROWS.items()}
-    return Division(labels=["bad", "good"], splits=splits, dropped={"duplicates": 3})
+    return Division(classes({}, ["bad", "good"], missing=-100), splits=splits, dropped={"duplicates": 3})
 
 
 @pytest.fixture
 def directory(tmp_path: Path, division: Division, tokenizer: PreTrainedTokenizerFast) -> Path:
     directory = tmp_path / "dataset"
     directory.mkdir()
-    datasets.write(directory, division, tokenizer, max_length=8, no_target=-100)
+    datasets.write(directory, division, tokenizer, max_length=8)
     return directory
 
 
@@ -94,8 +95,8 @@ def test_an_equal_tokenizer_reads_what_is_stored_and_another_encodes_again(
     stored = datasets.read(directory, "train")
     assert datasets.read(directory, "train", tokenizer).input_ids == stored.input_ids
     # What was stored is read and not encoded: the texts on disk are no longer those of the ids.
-    table = pa.table({"text": ["dull"], "input_ids": [[2, 3]], "target": [0]}, schema=datasets.SCHEMA)
-    with pa.OSFile(str(directory / "train.arrow"), "wb") as file, pa.ipc.new_file(file, datasets.SCHEMA) as writer:
+    table = pa.table({"text": ["dull"], "input_ids": [[2, 3]], "target": [0]})
+    with pa.OSFile(str(directory / "train.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     assert datasets.read(directory, "train", tokenizer).input_ids == [[2, 3]]
     other = smaller(tokenizer)
@@ -113,7 +114,7 @@ def test_writing_twice_gives_the_same_bytes(
 ) -> None:
     again = tmp_path / "again"
     again.mkdir()
-    datasets.write(again, division, tokenizer, max_length=8, no_target=-100)
+    datasets.write(again, division, tokenizer, max_length=8)
     files = sorted(path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
     assert len(files) >= 9
     assert all((again / name).read_bytes() == (directory / name).read_bytes() for name in files)

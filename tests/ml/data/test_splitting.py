@@ -12,6 +12,7 @@ import pytest
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.data import splitting
 from tasks.ml.data.tables import Table
+from tasks.ml.problems import text_classification
 
 FRACTIONS: dict[str, Any] = {"test": 0.2, "selection": 0.1, "calibration": 0.05}
 
@@ -22,6 +23,10 @@ def table(rows: list[tuple[str, str]], origin: str = "rows.csv") -> Table:
 
 def unlabeled(texts: list[str]) -> Table:
     return Table("more.csv", "line", range(2, len(texts) + 2), texts, [], "")
+
+
+def divide(tables: dict[str, Table], *more: Any, **options: Any) -> splitting.Division:
+    return splitting.divide(text_classification.targets(tables), *more, **options)
 
 
 def rows(count: int, prefix: str = "text") -> list[tuple[str, str]]:
@@ -35,14 +40,14 @@ def texts(division: splitting.Division) -> dict[str, list[str]]:
 def test_row_order_changes_nothing() -> None:
     shuffled = rows(500)
     random.Random(7).shuffle(shuffled)
-    first = splitting.divide({"train": table(rows(500))}, **FRACTIONS)
-    assert first == splitting.divide({"train": table(shuffled)}, **FRACTIONS)
+    first = divide({"train": table(rows(500))}, **FRACTIONS)
+    assert first.splits == divide({"train": table(shuffled)}, **FRACTIONS).splits
 
 
 def test_more_rows_move_no_row_to_another_split_where_there_are_many() -> None:
     def moved(count: int) -> int:
-        few = texts(splitting.divide({"train": table(rows(count))}, **FRACTIONS))
-        many = texts(splitting.divide({"train": table(rows(2 * count))}, **FRACTIONS))
+        few = texts(divide({"train": table(rows(count))}, **FRACTIONS))
+        many = texts(divide({"train": table(rows(2 * count))}, **FRACTIONS))
         return sum(len(set(few[name]) - set(many[name])) for name in splitting.SPLITS)
 
     assert moved(10_000) == 0
@@ -64,21 +69,19 @@ def drawn(rng: random.Random, labels: int, each: int) -> list[tuple[str, str]]:
 def test_every_label_has_its_share_of_every_split_however_few_its_rows(labels: int, each: int, sets: int) -> None:
     rng = random.Random(labels + each)
     for _ in range(sets):
-        division = splitting.divide(
-            {"train": table(drawn(rng, labels, each))}, test=0.2, selection=0.08, calibration=0.02
-        )
+        division = divide({"train": table(drawn(rng, labels, each))}, test=0.2, selection=0.08, calibration=0.02)
         assert set(by_label(division, "test").values()) == {each // 5}
         shares = {"train": 0.7, "calibration": 0.02, "selection": 0.08}
         for name, share in shares.items():
             found = by_label(division, name)
-            assert all(abs(found[label] - share * each) < 1 + (labels == 2) for label in division.labels), name
+            assert all(abs(found[label] - share * each) < 1 + (labels == 2) for label in division.targets.names), name
             assert sum(found.values()) == pytest.approx(share * each * labels, abs=1.5 + 3 * (labels / 4) ** 0.5)
             assert found
 
 
 def test_a_rare_label_is_divided_like_a_frequent_one() -> None:
     data = [(text, "rare" if index % 67 == 0 else "frequent") for index, (text, _) in enumerate(rows(2010))]
-    division = splitting.divide({"train": table(data)}, **FRACTIONS)
+    division = divide({"train": table(data)}, **FRACTIONS)
     assert by_label(division, "test")["rare"] == 6
     assert by_label(division, "selection")["rare"] == 3
     assert division.warnings == []
@@ -87,33 +90,33 @@ def test_a_rare_label_is_divided_like_a_frequent_one() -> None:
 @pytest.mark.parametrize(("labels", "each"), [(2, 3), (3, 2), (40, 2)])
 def test_the_fewest_rows_still_fill_every_split(labels: int, each: int) -> None:
     for seed in range(50):
-        division = splitting.divide({"train": table(drawn(random.Random(seed), labels, each))}, **FRACTIONS)
+        division = divide({"train": table(drawn(random.Random(seed), labels, each))}, **FRACTIONS)
         assert all(division.splits[name] for name in splitting.SPLITS)
         assert len(by_label(division, "train")) == labels
 
 
 def test_labels_that_test_says_little_about_are_named() -> None:
     data = [*rows(300), *((f"few {index}", "c") for index in range(6)), ("once", "d")]
-    division = splitting.divide({"train": table(data)}, **FRACTIONS)
+    division = divide({"train": table(data)}, **FRACTIONS)
     absent, few = division.warnings
     assert "no row of 'd'" in absent
     assert "fewer than 5 rows of 'c'" in few
     assert "add rows with these labels" in few
     own = {"train": table(rows(300)), "test": table(rows(40, "held out")[::2], "test.csv")}
-    (absent,) = splitting.divide(own, **FRACTIONS).warnings
+    (absent,) = divide(own, **FRACTIONS).warnings
     assert "the test split has no row of 'b'" in absent
     assert "add rows to the test file" in absent
 
 
 def test_a_row_limit_keeps_two_of_every_label() -> None:
     data = [*rows(3000), *((f"few {index}", "c") for index in range(3))]
-    division = splitting.divide({"train": table(data)}, max_rows=100, **FRACTIONS)
+    division = divide({"train": table(data)}, max_rows=100, **FRACTIONS)
     assert sum(len(split) for split in division.splits.values()) == 100
     assert by_label(division, "train")["c"] == by_label(division, "test")["c"] == 1
 
 
 def test_fractions_are_kept_and_every_row_is_in_one_split() -> None:
-    division = texts(splitting.divide({"train": table(rows(10_000))}, **FRACTIONS))
+    division = texts(divide({"train": table(rows(10_000))}, **FRACTIONS))
     assert sorted(text for split in division.values() for text in split) == sorted(text for text, _ in rows(10_000))
     shares = {name: len(split) / 10_000 for name, split in division.items()}
     expected = {"train": 0.65, "calibration": 0.05, "selection": 0.1, "test": 0.2, "unlabeled": 0.0}
@@ -130,7 +133,7 @@ def test_spelling_of_white_space_and_accents_makes_no_other_text() -> None:
 def test_duplicates_are_kept_once_and_conflicting_labels_not_at_all() -> None:
     data = [*rows(200), ("text 0", "a"), ("text  2", "a"), ("text 4", "b")]
     for order in (data, data[::-1]):
-        division = splitting.divide({"train": table(order)}, **FRACTIONS)
+        division = divide({"train": table(order)}, **FRACTIONS)
         everything = [text for split in texts(division).values() for text in split]
         assert len(everything) == len(set(everything)) == 199
         assert "text 0" in everything
@@ -144,12 +147,12 @@ def test_mostly_conflicting_labels_are_an_error() -> None:
     with pytest.raises(
         FeatherweightError, match=r"rows\.csv, column 'label': 50 of 100 texts .*line 2 and rows\.csv, line 102"
     ):
-        splitting.divide({"train": table([*rows(100), *[(t, "c") for t, _ in rows(50)]])}, **FRACTIONS)
+        divide({"train": table([*rows(100), *[(t, "c") for t, _ in rows(50)]])}, **FRACTIONS)
 
 
 def test_a_test_split_of_its_own_is_kept_and_taken_out_of_the_rest() -> None:
     own = {"train": table(rows(300)), "test": table([*rows(20), *rows(30, "held out")], "test.csv")}
-    division = splitting.divide(own, **FRACTIONS)
+    division = divide(own, **FRACTIONS)
     found = texts(division)
     assert set(found["test"]) == {text for text, _ in [*rows(20), *rows(30, "held out")]}
     assert len(found["train"]) + len(found["selection"]) + len(found["calibration"]) == 280
@@ -158,7 +161,7 @@ def test_a_test_split_of_its_own_is_kept_and_taken_out_of_the_rest() -> None:
 
 def test_a_selection_split_of_its_own_is_kept() -> None:
     own = {"train": table(rows(300)), "selection": table(rows(30, "dev"), "dev.csv")}
-    found = texts(splitting.divide(own, **FRACTIONS))
+    found = texts(divide(own, **FRACTIONS))
     assert set(found["selection"]) == {text for text, _ in rows(30, "dev")}
     assert found["test"]
     assert found["calibration"]
@@ -167,9 +170,7 @@ def test_a_selection_split_of_its_own_is_kept() -> None:
 def test_unlabeled_text_that_is_labeled_elsewhere_is_dropped() -> None:
     labeled = rows(300)
     more = [text for text, _ in labeled] + ["new", "new ", "newer"]
-    division = splitting.divide(
-        {"train": table(labeled)}, [unlabeled(more), unlabeled(["newer", "newest"])], **FRACTIONS
-    )
+    division = divide({"train": table(labeled)}, [unlabeled(more), unlabeled(["newer", "newest"])], **FRACTIONS)
     assert {row.text.strip() for row in division.splits["unlabeled"]} == {"new", "newer", "newest"}
     assert {row.label for row in division.splits["unlabeled"]} == {""}
     assert division.dropped["unlabeled_in_another_split"] == 301
@@ -179,19 +180,19 @@ def test_unlabeled_text_that_is_labeled_elsewhere_is_dropped() -> None:
 def test_a_row_limit_keeps_the_same_rows_and_the_fractions() -> None:
     shuffled = rows(4000)
     random.Random(7).shuffle(shuffled)
-    limited = splitting.divide({"train": table(rows(4000))}, max_rows=1000, **FRACTIONS)
-    assert limited == splitting.divide({"train": table(shuffled)}, max_rows=1000, **FRACTIONS)
+    limited = divide({"train": table(rows(4000))}, max_rows=1000, **FRACTIONS)
+    assert limited.splits == divide({"train": table(shuffled)}, max_rows=1000, **FRACTIONS).splits
     assert sum(map(len, limited.splits.values())) == 1000
     assert len(limited.splits["test"]) / 1000 == pytest.approx(0.2, abs=0.05)
-    whole = texts(splitting.divide({"train": table(rows(4000))}, **FRACTIONS))
+    whole = texts(divide({"train": table(rows(4000))}, **FRACTIONS))
     assert all(set(split) <= set(whole[name]) for name, split in texts(limited).items())
 
 
 def test_integer_labels_are_ordered_by_value() -> None:
     numbered = [(f"text {index}", str(index % 12)) for index in range(1200)]
-    assert splitting.divide({"train": table(numbered)}, **FRACTIONS).labels == [str(index) for index in range(12)]
+    assert divide({"train": table(numbered)}, **FRACTIONS).targets.names == [str(index) for index in range(12)]
     named = [(text, {"a": "b10", "b": "B9"}[label]) for text, label in rows(300)]
-    assert splitting.divide({"train": table(named)}, **FRACTIONS).labels == ["B9", "b10"]
+    assert divide({"train": table(named)}, **FRACTIONS).targets.names == ["B9", "b10"]
 
 
 @pytest.mark.parametrize(
@@ -211,4 +212,4 @@ def test_integer_labels_are_ordered_by_value() -> None:
 )
 def test_labels_and_rows_that_cannot_be_learned_from_are_refused(data: dict[str, Table], message: str) -> None:
     with pytest.raises(FeatherweightError, match=message):
-        splitting.divide(data, **FRACTIONS)
+        divide(data, **FRACTIONS)

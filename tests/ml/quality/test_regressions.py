@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tasks.ml.data import datasets, held_out
 from tasks.ml.data.splitting import Division, Row, key
+from tasks.ml.data.targets import classes
 from tasks.ml.quality import regressions
 
 TEXTS = ["great " * 60, "dull plot", "moving film", "flat acting", "not funny"]
@@ -20,8 +21,8 @@ TEXTS = ["great " * 60, "dull plot", "moving film", "flat acting", "not funny"]
 def data(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Iterator[Path]:
     rows = [Row(text, "good", key(text)) for text in TEXTS]
     splits = {name: rows if name == "test" else [] for name in ("train", "calibration", "selection", "test")}
-    division = Division(labels=["bad", "good"], splits=splits, dropped={})
-    datasets.write(tmp_path, division, tokenizer, max_length=8, no_target=-100)
+    division = Division(classes({}, ["bad", "good"], missing=-100), splits=splits, dropped={})
+    datasets.write(tmp_path, division, tokenizer, max_length=8)
     with held_out.asking("validate"):
         yield tmp_path
 

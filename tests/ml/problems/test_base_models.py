@@ -14,7 +14,7 @@ from torch import nn
 
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import modeling
-from tasks.ml.problems import text_classification
+from tasks.ml.problems import heads, text_classification
 
 LABELS = ["positive", "Negative", "mixed"]
 
@@ -90,7 +90,7 @@ def test_a_head_for_other_labels_is_new(
 def test_names_decide_only_where_they_are_clear(
     names: dict[int, Any], labels: list[str], rows: list[int] | None
 ) -> None:
-    assert text_classification.head_rows(names, labels) == rows
+    assert heads.head_rows(names, labels) == rows
 
 
 def test_a_backbone_that_was_not_loaded_whole_is_refused(base: Path, said: pytest.LogCaptureFixture) -> None:
