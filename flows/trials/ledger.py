@@ -7,13 +7,12 @@ loses at most the line that was being written; a torn last line is cut off at th
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import random
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -36,21 +35,14 @@ class SamplerName(StrEnum):
     NSGA2 = "nsga2"
 
 
-class _Flock(BaseJournalFileLock):
-    """Optuna's own locks are files that a killed process leaves behind; the kernel takes this one back."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: IO[str] | None = None
+class _HeldAnyway(BaseJournalFileLock):
+    """Optuna's own locks are files that a killed process leaves behind; ``opened`` has one that it does not."""
 
     def acquire(self) -> bool:
-        self._file = self._path.open("w")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
         return True
 
     def release(self) -> None:
-        assert self._file is not None
-        self._file.close()
+        pass
 
 
 def _mend(journal: Path) -> None:
@@ -114,7 +106,7 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         _mend(path)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = JournalStorage(JournalFileBackend(str(path), _Flock(path.with_suffix(".lock"))))
+        storage = JournalStorage(JournalFileBackend(str(path), _HeldAnyway()))
         self.space, self._kind, self._seed = space, sampler, seed
         self.study = optuna.create_study(
             storage=storage, study_name="search", directions=["minimize", "minimize"], load_if_exists=True

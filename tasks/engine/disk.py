@@ -158,17 +158,32 @@ def require_free_space(num_bytes: int = MIN_FREE_BYTES) -> None:
 
 
 @contextlib.contextmanager
-def lock(name: str, *, shared: bool = False) -> Iterator[None]:
-    """Holds a ``flock`` on a name, between threads as between processes; the kernel releases it when the process dies.
+def held(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[None]:
+    """Holds a file or directory by ``flock``, between threads as between processes; the kernel lets go for the dead.
 
     Args:
         shared: whether others may hold it shared at the same time.
+
+    Raises:
+        BlockingIOError: somebody else holds it, and this is not to wait.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with (folder("locks") / f"{name}.lock").open("w") as file:
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS locks nothing that is open to read only
+    try:
         try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.info("waiting for who holds %s", name[:12])
-            fcntl.flock(file, kind)
+            if not wait:
+                raise
+            logger.info("waiting for who holds %s", path.stem[:12])
+            fcntl.flock(handle, kind)
         yield
+    finally:
+        os.close(handle)
+
+
+def lock(name: str, *, shared: bool = False) -> contextlib.AbstractContextManager[None]:
+    """Holds a name in this home, as ``held`` does a file."""
+    path = folder("locks") / f"{name}.lock"
+    path.touch()
+    return held(path, shared=shared)

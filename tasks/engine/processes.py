@@ -6,7 +6,7 @@ clock. A lock does none of that, and it is seen by whoever sees the home.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import os
 import re
 import socket
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tasks.engine import disk
 
-_ALIVE: list[int] = []
-"""Open handles of locks, held until this process ends."""
+_ALIVE = contextlib.ExitStack()
+"""Locks that are held until this process ends."""
 
 
 def _home_id(home: Path) -> str:
@@ -40,9 +40,9 @@ def home_id() -> str:
 def _this_process(home: Path, pid: int) -> str:
     name = uuid.uuid4().hex
     with disk.lock("processes"):  # else a sweep may find the file before it is locked
-        handle = os.open(disk.folder("processes") / name, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    _ALIVE.append(handle)
+        path = disk.folder("processes") / name
+        path.touch(0o600)
+        _ALIVE.enter_context(disk.held(path))
     return f"{_home_id(home)} {name} {socket.gethostname()}:{pid}"
 
 
@@ -62,16 +62,12 @@ def is_gone(process: str) -> bool:
 
 def _is_held(path: Path) -> bool:
     try:
-        handle = os.open(path, os.O_RDWR)
+        with disk.held(path, wait=False):
+            return False
     except FileNotFoundError:
         return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def sweep() -> None:

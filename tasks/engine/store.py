@@ -13,11 +13,9 @@ Layout under ``FEATHERWEIGHT_HOME`` (default ``~/.featherweight``)::
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -54,15 +52,12 @@ def _file_digest(path: Path) -> str:
 @contextlib.contextmanager
 def workspace() -> Iterator[Path]:
     """Yields a scratch directory on the store's file system; removed at the end unless it was published."""
-    with disk.lock("tmp"):
-        path = Path(tempfile.mkdtemp(dir=disk.folder("tmp")))
-        handle = os.open(path, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX)  # says that somebody is at work here
-    try:
+    with contextlib.ExitStack() as stack:
+        with disk.lock("tmp"):
+            path = Path(tempfile.mkdtemp(dir=disk.folder("tmp")))
+            stack.enter_context(disk.held(path))  # says that somebody is at work here
+        stack.callback(shutil.rmtree, path, ignore_errors=True)
         yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(handle)
 
 
 def sweep() -> None:
@@ -82,14 +77,8 @@ def _sweep(path: Path) -> None:
     if path.is_symlink() or not path.is_dir():
         path.unlink()
         return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.suppress(BlockingIOError), disk.held(path, wait=False):
         shutil.rmtree(path)
-    except BlockingIOError:
-        return
-    finally:
-        os.close(handle)
 
 
 def publish(directory: Path, *, expected: Digest = "") -> Digest:

@@ -7,12 +7,8 @@ dynamic batcher joins requests of equal length.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +34,9 @@ def write(bundle: Path, repository: Path, name: str, version: int) -> Path:
         raise FeatherweightError(f"{target} exists and was not written by Featherweight; choose another directory")
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     repository.mkdir(parents=True, exist_ok=True)
-    with _alone(repository):
+    with disk.held(repository):
+        for left in repository.glob(f"{FRESH}*"):  # by a process that was killed
+            shutil.rmtree(left)
         fresh = repository / f"{FRESH}{name}"
         try:
             (fresh / str(version)).mkdir(parents=True)
@@ -61,19 +59,6 @@ def write(bundle: Path, repository: Path, name: str, version: int) -> Path:
 
 FRESH = ".new-"
 """Begins the name of what is not whole yet."""
-
-
-@contextlib.contextmanager
-def _alone(repository: Path) -> Iterator[None]:
-    """Holds off whoever else writes into the repository, and removes what a process that was killed has left there."""
-    handle = os.open(repository, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        for left in repository.glob(f"{FRESH}*"):
-            shutil.rmtree(left)
-        yield
-    finally:
-        os.close(handle)
 
 
 def config(name: str, manifest: dict[str, Any]) -> str:

@@ -7,13 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from flows.trials import ledger
 from flows.trials.ledger import Asked, Ledger, SamplerName
 from flows.trials.space import Point, Space
 
+ROOT = Path(__file__).parents[3]
 SPACE = Space({"pruning.keep_ffn": (0.25, 0.5, 1.0), "quantization.embeddings": ("int8", "int4")})
 FIRST: Point = {"pruning.keep_ffn": 0.5, "quantization.embeddings": "int4"}
 
@@ -104,21 +108,39 @@ def test_the_journal_is_json_and_no_pickle(tmp_path: Path) -> None:
     asked = opened(tmp_path, SamplerName.NSGA2).ask(FIRST)
     assert asked is not None
     close(asked)
-    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"search.journal", "search.lock"}
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"search.journal"}
     for line in (tmp_path / "search.journal").read_text(encoding="utf-8").splitlines():
         assert isinstance(json.loads(line), dict)
 
 
-def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
-    script = (
-        "import sys, time; from pathlib import Path; from flows.trials.ledger import _Flock; "
-        "_Flock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(60)"
-    )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "search.lock")], stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.wait()
-    assert opened(tmp_path).ask() is not None
+HOLDER = """
+import sys, time
+from pathlib import Path
+from flows.trials import ledger
+from tests.flows.trials.test_ledger import SPACE
+with ledger.opened(Path(sys.argv[1]), SPACE, sampler=ledger.SamplerName.TPE, seed=1) as book:
+    book.ask()
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_ledger_is_one_process_alone_until_it_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "search.journal"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+
+            def take() -> int:
+                with ledger.opened(path, SPACE, sampler=SamplerName.TPE, seed=1) as book:
+                    return len(list(book.interrupted()))
+
+            waiting = pool.submit(take)
+            time.sleep(0.5)
+            assert not waiting.done()
+        finally:
+            os.kill(holder.pid, signal.SIGKILL)
+            holder.wait()
+        assert waiting.result(timeout=10) == 1
