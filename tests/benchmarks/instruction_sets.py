@@ -18,50 +18,30 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import numpy_helper
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-PLACES = {"here": (), "Haswell, emulated": ("qemu-x86_64", "-cpu", "Haswell")}
+from tests.ml.graph import answers_elsewhere
+
+PLACES = {"here": (), "Haswell, emulated": answers_elsewhere.HASWELL}
 SCHEMES = ("int8-dynamic", "int8-static")
 BATCH_SIZES = (1, 32)
 PARTS = ("flips", "golden", "price")
 
 
-def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """Logits (N, C) of a graph, by a session at default options; the body of the process that is emulated."""
-    from tasks.ml.runtime import sessions
-
-    session = ort.InferenceSession(question["model"], providers=[sessions.CPU])
-    logits = sessions.logits(session, question["rows"], pad_id=question["pad_id"], batch_size=question["batch_size"])
-    return {"logits": logits.tolist()}
-
-
-def asked(emulator: Sequence[str], *arguments: str, question: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What a process of its own says, on this processor or on an emulated one."""
-    done = subprocess.run(
-        [*emulator, sys.executable, *arguments], input=json.dumps(question), capture_output=True, text=True, cwd=ROOT
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    return dict(json.loads(done.stdout))
-
-
 def ask(emulator: Sequence[str], model: Path, rows: Sequence[Sequence[int]], **how: int) -> np.ndarray:
-    question = {"model": str(model), "rows": list(rows), **how}
-    return np.array(asked(emulator, __file__, "--answer", question=question)["logits"], dtype=np.float32)
+    """Logits (N, C) of a plain session."""
+    answers = answers_elsewhere.ask({"it": model}, rows, emulator=emulator, kinds=("plain",), **how)
+    return np.array(answers["it"]["plain"], dtype=np.float32)
 
 
 def quantized(teacher: Path, data: Path, problem: str, scheme: str, directory: Path) -> dict[int, np.ndarray]:
@@ -126,7 +106,7 @@ def golden(bundle: Path) -> None:
         f"\n| largest difference of a probability, {len(rows)} golden rows | predictor | plain session |\n|---|---|---|"
     )
     for place, emulator in PLACES.items():
-        predictor = asked(emulator, str(bundle / "predictor.py"), "--self-test")["max_abs_error"]
+        predictor = answers_elsewhere.said(emulator, str(bundle / "predictor.py"), "--self-test")["max_abs_error"]
         logits = ask(emulator, bundle / "model.onnx", [row["input_ids"] for row in rows], pad_id=pad_id, batch_size=1)
         shares = np.exp(logits - logits.max(-1, keepdims=True))
         plain = np.abs(shares / shares.sum(-1, keepdims=True) - expected).max()
@@ -212,11 +192,7 @@ def main() -> None:
     parser.add_argument("--run", default="", help="id of the run, or its beginning; the newest by default")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=31, help="of timing")
-    parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.answer:
-        json.dump(answer(json.load(sys.stdin)), sys.stdout)
-        return
     os.environ["FEATHERWEIGHT_HOME"] = str(options.home)
     from flows.command import history
     from flows.servers import embedded

@@ -15,7 +15,7 @@ import pytest
 
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.data import sources
-from tests.ml import hub
+from tests.ml.data import hub
 
 ROWS = "text,label\ngood,1\nbad,0\n"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,93 +12,22 @@ import onnx
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
+from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.graph import export as onnx_export
-from tasks.ml.models import families, first_token, modeling, quantization_spec
+from tasks.ml.models import families, modeling, quantization_spec
 from tasks.ml.problems import text_classification
-from tasks.ml.quantization import simulation
-from tasks.ml.runtime import sessions
-
-SIZES = {
-    "vocab_size": 80,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "initializer_range": 0.2,
-}
-SHAPES = ((1, 1), (1, 9), (3, 5), (4, 31))
-"""None is the exported (2, 8)."""
-
-
-@cache
-def pruned() -> nn.Module:
-    """A BERT with layers of different shapes, as pruning leaves them."""
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig(**SIZES, max_position_embeddings=512)).eval()
-    family = families.of("bert")
-    for layer, (heads, ffn) in zip(family.layer_list(model), [(3, 40), (1, 24)], strict=True):
-        modeling.resize(family, layer, heads=heads, ffn=ffn)
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.2)
-            nn.init.normal_(module.bias, std=0.2)
-    return model
-
-
-def export(model: nn.Module, directory: Path, spec: quantization_spec.Spec, opset: int = 20) -> onnx_export.Operators:
-    return onnx_export.export_onnx(
-        model,
-        directory,
-        spec=spec,
-        inputs=text_classification.ONNX_INPUTS,
-        outputs=text_classification.ONNX_OUTPUTS,
-        opset=opset,
-        first_token_only=True,
-    )
-
-
-def integers() -> quantization_spec.Spec:
-    return quantization_spec.plan(pruned(), linears=True, token_bits=8, block_size=32)
-
-
-@pytest.fixture(scope="module")
-def int8(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, onnx_export.Operators]:
-    directory = tmp_path_factory.mktemp("int8")
-    return directory, export(pruned(), directory, integers())
-
-
-def simulated_as(spec: quantization_spec.Spec) -> nn.Module:
-    simulated = copy.deepcopy(pruned())
-    simulation.simulate(simulated, spec)
-    first_token.narrow(simulated)
-    return simulated
-
-
-def errors(reference: nn.Module, directory: Path) -> np.ndarray:
-    """Largest logit difference of each row over all shapes; every row but the first is padded."""
-    session = sessions.open_session(directory / onnx_export.MODEL, provider=sessions.CPU, threads=1)
-    generator = np.random.default_rng(0)
-    found = []
-    for batch, length in SHAPES:
-        rows = [generator.integers(5, 80, max(1, length - 2 * row)).tolist() for row in range(batch)]
-        feed = sessions.feed(rows, pad_id=1, length=length)
-        with torch.inference_mode():
-            expected = reference(**{name: torch.from_numpy(array) for name, array in feed.items()}).logits.numpy()
-        found.append(np.abs(expected - session.run(None, feed)[0]).max(axis=-1))
-    return np.concatenate(found)
-
-
-def require_finite_without_tokens(directory: Path) -> None:
-    """Rows that are all padding give numbers, beside others and alone, from one token to as many as there are."""
-    session = sessions.open_session(directory / onnx_export.MODEL, provider=sessions.CPU, threads=1)
-    for batch, length in ((2, 5), (1, 1), (3, 512)):
-        feed = sessions.feed([[5, 6, 7, 8, 9][:length], *([[]] * (batch - 1))], pad_id=0, length=length)
-        for empty in (0, batch - 1):
-            feed["attention_mask"][empty] = 0
-            assert np.isfinite(session.run(None, feed)[0]).all(), (batch, length, empty)
+from tests.ml.exporting import (
+    SIZES,
+    Exported,
+    errors,
+    export,
+    planned,
+    pruned,
+    require_finite_without_tokens,
+    simulated_as,
+)
 
 
 def test_fp32_parity_and_operators(tmp_path: Path) -> None:
@@ -107,28 +36,6 @@ def test_fp32_parity_and_operators(tmp_path: Path) -> None:
     assert operators["expected"] == {"MultiHeadAttention": 1, "Softmax": 1, "LayerNormalization": 5}
     assert operators["expected"].items() <= operators["counts"].items()
     assert errors(pruned(), tmp_path).max() < 1e-5
-
-
-def test_integer_parity(int8: tuple[Path, onnx_export.Operators]) -> None:
-    require_finite_without_tokens(int8[0])
-    found = errors(simulated_as(integers()), int8[0])
-    # Rows are either equal to float rounding or, where rounding tips a code over, off by less than quantization is.
-    assert np.median(found) < 1e-5
-    unquantized = errors(pruned(), int8[0])
-    assert found.max() < unquantized.max()
-    assert np.median(unquantized) > 1e-4, "the graph is as exact as fp32: nothing was quantized"
-
-
-def test_integer_operators(int8: tuple[Path, onnx_export.Operators]) -> None:
-    operators = int8[1]
-    assert operators["expected"] == {
-        "QAttention": 1,
-        "Softmax": 1,
-        "DynamicQuantizeMatMul": 8,
-        "LayerNormalization": 5,
-    }
-    assert operators["expected"].items() <= operators["counts"].items()
-    assert operators["counts"]["MatMul"] == 4, "of the last layer's one query, and no other"
 
 
 def test_embeddings_of_4_bits_with_fp32_layers(tmp_path: Path) -> None:
@@ -160,10 +67,7 @@ def test_blocks_that_are_gone(tmp_path: Path, shapes: list[tuple[int, int]], int
     assert operators["expected"].get("QAttention" if integer else "MultiHeadAttention", 0) == (shapes[0][0] > 0)
     assert operators["expected"].get("Softmax", 0) == (shapes[1][0] > 0)
     assert operators["expected"].items() <= operators["counts"].items()
-    reference = copy.deepcopy(model)
-    simulation.simulate(reference, spec)
-    first_token.narrow(reference)
-    assert np.median(errors(reference, tmp_path)) < 1e-5
+    assert np.median(errors(simulated_as(spec, model), tmp_path)) < 1e-5
 
 
 def test_roberta_counts_positions_from_its_padding_index(tmp_path: Path) -> None:
@@ -181,38 +85,37 @@ def test_padding_has_the_same_part_in_the_scales_of_a_batch(tmp_path: Path) -> N
         model.get_parameter("roberta.embeddings.position_embeddings.weight")[1, 0] = 50.0
     spec = quantization_spec.plan(model, linears=True, token_bits=8, block_size=32)
     export(model, tmp_path, spec)
-    simulation.simulate(model, spec)
-    first_token.narrow(model)
-    assert np.median(errors(model, tmp_path)) < 1e-5
+    assert np.median(errors(simulated_as(spec, model), tmp_path)) < 1e-5
 
 
-def test_the_file_holds_the_codes_and_little_else(int8: tuple[Path, onnx_export.Operators]) -> None:
-    graph = onnx.load(int8[0] / onnx_export.MODEL).graph
+def test_the_file_holds_the_codes_and_little_else(exported: Callable[[str], Exported]) -> None:
+    int8 = exported("int8-dynamic")
+    graph = onnx.load(int8.folder / onnx_export.MODEL).graph
     stored = sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in graph.initializer)
-    assert stored == pytest.approx(quantization_spec.num_bytes(pruned(), integers()), rel=0.05)
+    assert stored == pytest.approx(quantization_spec.num_bytes(pruned(), int8.spec), rel=0.05)
     assert {tensor.name for tensor in graph.initializer} <= {name for node in graph.node for name in node.input}
 
 
-def test_the_same_model_gives_the_same_bytes_and_no_paths(
-    int8: tuple[Path, onnx_export.Operators], tmp_path: Path
-) -> None:
-    export(pruned(), tmp_path, integers())
+def test_the_same_model_gives_the_same_bytes_and_no_paths(exported: Callable[[str], Exported], tmp_path: Path) -> None:
+    export(pruned(), tmp_path, planned("int8-dynamic"))
     content = (tmp_path / onnx_export.MODEL).read_bytes()
-    assert content == (int8[0] / onnx_export.MODEL).read_bytes()
+    assert content == (exported("int8-dynamic").folder / onnx_export.MODEL).read_bytes()
     assert str(Path.cwd()).encode() not in content
     assert b".py" not in content
 
 
-def test_exporting_leaves_the_model_as_it_was(int8: tuple[Path, onnx_export.Operators]) -> None:
+def test_exporting_leaves_the_model_as_it_was(exported: Callable[[str], Exported]) -> None:
+    exported("int8-dynamic")
     assert all(type(module).__module__.startswith(("torch.", "transformers.")) for module in pruned().modules())
     assert pruned().config._attn_implementation == "sdpa"
 
 
 def test_latest_opset(tmp_path: Path) -> None:
-    export(pruned(), tmp_path, integers(), opset=23)
+    spec = planned("int8-dynamic")
+    export(pruned(), tmp_path, spec, opset=23)
     opsets = {entry.domain: entry.version for entry in onnx.load(tmp_path / onnx_export.MODEL).opset_import}
     assert opsets[""] == 23
-    assert np.median(errors(simulated_as(integers()), tmp_path)) < 1e-5
+    assert np.median(errors(simulated_as(spec), tmp_path)) < 1e-5
 
 
 def test_a_shortfall_of_operators_is_an_error_that_names_them() -> None:
