@@ -25,6 +25,7 @@ from tasks.ml.data.splitting import Division, Row, key
 from tasks.ml.data.targets import classes
 from tasks.ml.models import tokenization
 from tasks.register import register
+from tasks.serving import bundle as bundles
 
 POLARITY = {"delight": 4.0, "great": 3.0, "moving": 2.0, "dull": -3.0, "waste": -4.0, "flat": -2.0}
 NEUTRAL = ("an", "a", "utter", "of", "evening", "film", "is", "the", "and")
@@ -189,6 +190,30 @@ def outcome(run_id: str, *, recipe: str = "polarity", texts: list[str] = TEXTS, 
             StageResult(stage="validate", run_id="validated", bundle=bundle, scorecard=Scorecard(), evidence=digest),
         ),
     )
+
+
+def build(folder: Path, **changes: Any) -> Path:
+    """Builds a serving bundle of a model that learned with one tokenizer, and is shipped with the same or another."""
+    source, data, evidence, target = (folder / name for name in ("source", "data", "evidence", "serving"))
+    for directory in (source, data, evidence, target):
+        directory.mkdir(parents=True)
+    learned = changes.pop("learned", {})
+    write_onnx_bundle(source, **changes.pop("shipped", learned))
+    write_dataset(data, changes.pop("texts", TEXTS), **learned)
+    write_evidence(evidence)
+    values: dict[str, Any] = {
+        "source": source,
+        "name": "polarity",
+        "problem": "text-classification",
+        "base_model": "package:tiny/model",
+        "data": "demo:movie-snippets",
+        "tokenizer": tokenization.standalone(source / tokenization.FILE, max_length=MAX_LENGTH),
+        "golden": datasets.golden(data, "selection", bundles.GOLDEN_ROWS),
+        "validation": json.loads((evidence / "validation.json").read_text()),
+        "verdict": weigh(evidence, BudgetConfig(min_shrink=6, min_speedup=9)),
+    }
+    bundles.build(target, **(values | changes))
+    return target
 
 
 RECIPE = {"name": "polarity", "base_model": "package:tiny/model", "data": {"source": "demo:movie-snippets"}}

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import pytest
 import torch
 from torch import nn
@@ -9,20 +7,7 @@ from torch import nn
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import quantization_spec
 from tasks.ml.quantization import calibration, simulation
-
-
-def rows_of(model: nn.Module, count: int = 3) -> Callable[[], Iterator[dict[str, torch.Tensor]]]:
-    """Batches of random rows; the second half of each has padding."""
-
-    def batches() -> Iterator[dict[str, torch.Tensor]]:
-        generator = torch.Generator().manual_seed(7)
-        for length in range(6, 6 + count):
-            ids = torch.randint(5, model.config.vocab_size, (8, length), generator=generator)  # type: ignore[union-attr, call-overload]
-            mask = torch.ones_like(ids)
-            mask[4:, length // 2 :] = 0
-            yield {"input_ids": ids, "attention_mask": mask}
-
-    return batches
+from tests.ml.quantization.rows import rows_of
 
 
 def seen(x: torch.Tensor) -> calibration.Values:

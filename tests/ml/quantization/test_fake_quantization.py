@@ -17,8 +17,8 @@ from tasks.ml.models import quantization_spec
 from tasks.ml.models.quantization_spec import LinearScheme
 from tasks.ml.quantization import calibration, fake_quantization, simulation
 from tasks.ml.training import precision
-from tests.ml.quantization.test_calibration import rows_of
-from tests.ml.training.test_trainer import Recorder
+from tests.ml.processes import Recorder
+from tests.ml.quantization.rows import rows_of
 
 SCHEMES = ("int8-dynamic", "int8-static", "int4")
 

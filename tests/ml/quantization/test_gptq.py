@@ -11,7 +11,7 @@ from tasks.ml.models.quantization_spec import LinearScheme
 from tasks.ml.pruning import sparsity
 from tasks.ml.quantization import calibration, gptq, simulation
 from tasks.ml.quantization.simulation import weight_on_grid
-from tests.ml.quantization.test_calibration import rows_of
+from tests.ml.quantization.rows import rows_of
 
 SCHEMES = ("int8-dynamic", "int4")
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from tasks.ml.models import quantization_spec
 from tasks.ml.quantization import simulation, smoothing
-from tests.ml.quantization.test_calibration import rows_of
+from tests.ml.quantization.rows import rows_of
 
 
 def test_alpha_decides_who_gets_the_outliers() -> None:

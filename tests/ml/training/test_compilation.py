@@ -16,7 +16,7 @@ from tasks.ml.jobs import elastic
 from tasks.ml.models import dropout
 from tasks.ml.training import compilation, precision, trainer
 from tasks.ml.training.compilation import Decision, Layers, Passes
-from tests.ml.jobs.test_elastic import FOR_MODEL, FOR_TRAINER, Recorder, lesson
+from tests.ml.processes import FOR_MODEL, FOR_TRAINER, Recorder, lesson
 
 FP32 = precision.Choice(None, "fp32")
 REAL = compilation.COMPILER

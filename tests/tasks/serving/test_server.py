@@ -13,8 +13,7 @@ import httpx
 import pytest
 
 from tasks.serving import bodies, model, server
-from tests.tasks.serving.test_serving import build
-from tests.tasks.shippable import TEXTS
+from tests.tasks.shippable import TEXTS, build
 
 JSON = "application/json"
 

@@ -9,44 +9,21 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from tasks.contracts.base import FeatherweightError
-from tasks.judge import BudgetConfig, weigh
-from tasks.ml.data import datasets
-from tasks.ml.models import tokenization
 from tasks.serving import bundle as bundles
 from tasks.serving import card
 from tasks.serving.predictor import Predictor, self_test
-from tests.tasks.shippable import LABELS, MAX_LENGTH, TEXTS, tokenizer, write_dataset, write_evidence, write_onnx_bundle
-
-
-def build(folder: Path, **changes: Any) -> Path:
-    """A serving bundle of a model that learned with one tokenizer, and is shipped with the same or another."""
-    source, data, evidence, target = (folder / name for name in ("source", "data", "evidence", "serving"))
-    for directory in (source, data, evidence, target):
-        directory.mkdir(parents=True)
-    learned = changes.pop("learned", {})
-    write_onnx_bundle(source, **changes.pop("shipped", learned))
-    write_dataset(data, changes.pop("texts", TEXTS), **learned)
-    write_evidence(evidence)
-    values: dict[str, Any] = {
-        "source": source,
-        "name": "polarity",
-        "problem": "text-classification",
-        "base_model": "package:tiny/model",
-        "data": "demo:movie-snippets",
-        "tokenizer": tokenization.standalone(source / tokenization.FILE, max_length=MAX_LENGTH),
-        "golden": datasets.golden(data, "selection", bundles.GOLDEN_ROWS),
-        "validation": json.loads((evidence / "validation.json").read_text()),
-        "verdict": weigh(evidence, BudgetConfig(min_shrink=6, min_speedup=9)),
-    }
-    bundles.build(target, **(values | changes))
-    return target
+from tests.tasks.shippable import (
+    LABELS,
+    MAX_LENGTH,
+    build,
+    tokenizer,
+)
 
 
 @pytest.fixture
