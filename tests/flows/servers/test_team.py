@@ -16,9 +16,9 @@ from mlflow import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.states import StateType
 
-from tests import team as topology
-from tests.flows.test_a_day import finished, runs_of, trigger, until
-from tests.team import Team
+from tests.flows.servers import team as topology
+from tests.flows.servers.team import Team
+from tests.flows.servers.triggering import finished, recorded, trigger, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -39,8 +39,9 @@ def client(team: Team) -> Iterator[SyncPrefectClient]:
 
 def stages_of(team: Team, run: Any) -> dict[str, Any]:
     """MLflow runs of a flow run's stages, by stage."""
-    (parent,) = [one for one in runs_of(team) if one.data.tags["prefect.flow_run_id"] == str(run.id)]
-    children = [one for one in runs_of(team, "stage") if one.data.tags["mlflow.parentRunId"] == parent.info.run_id]
+    (parent,) = [one for one in recorded(team.tracking) if one.data.tags["prefect.flow_run_id"] == str(run.id)]
+    stages = recorded(team.tracking, "stage")
+    children = [one for one in stages if one.data.tags["mlflow.parentRunId"] == parent.info.run_id]
     return {one.data.tags["featherweight.stage"]: one for one in children}
 
 
@@ -57,9 +58,11 @@ def test_who_has_no_password_is_refused(team: Team) -> None:
         urllib.request.urlopen(f"{team.api}/admin/version")
 
 
-def test_a_worker_with_an_empty_disk_goes_on_from_what_another_made(team: Team, client: SyncPrefectClient) -> None:
+def test_a_worker_with_an_empty_disk_goes_on_from_what_another_made(
+    team: Team, client: SyncPrefectClient, tiny: dict[str, Any]
+) -> None:
     first_home = team.worker("first")
-    first = finished(client, trigger(client))
+    first = finished(client, trigger(client, tiny))
     assert first.state.type == StateType.COMPLETED, first.state.message
     computed = stages_of(team, first)
     assert not cached(computed)
@@ -70,37 +73,39 @@ def test_a_worker_with_an_empty_disk_goes_on_from_what_another_made(team: Team, 
 
     second_home = team.worker("second")
     assert not (second_home / "store").exists()
-    second = finished(client, trigger(client))
+    second = finished(client, trigger(client, tiny))
     assert second.state.type == StateType.COMPLETED, second.state.message
     assert cached(stages_of(team, second)) >= {"prepare", *MODEL_STAGES}
     assert objects(second_home) == objects(first_home)
-    versions = MlflowClient(team.tracking, team.tracking).search_model_versions("name = 'smoke'")
+    versions = MlflowClient(team.tracking, team.tracking).search_model_versions("name = 'tiny'")
     assert len(versions) == 1, "the same bundle is the same version"
 
-    changed = finished(client, trigger(client, quantization={"embeddings": "int4"}))
+    changed = finished(client, trigger(client, tiny, quantization={"embeddings": "int4"}))
     assert changed.state.type == StateType.COMPLETED, changed.state.message
     assert cached(stages_of(team, changed)) == {"prepare", "train", "distill", "prune"}
 
 
-def test_two_workers_share_the_work_and_nothing_is_lost(team: Team, client: SyncPrefectClient) -> None:
+def test_two_workers_share_the_work_and_nothing_is_lost(
+    team: Team, client: SyncPrefectClient, tiny: dict[str, Any]
+) -> None:
     team.worker("first")
     if "second" not in team.processes:
         team.worker("second")
     taken = lambda label: len(re.findall("submitting flow run", team.log(label)))  # noqa: E731
     before = {label: taken(label) for label in ("first", "second")}
     until(lambda: re.findall("started", team.log("first")), 60)
-    runs = [finished(client, run, 600) for run in [trigger(client) for _ in range(6)]]
+    runs = [finished(client, run, 600) for run in [trigger(client, tiny) for _ in range(6)]]
     assert [run.state.type for run in runs] == [StateType.COMPLETED] * 6
     assert all(taken(label) > before[label] for label in before), {label: team.log(label) for label in before}
-    recorded = [one.data.tags["prefect.flow_run_id"] for one in runs_of(team)]
-    assert {str(run.id) for run in runs} <= set(recorded)
-    assert len(set(recorded)) == len(recorded)
-    assert not [one for one in runs_of(team) if one.info.status == "RUNNING"]
+    ids = [one.data.tags["prefect.flow_run_id"] for one in recorded(team.tracking)]
+    assert {str(run.id) for run in runs} <= set(ids)
+    assert len(set(ids)) == len(ids)
+    assert not [one for one in recorded(team.tracking) if one.info.status == "RUNNING"]
 
 
 def test_no_secret_reaches_a_log_or_a_run(team: Team) -> None:
     said = {label: team.log(label) for label in ("prefect", "mlflow", "deployments", "first", "second")}
-    recorded = str([one.to_dictionary() for kind in ("pipeline", "stage") for one in runs_of(team, kind)])
+    known = str([one.to_dictionary() for kind in ("pipeline", "stage") for one in recorded(team.tracking, kind)])
     commands = []
     for process in team.processes.values():
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, or a child of it has since it was listed
@@ -110,6 +115,6 @@ def test_no_secret_reaches_a_log_or_a_run(team: Team) -> None:
                     commands.append(" ".join(one.cmdline()))
     assert len(commands) > 3, commands
     for name, secret in topology.SECRETS.items():
-        assert secret not in recorded, name
+        assert secret not in known, name
         assert not [command for command in commands if secret in command], name
         assert not [label for label, text in said.items() if secret in text], name

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.states import StateType
 
 from tests import servers
+from tests.flows.servers.triggering import finished, recorded, trigger, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -39,80 +39,56 @@ def client(day: servers.Running) -> Iterator[SyncPrefectClient]:
         yield client
 
 
-def runs_of(day: servers.Running, kind: str = "pipeline") -> list[Any]:
-    client = MlflowClient(day.tracking, day.tracking)
-    experiments = [one.experiment_id for one in client.search_experiments()]
-    return list(client.search_runs(experiments, f"tags.`featherweight.kind` = '{kind}'", max_results=1000))
-
-
-def until(condition: Callable[[], Any], seconds: float) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(1)
-    return found
-
-
-def trigger(client: SyncPrefectClient, **changes: Any) -> Any:
-    """Triggers the smoke recipe as the form does: with the recipe of the deployment, and some fields changed."""
-    deployment = client.read_deployment_by_name("compress/smoke")
-    recipe = deployment.parameters["recipe"]
-    merged = {**recipe, **{k: {**recipe[k], **v} if isinstance(v, dict) else v for k, v in changes.items()}}
-    return client.create_flow_run_from_deployment(deployment.id, parameters={"recipe": merged})
-
-
-def finished(client: SyncPrefectClient, run: Any, seconds: float = 400) -> Any:
-    def final() -> Any:
-        found = client.read_flow_run(run.id)
-        return found if found.state and found.state.is_final() else None
-
-    return until(final, seconds)
-
-
-def test_a_run_from_the_api_is_recorded_and_linked_both_ways(day: servers.Running, client: SyncPrefectClient) -> None:
-    run = finished(client, trigger(client))
+def test_a_run_from_the_api_is_recorded_and_linked_both_ways(
+    day: servers.Running, client: SyncPrefectClient, tiny: dict[str, Any]
+) -> None:
+    run = finished(client, trigger(client, tiny))
     assert run.state.type == StateType.COMPLETED, run.state.message
-    (recorded,) = [one for one in runs_of(day) if one.data.tags["prefect.flow_run_id"] == str(run.id)]
-    assert recorded.info.status == "FINISHED"
-    url = recorded.data.tags["prefect.flow_run_url"]
+    (pipeline,) = [one for one in recorded(day.tracking) if one.data.tags["prefect.flow_run_id"] == str(run.id)]
+    assert pipeline.info.status == "FINISHED"
+    url = pipeline.data.tags["prefect.flow_run_url"]
     assert url.startswith(f"http://127.0.0.1:{day.prefect}/")
     assert url.endswith(str(run.id))
-    assert recorded.inputs.dataset_inputs[0].dataset.name == "demo:movie-snippets"
+    assert pipeline.inputs.dataset_inputs[0].dataset.name == tiny["data"]["source"]
     artifacts = {one.key: one for one in client.read_artifacts() if one.flow_run_id == run.id}
-    assert {"mlflow-run", "smoke-verdict", "smoke-stages", "train-progress", "distill-progress"} <= artifacts.keys()
-    assert recorded.info.run_id in str(artifacts["mlflow-run"].data)
+    assert {"mlflow-run", "tiny-verdict", "tiny-stages", "train-progress", "distill-progress"} <= artifacts.keys()
+    assert pipeline.info.run_id in str(artifacts["mlflow-run"].data)
     assert artifacts["train-progress"].data == 100
 
 
-def test_again_every_model_stage_is_cached_and_says_so(client: SyncPrefectClient) -> None:
-    run = finished(client, trigger(client))
+def test_again_every_model_stage_is_cached_and_says_so(client: SyncPrefectClient, tiny: dict[str, Any]) -> None:
+    run = finished(client, trigger(client, tiny))
     tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
     states = {task.name.rpartition("-")[0]: task.state_name for task in tasks}
     assert all(states[name] == "Cached" for name in ("train", "distill", "prune", "quantize", "export", "validate"))
 
 
-def test_fields_that_contradict_each_other_fail_before_any_compute(client: SyncPrefectClient) -> None:
-    run = finished(client, trigger(client, data={"label": "text"}))
+def test_fields_that_contradict_each_other_fail_before_any_compute(
+    client: SyncPrefectClient, tiny: dict[str, Any]
+) -> None:
+    run = finished(client, trigger(client, tiny, data={"label": "text"}))
     assert run.state.type == StateType.FAILED
-    assert "recipe smoke: data: text and label are both column 'text'; name two columns" in run.state.message
+    assert "recipe tiny: data: text and label are both column 'text'; name two columns" in run.state.message
 
 
-def test_twenty_at_once_all_end_and_none_is_lost(day: servers.Running, client: SyncPrefectClient) -> None:
-    versions = lambda: len(MlflowClient(day.tracking, day.tracking).search_model_versions("name = 'smoke'"))  # noqa: E731
-    before, versions_before = len(runs_of(day)), versions()
-    triggered = [trigger(client) for _ in range(20)]
+def test_twenty_at_once_all_end_and_none_is_lost(
+    day: servers.Running, client: SyncPrefectClient, tiny: dict[str, Any]
+) -> None:
+    versions = lambda: len(MlflowClient(day.tracking, day.tracking).search_model_versions("name = 'tiny'"))  # noqa: E731
+    before, versions_before = len(recorded(day.tracking)), versions()
+    triggered = [trigger(client, tiny) for _ in range(20)]
     states = [finished(client, run, 900).state.type for run in triggered]
     assert states == [StateType.COMPLETED] * 20
-    recorded = [one.data.tags["prefect.flow_run_id"] for one in runs_of(day)]
-    assert sorted(set(recorded)) == sorted(recorded)
-    assert len(recorded) == before + 20
+    ids = [one.data.tags["prefect.flow_run_id"] for one in recorded(day.tracking)]
+    assert sorted(set(ids)) == sorted(ids)
+    assert len(ids) == before + 20
     assert versions() == versions_before
 
 
-def test_a_schedule_fires_on_time(client: SyncPrefectClient) -> None:
+def test_a_schedule_fires_on_time(client: SyncPrefectClient, tiny: dict[str, Any]) -> None:
     deployment = client.read_deployment_by_name("compress/smoke")
     (created,) = client.create_deployment_schedules(
-        deployment.id, [(IntervalSchedule(interval=timedelta(seconds=30)), True)]
+        deployment.id, [(IntervalSchedule(interval=timedelta(seconds=30)), True)], parameters={"recipe": tiny}
     )
     try:
 
@@ -127,9 +103,11 @@ def test_a_schedule_fires_on_time(client: SyncPrefectClient) -> None:
         client.delete_deployment_schedule(deployment.id, created.id)
 
 
-def test_a_killed_worker_leaves_no_run_open_and_no_process(day: servers.Running, client: SyncPrefectClient) -> None:
-    run = trigger(client, seed=7)
-    until(lambda: [one for one in runs_of(day, "stage") if one.info.status == "RUNNING"], 120)
+def test_a_killed_worker_leaves_no_run_open_and_no_process(
+    day: servers.Running, client: SyncPrefectClient, tiny: dict[str, Any]
+) -> None:
+    run = trigger(client, tiny, seed=7)
+    until(lambda: [one for one in recorded(day.tracking, "stage") if one.info.status == "RUNNING"], 120)
     (worker,) = [p for p in day.children() if "worker" in p.cmdline() and p.ppid() == day.supervisor.pid]
     working = worker.children(recursive=True)
     assert working
@@ -139,14 +117,16 @@ def test_a_killed_worker_leaves_no_run_open_and_no_process(day: servers.Running,
     until(lambda: "worker ended with status -9" in day.said(), 30)
     ended = finished(client, run, 300)
     assert ended.state.type in (StateType.CRASHED, StateType.FAILED), ended.state
-    finished(client, trigger(client), 300)
-    assert not [one for one in runs_of(day) if one.info.status == "RUNNING"]
+    finished(client, trigger(client, tiny), 300)
+    assert not [one for one in recorded(day.tracking) if one.info.status == "RUNNING"]
 
 
 @pytest.mark.parametrize("name", ["prefect", "mlflow"])
-def test_a_server_that_is_restarted_costs_nothing(day: servers.Running, client: SyncPrefectClient, name: str) -> None:
-    run = trigger(client, seed=len(name))
-    until(lambda: [one for one in runs_of(day, "stage") if one.info.status == "RUNNING"], 120)
+def test_a_server_that_is_restarted_costs_nothing(
+    day: servers.Running, client: SyncPrefectClient, tiny: dict[str, Any], name: str
+) -> None:
+    run = trigger(client, tiny, seed=len(name))
+    until(lambda: [one for one in recorded(day.tracking, "stage") if one.info.status == "RUNNING"], 120)
     marks = {"prefect": "flows.servers.gate", "mlflow": "mlflow"}
     (server,) = [p for p in day.supervisor.children() if marks[name] in p.cmdline()]
     left = server.children(recursive=True)
