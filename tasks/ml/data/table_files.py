@@ -182,8 +182,8 @@ def _lines(path: Path, decoded: str) -> list[tuple[int, Any]]:
     return records
 
 
-def _json(text: str) -> Any:
-    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < DIGITS else digits)
+_json = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) < DIGITS else digits).decode
+"""Made once: ``json.loads`` would make a decoder for every line."""
 
 
 # Parquet ----------------------------------------------------------------------------------------------------------
