@@ -1,25 +1,23 @@
-// Looks at the page inside a frame (a headless window cannot be narrower than 500 pixels) and writes down what it found.
+// Looks at the page from inside, and returns what it found.
+() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
 
-const frame = document.querySelector("iframe");
-const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  // WCAG 2.2: relative luminance and contrast ratio. The canvas turns any CSS colour into sRGB bytes.
+  const luminance = (colour) => {
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    const [red, green, blue] = [...canvas.getImageData(0, 0, 1, 1).data]
+      .map((byte) => byte / 255)
+      .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  };
+  const contrast = (one, other) => {
+    const [bright, dim] = [luminance(one), luminance(other)].sort((a, b) => b - a);
+    return (bright + 0.05) / (dim + 0.05);
+  };
 
-// WCAG 2.2: relative luminance and contrast ratio. The canvas turns any CSS colour into sRGB bytes.
-const luminance = (colour) => {
-  canvas.fillStyle = colour;
-  canvas.fillRect(0, 0, 1, 1);
-  const [red, green, blue] = [...canvas.getImageData(0, 0, 1, 1).data]
-    .map((byte) => byte / 255)
-    .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
-};
-const contrast = (one, other) => {
-  const [bright, dim] = [luminance(one), luminance(other)].sort((a, b) => b - a);
-  return (bright + 0.05) / (dim + 0.05);
-};
-
-const look = (win, doc) => {
-  const all = (selector, within = doc) => [...within.querySelectorAll(selector)];
-  const style = (node) => win.getComputedStyle(node);
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const style = (node) => window.getComputedStyle(node);
   const transparent = (node) => /^(transparent|rgba\(0, 0, 0, 0\))$/.test(style(node).backgroundColor);
   const backdrop = (node) => (transparent(node) ? backdrop(node.parentElement) : style(node).backgroundColor);
   const legible = (node) => {
@@ -37,19 +35,19 @@ const look = (win, doc) => {
     );
   });
 
-  const tip = doc.getElementById("tip");
+  const tip = document.getElementById("tip");
   const point = (node) =>
-    node.dispatchEvent(new win.PointerEvent("pointermove", { bubbles: true, clientX: 50, clientY: 50 }));
+    node.dispatchEvent(new window.PointerEvent("pointermove", { bubbles: true, clientX: 50, clientY: 50 }));
   const marks = all("[data-tip]");
   const answers = marks.filter((mark) => {
     point(mark);
     return tip.textContent === mark.dataset.tip && tip.style.opacity === "1";
   });
-  point(doc.querySelector("h1"));
+  point(document.querySelector("h1"));
 
   return {
-    dark: win.matchMedia("(prefers-color-scheme: dark)").matches,
-    width: [doc.documentElement.scrollWidth, win.innerWidth],
+    dark: window.matchMedia("(prefers-color-scheme: dark)").matches,
+    width: [document.documentElement.scrollWidth, window.innerWidth],
     written: written.length,
     faint: written.filter((node) => !legible(node)).map((node) => node.textContent.trim().slice(0, 40)),
     overlaps,
@@ -59,8 +57,3 @@ const look = (win, doc) => {
     hidden: tip.style.opacity === "0",
   };
 };
-
-frame.onload = () => {
-  document.getElementById("found").textContent = JSON.stringify(look(frame.contentWindow, frame.contentDocument));
-};
-frame.srcdoc = document.getElementById("page").value;

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from playwright.sync_api import Browser
 
 from flows.trials.techniques import TECHNIQUES
 from tasks.ml.proof.ablation import Effect, Measured, compare, summarize
@@ -68,7 +69,7 @@ def sample(seeds: int) -> Ablation:
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [420, 1280])
 @pytest.mark.parametrize("seeds", [1, 2])
-def test_page_fits_reads_and_answers(chromium: str, tmp_path: Path, seeds: int, width: int, dark: bool) -> None:
+def test_page_fits_reads_and_answers(chromium: Browser, tmp_path: Path, seeds: int, width: int, dark: bool) -> None:
     path = tmp_path / "ablation.html"
     path.write_text(ablation.render(sample(seeds), SURROUNDINGS), encoding="utf-8")
     seen = look(chromium, path, width=width, dark=dark)

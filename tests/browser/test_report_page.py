@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
 from tasks.contracts.values import CheckStatus
 from tasks.report import gather
 from tasks.reporting import page
 from tests import report_samples as samples
-from tests.browser.looking import browse, look
+from tests.browser.looking import look, opened
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def report(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [420, 800, 1280])
-def test_page_fits_reads_and_answers(chromium: str, report: Path, width: int, dark: bool) -> None:
+def test_page_fits_reads_and_answers(chromium: Browser, report: Path, width: int, dark: bool) -> None:
     found = look(chromium, report, width=width, dark=dark)
     assert found["dark"] is dark
     assert found["width"] == [width, width], "the page scrolls sideways"
@@ -40,13 +41,11 @@ def test_page_fits_reads_and_answers(chromium: str, report: Path, width: int, da
     assert found["hidden"]
 
 
-def test_screenshots(chromium: str, report: Path) -> None:
+def test_screenshots(chromium: Browser, report: Path) -> None:
     pictures = []
     for dark in (False, True):
-        picture = report.with_name(f"report-{'dark' if dark else 'light'}.png")
-        options = (f"--screenshot={picture}", "--window-size=1280,4300")
-        browse(chromium, report.as_uri(), report.parent / "profile", *options, dark=dark)
-        pictures.append(picture.read_bytes())
+        with opened(chromium, report, width=1280, height=4300, dark=dark) as tab:
+            pictures.append(tab.screenshot())
         assert struct.unpack(">II", pictures[-1][16:24]) == (1280, 4300)
     assert min(map(len, pictures)) > 100_000
     assert pictures[0] != pictures[1]

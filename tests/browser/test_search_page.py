@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
 from tasks.contracts.values import Check, CheckStatus, Outcome, Scorecard, StageResult, Verdict
 from tasks.reporting import page, search
@@ -64,7 +65,7 @@ def sample(*, passed: bool) -> Search:
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [420, 800, 1280])
 @pytest.mark.parametrize("passed", [True, False])
-def test_page_fits_reads_and_answers(chromium: str, tmp_path: Path, passed: bool, width: int, dark: bool) -> None:
+def test_page_fits_reads_and_answers(chromium: Browser, tmp_path: Path, passed: bool, width: int, dark: bool) -> None:
     path = tmp_path / "search.html"
     path.write_text(search.render(sample(passed=passed), SURROUNDINGS), encoding="utf-8")
     seen = look(chromium, path, width=width, dark=dark)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
 from flows.trials import choices
 from tasks.contracts.hyperparameters import Optimizer
@@ -57,7 +58,7 @@ def sample(seeds: int) -> Study:
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [420, 800, 1280])
 @pytest.mark.parametrize("seeds", [1, 2, 3])
-def test_page_fits_reads_and_answers(chromium: str, tmp_path: Path, seeds: int, width: int, dark: bool) -> None:
+def test_page_fits_reads_and_answers(chromium: Browser, tmp_path: Path, seeds: int, width: int, dark: bool) -> None:
     path = tmp_path / "study.html"
     path.write_text(study.render(sample(seeds), SURROUNDINGS), encoding="utf-8")
     seen = look(chromium, path, width=width, dark=dark)

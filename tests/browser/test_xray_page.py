@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
 from tasks.ml.xray.architecture import Architecture
 from tasks.ml.xray.cost_model import COMPONENTS
@@ -46,7 +47,7 @@ def sample(config: dict[str, object], *, training: bool) -> XRay:
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [420, 800, 1280])
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
-def test_page_fits_reads_and_answers(chromium: str, tmp_path: Path, kind: str, width: int, dark: bool) -> None:
+def test_page_fits_reads_and_answers(chromium: Browser, tmp_path: Path, kind: str, width: int, dark: bool) -> None:
     found = sample(BERT, training=False) if kind == "encoder" else sample(LLAMA, training=True)
     surroundings = page.Surroundings(datetime(2026, 1, 2, tzinfo=UTC), {"python": "3.11", "featherweight": "0.1.0"})
     path = tmp_path / "xray.html"
