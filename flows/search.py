@@ -33,8 +33,8 @@ from tasks.ml import machine
 from tasks.prepare import prepare
 from tasks.register import keep, register
 from tasks.reporting import search as sections
-from tasks.reporting.search import Limits, Minimize, Search, Trial
-from tasks.reporting.search import State as TrialState
+from tasks.reporting.trials import Limits, Minimize, Search, Trial, best, standing
+from tasks.reporting.trials import State as TrialState
 from tasks.train import train
 
 logger = logging.getLogger("featherweight")
@@ -122,8 +122,8 @@ def search(recipe: Recipe = Recipe(), config: SearchConfig = SearchConfig()) -> 
         )  # fmt: skip
         with ledger.opened(_journal(home, course), grid, sampler=config.sampler, seed=config.seed) as book:
             trials = _explore(book, course, config, baseline)
-            best = sections.standing(trials, course.limits, config.minimize)[: config.finalists]
-            tested = book.tested([trial.number for trial in best])
+            able = standing(trials, course.limits, config.minimize)[: config.finalists]
+            tested = book.tested([trial.number for trial in able])
         finalists = finals.judged(
             [trial for trial in trials if trial.number in tested], course, before=(prepared, teacher)
         )
@@ -211,9 +211,9 @@ def _explore(book: Ledger, course: Course, config: SearchConfig, baseline: Stage
         while True:
             while len(running) < config.parallel and (asked := next_one()):
                 running[runner.submit(attempt, _arguments(asked, course, trials))] = asked
-            if (best := sections.best(trials, course.limits, config.minimize)) and best.number != kept:
-                kept = best.number
-                keep(course.recipe.name, course.splits, best.stages[-1], baseline, alias=BEST, run_id=best.run_id)
+            if (leading := best(trials, course.limits, config.minimize)) and leading.number != kept:
+                kept, found = leading.number, leading.stages[-1]
+                keep(course.recipe.name, course.splits, found, baseline, alias=BEST, run_id=leading.run_id)
             if not running:
                 return sorted(trials, key=lambda trial: trial.number)
             future = next(as_completed(list(running)))

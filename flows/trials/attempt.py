@@ -20,7 +20,7 @@ from tasks.contracts.values import Bundle, Splits, StageResult
 from tasks.engine import tracking
 from tasks.engine.step import step
 from tasks.ml import machine
-from tasks.reporting.search import Limits, Minimize, State, Trial
+from tasks.reporting.trials import Limits, Minimize, State, Trial
 
 logger = logging.getLogger("featherweight")
 

@@ -14,7 +14,7 @@ from tasks.engine import store
 from tasks.judge import BudgetConfig, judge
 from tasks.ml.statistics import multiplicity
 from tasks.report import report
-from tasks.reporting.search import Finalist, Trial
+from tasks.reporting.trials import Finalist, Trial
 from tasks.validate import validate
 
 

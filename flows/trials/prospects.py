@@ -14,7 +14,7 @@ from flows.recipe import Recipe
 from tasks.contracts.values import Bundle, StageResult
 from tasks.engine import store
 from tasks.ml.statistics import pareto
-from tasks.reporting.search import Limits, Minimize
+from tasks.reporting.trials import Limits, Minimize
 
 STANDARD_ERRORS = 2.0
 """How far a measured loss may lie beyond what is allowed before it counts."""

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tasks.contracts.values import Outcome
-from tasks.reporting import numbers, sections
+from tasks.reporting import numbers, sections, verdict
 from tasks.reporting.evidence import Evidence, models
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -35,20 +35,20 @@ class Surroundings:
 def _values(
     outcome: Outcome, recipe: Mapping[str, Any], evidence: Evidence, surroundings: Surroundings
 ) -> dict[str, Any]:
-    rows, verdict = models(outcome, evidence), outcome.verdict
+    rows, checks = models(outcome, evidence), outcome.verdict.checks
     return {
         "outcome": outcome,
         "surroundings": surroundings,
         "recipe": recipe,
         "recipe_yaml": yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True),
-        "symbol": sections.SYMBOLS[verdict.status],
-        "headline": sections.headline(verdict.checks),
-        "tiles": sections.tiles(verdict.checks, rows),
-        "checks": sections.checks(verdict.checks),
-        "waterfall": sections.waterfall(rows, verdict.checks, evidence.comparisons),
+        "symbol": verdict.SYMBOLS[outcome.verdict.status],
+        "headline": verdict.headline(checks),
+        "tiles": verdict.tiles(checks, rows),
+        "checks": verdict.checks(checks),
+        "waterfall": sections.waterfall(rows, checks, evidence.comparisons),
         "quality": sections.quality(rows, evidence.comparisons),
-        "tests": [sentence for check in verdict.checks for sentence in sections.tests(check)],
-        "recalls": sections.recalls(verdict.recalls),
+        "tests": [sentence for check in checks for sentence in verdict.tests(check)],
+        "recalls": sections.recalls(outcome.verdict.recalls),
         "seeds": sections.seeds(evidence.seeds),
         "regressions": sections.regressions(evidence.regressions),
         "curves": [

@@ -5,40 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from tasks.contracts.values import Check, CheckStatus, ClassRecall, Outcome, StageResult
+from tasks.contracts.values import Check, ClassRecall, Outcome, StageResult
 from tasks.ml.statistics import bootstrap
 from tasks.ml.statistics.bootstrap import Interval
 from tasks.reporting import charts, numbers
 from tasks.reporting.evidence import TITLES, Comparison, SeedRun
-
-
-class Reading(NamedTuple):
-    """How a check is said: its name in words, a measured value, and a limit as it was written in the recipe."""
-
-    name: str
-    value: charts.Format
-    limit: charts.Format
-
-
-CHECKS = {
-    "quality_drop": Reading("accuracy lost", numbers.points, lambda x: f"{numbers.plain(100 * x)} points"),
-    "shrink": Reading("smaller", numbers.times, lambda x: f"{numbers.plain(x)}×"),
-    "speedup": Reading("faster", numbers.times, lambda x: f"{numbers.plain(x)}×"),
-    "floor": Reading("above the majority answer", numbers.points, lambda x: f"{numbers.plain(100 * x)} points"),
-    "lost_classes": Reading("classes lost", numbers.plain, numbers.plain),
-}
-"""The checks known by name. Others keep their name and plain numbers."""
-
-HEADLINE = ("quality_drop", "shrink", "speedup")
-"""The checks that say what a run came to; the others say what is wrong with it."""
-
-SYMBOLS = {CheckStatus.PASSED: "✓", CheckStatus.FAILED: "✕", CheckStatus.UNDECIDABLE: "?"}
-
-"""Fields of a point of a history that are not parts of a composed loss."""
 
 SPEED_FIELDS = {
     "latency_p50_ms": 3,
@@ -51,75 +26,6 @@ SPEED_FIELDS = {
 """What the table of speeds shows, with significant digits."""
 
 Row = Mapping[str, Any]
-
-
-def reading(check: Check) -> Reading:
-    """Returns how a check is said."""
-    return CHECKS.get(check.name, Reading(check.name.replace("_", " "), numbers.number, numbers.plain))
-
-
-def limit(check: Check) -> str:
-    """Returns a limit in words: ``at least 6×``."""
-    return f"{check.direction.replace('_', ' ')} {reading(check).limit(check.limit)}"
-
-
-def headline(checks: Sequence[Check]) -> str:
-    """Returns what the run came to in one sentence, from what was measured."""
-    found = {check.name: check.measured for check in checks}
-    if not set(HEADLINE) <= set(found) <= set(CHECKS):
-        return "; ".join(check.explanation for check in checks) + "."
-    drop = found["quality_drop"]
-    if drop > 0:
-        cost = f"at a cost of {numbers.points(drop)} of accuracy"
-    else:
-        cost = f"and {numbers.points(-drop)} more accurate" if drop else "with the same accuracy"
-    shrink, speedup = numbers.times(found["shrink"]), numbers.times(found["speedup"])
-    return f"{shrink} smaller and {speedup} faster than its teacher, {cost}."
-
-
-def tiles(checks: Sequence[Check], rows: Sequence[Row]) -> list[dict[str, str]]:
-    """The headline numbers, with the values of the first and last model that each compares; of a run that did not come
-    so far, one per check."""
-    compared = {
-        "quality_drop": ("accuracy", numbers.percent),
-        "shrink": ("size_mb", lambda value: numbers.unit(value, "MB")),
-        "speedup": ("latency_p50_ms", lambda value: numbers.unit(value, "ms")),
-    }
-    found = []
-    for check in [check for check in checks if check.name in HEADLINE] or checks:
-        name, form, _ = reading(check)
-        value = form(check.measured)
-        if check.name == "quality_drop":
-            value, name = numbers.points(-check.measured, signed=True), "accuracy"
-        figure, _, unit = value.partition(numbers.SPACE)
-        key, form = compared.get(check.name, ("", form))
-        ends = [row[key] for row in (rows[0], rows[-1]) if row.get(key) is not None] if rows else []
-        detail = " → ".join(form(end) for end in ends) if len(ends) == 2 else ""
-        found.append({"figure": figure, "unit": unit, "name": name, "detail": detail})
-    return found
-
-
-def checks(found: Sequence[Check]) -> list[dict[str, Any]]:
-    """The verdict: each check with its interval drawn against the limit."""
-    rows = []
-    for check in found:
-        name, form, _ = reading(check)
-        low = form(check.low).partition(numbers.SPACE)[0]
-        chart = charts.interval(
-            measured=check.measured, low=check.low, high=check.high, limit=check.limit, limit_text=limit(check),
-            at_most=check.direction == "at_most", form=form, label=f"{name}: {check.explanation}",
-        )  # fmt: skip
-        rows.append({
-            "name": name,
-            "value": form(check.measured),
-            "interval": "exact" if check.low == check.high else f"{low} to {form(check.high)}",
-            "n": f"{check.n:,}",
-            "status": check.status,
-            "symbol": SYMBOLS[check.status],
-            "explanation": numbers.capital(check.explanation) + ".",
-            "chart": chart,
-        })  # fmt: skip
-    return rows
 
 
 def _beside_teacher(rows: Sequence[Row], comparisons: Mapping[str, Comparison]) -> list[tuple[Any, ...]]:
@@ -192,33 +98,6 @@ def waterfall(
         chart = charts.waterfall(times, label="Latency", unit="ms")
         panels.append({"title": "Latency", "note": note, "chart": chart})
     return panels
-
-
-def tests(check: Check) -> list[str]:
-    """What the tests behind a check of quality say, a sentence each."""
-    parting = check.parting
-    if parting is None:
-        return []
-    better = "neither is shown to be better" if parting.mcnemar_p >= 1 - parting.confidence else (
-        "the teacher is better" if parting.lost > parting.gained else "the shipped model is better"
-    )  # fmt: skip
-    level, margin = f"{100 * parting.confidence:g}{numbers.SPACE}%", numbers.points(parting.margin)
-    proven = "ruled out" if parting.noninferiority_p < 1 - parting.confidence else "not ruled out"
-    found = [
-        f"Exact McNemar test: {parting.lost:,} rows lost, {parting.gained:,} gained, "
-        f"{numbers.p_value(parting.mcnemar_p)}: {better}.",
-        f"Non-inferiority (score test): that {margin} or more are lost is {proven}, "
-        f"{numbers.p_value(parting.noninferiority_p)}; with {level} confidence "
-        + (
-            f"at most {numbers.points(parting.largest_drop)} are lost."
-            if parting.largest_drop > 0
-            else f"at least {numbers.points(-parting.largest_drop)} are gained."
-        ),
-    ]
-    if check.status is CheckStatus.UNDECIDABLE:
-        needed = "no number of rows" if parting.rows_needed is None else f"at least {parting.rows_needed:,} rows"
-        found.append(f"Undecidable at n = {check.n:,}: {needed} {'are needed' if parting.rows_needed else 'would do'}.")
-    return found
 
 
 def quality(rows: Sequence[Row], comparisons: Mapping[str, Comparison]) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ from tasks.ml.statistics import bootstrap
 from tasks.reporting import numbers
 from tasks.reporting.evidence import Evidence, models
 from tasks.reporting.markdown import table, text
-from tasks.reporting.sections import headline, limit, reading, tests
+from tasks.reporting.verdict import headline, limit, reading, tests
 
 FINAL = (
     "accuracy",

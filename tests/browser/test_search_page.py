@@ -10,7 +10,7 @@ from playwright.sync_api import Browser
 
 from tasks.contracts.values import Check, CheckStatus, Outcome, Scorecard, StageResult, Verdict
 from tasks.reporting import page, search
-from tasks.reporting.search import Finalist, Limits, Minimize, Search, State, Trial
+from tasks.reporting.trials import Finalist, Limits, Minimize, Search, State, Trial, best, standing
 from tests.browser.looking import look
 
 URL = "http://127.0.0.1:5000/#/experiments/1/runs/c0ffee"
@@ -50,7 +50,7 @@ def finalist(one: Trial, status: CheckStatus) -> Finalist:
 
 def sample(*, passed: bool) -> Search:
     trials = tuple(trial(number) for number in range(1, 41))
-    able = search.standing(trials, LIMITS, Minimize.LATENCY)[:3]
+    able = standing(trials, LIMITS, Minimize.LATENCY)[:3]
     status = CheckStatus.PASSED if passed else CheckStatus.UNDECIDABLE
     baseline = Scorecard(accuracy=0.856, latency_p50_ms=10.9, size_mb=90.9)
     space = {"distillation.layers": [1, 2, 3, 4, 5, 6], "pruning.keep_ffn": [0.25, 0.5, 0.75, 1.0]}
@@ -116,11 +116,11 @@ def test_the_winner_is_the_cheapest_that_passed() -> None:
 
 def test_the_best_so_far_keeps_to_the_limits_if_any_does() -> None:
     trials = sample(passed=True).trials
-    first = search.best(trials, LIMITS, Minimize.LATENCY)
+    first = best(trials, LIMITS, Minimize.LATENCY)
     assert first is not None
     assert first.keeps_to(LIMITS)
     strict = LIMITS.model_copy(update={"max_drop": -0.1})
-    closest = search.best(trials, strict, Minimize.LATENCY)
+    closest = best(trials, strict, Minimize.LATENCY)
     assert closest is not None
     assert not closest.keeps_to(strict)
     assert "beyond the limits" in search.progress(trials, strict, Minimize.LATENCY)

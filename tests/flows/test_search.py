@@ -20,7 +20,7 @@ from flows.trials.attempt import Runner, pool
 from tasks.contracts.base import FeatherweightError
 from tasks.engine import disk, registry, tracking
 from tasks.reporting import search as sections
-from tasks.reporting.search import Minimize, Search, State
+from tasks.reporting.trials import Minimize, Search, State
 from tests.flows import tiny_recipes
 from tests.flows.tiny_recipes import children
 

@@ -8,7 +8,7 @@ from flows.recipe import Recipe
 from flows.trials import branch, prospects
 from flows.trials.prospects import Forecast, Prospects, Rival
 from tasks.contracts.values import Scorecard, StageResult
-from tasks.reporting.search import Limits, Minimize
+from tasks.reporting.trials import Limits, Minimize
 from tests.tasks import tiny_models
 
 LIMITS = Limits(max_drop=0.01, max_mb=10, max_ms=2, teacher_accuracy=0.85, rows=900)

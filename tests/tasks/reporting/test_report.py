@@ -15,7 +15,7 @@ from prefect.client.orchestration import get_client
 from tasks.contracts.values import CheckStatus, Outcome
 from tasks.engine import disk, store, tracking
 from tasks.report import gather, report, seeds, versions
-from tasks.reporting import charts, numbers, page, sections, summary
+from tasks.reporting import charts, numbers, page, sections, summary, verdict
 from tasks.reporting.evidence import Evidence, models
 from tests import report_samples as samples
 
@@ -89,8 +89,8 @@ def test_page_without_evidence_shows_what_the_stages_measured() -> None:
 def test_page_of_a_run_without_models_or_known_checks() -> None:
     outcome = samples.outcome(RUN_ID)
     check = outcome.verdict.checks[1].model_copy(update={"name": "peak_memory", "explanation": "96 MB at the peak"})
-    verdict = outcome.verdict.model_copy(update={"checks": (check,), "recalls": ()})
-    html = render(outcome.model_copy(update={"stages": (), "verdict": verdict}), recipe={**samples.RECIPE, "name": "x"})
+    judged = outcome.verdict.model_copy(update={"checks": (check,), "recalls": ()})
+    html = render(outcome.model_copy(update={"stages": (), "verdict": judged}), recipe={**samples.RECIPE, "name": "x"})
     assert "Peak memory" in html
     assert "96 MB at the peak." in html
     assert re.findall(r'<section id="(\w+)">', html) == ["checks", "stages"]
@@ -145,16 +145,16 @@ def test_dots_of_the_waterfall_carry_the_interval_against_the_teacher() -> None:
 def test_what_the_tests_say(change: dict[str, Any], expected: str) -> None:
     check = samples.verdict().checks[0]
     assert check.parting is not None
-    told = " ".join(sections.tests(check.model_copy(update={"parting": check.parting.model_copy(update=change)})))
+    told = " ".join(verdict.tests(check.model_copy(update={"parting": check.parting.model_copy(update=change)})))
     assert expected in told.replace(numbers.SPACE, " ")
 
 
 def test_an_undecidable_check_says_how_many_rows_would_do() -> None:
     check = samples.verdict(CheckStatus.UNDECIDABLE).checks[0]
-    assert sections.tests(check)[-1] == "Undecidable at n = 2,114: at least 4,310 rows are needed."
+    assert verdict.tests(check)[-1] == "Undecidable at n = 2,114: at least 4,310 rows are needed."
     assert check.parting is not None
     hopeless = check.model_copy(update={"parting": check.parting.model_copy(update={"rows_needed": None})})
-    assert sections.tests(hopeless)[-1] == "Undecidable at n = 2,114: no number of rows would do."
+    assert verdict.tests(hopeless)[-1] == "Undecidable at n = 2,114: no number of rows would do."
 
 
 def test_runs_of_other_seeds_are_found_and_combined_and_other_recipes_are_not() -> None:
@@ -265,7 +265,7 @@ def test_markdown_has_one_row_per_check_and_model_and_links_only_to_a_server() -
 def test_headline_tells_loss_gain_and_tie_apart() -> None:
     def told(drop: float) -> str:
         first, *others = samples.verdict().checks
-        return sections.headline([first.model_copy(update={"measured": drop}), *others])
+        return verdict.headline([first.model_copy(update={"measured": drop}), *others])
 
     assert told(0.005).endswith("at a cost of 0.50 points of accuracy.".replace(" points", f"{numbers.SPACE}points"))
     assert told(-0.005).endswith(f"and 0.50{numbers.SPACE}points more accurate.")
