@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
-
-from markupsafe import Markup
 
 from tasks.ml.proof.ablation import LEVEL, SLIGHT, UNCERTAIN, Effect, Summary
 from tasks.ml.statistics.comparison import Estimate
@@ -84,14 +82,6 @@ def _points(value: float) -> str:
     return numbers.points(value, signed=True).partition(numbers.SPACE)[0]
 
 
-def _between(estimate: Estimate, form: Callable[[float], str]) -> str:
-    """The two ends of an interval, with the unit once; empty where there is none, or where it has no width."""
-    low, high = estimate.low, estimate.high
-    if low is None or high is None or low == high:
-        return ""
-    return numbers.between(low, high, form)
-
-
 def cells(row: Row) -> Iterator[tuple[str, tuple[str, ...]]]:
     """What the table says of a technique after its name: each value, and the lines below it."""
     effect, used, spared = row.effect, row.used, row.spared
@@ -101,8 +91,8 @@ def cells(row: Row) -> Iterator[tuple[str, tuple[str, ...]]]:
 
     yield ("yes" if row.is_used else "no"), ()
     yield judgement(effect), lines(*changes(effect).split("; "))
-    yield _points(effect.accuracy.measured), lines(_between(effect.accuracy, _points))
-    yield _points(effect.agreement.measured), lines(_between(effect.agreement, _points))
+    yield _points(effect.accuracy.measured), lines(numbers.uncertainty(effect.accuracy, _points))
+    yield _points(effect.agreement.measured), lines(numbers.uncertainty(effect.agreement, _points))
     for ratio, before, after, unit in (
         (effect.smaller, spared.size_mb, used.size_mb, "MB"),
         (effect.faster, spared.latency_p50_ms, used.latency_p50_ms, "ms"),
@@ -110,7 +100,7 @@ def cells(row: Row) -> Iterator[tuple[str, tuple[str, ...]]]:
     ):
         after_text = numbers.unit(after.measured, unit) if unit else numbers.number(after.measured)
         below = f"{numbers.number(before.measured)} → {after_text}"
-        yield numbers.times(ratio.measured), lines(_between(ratio, numbers.times), below)
+        yield numbers.times(ratio.measured), lines(numbers.uncertainty(ratio, numbers.times), below)
 
 
 def in_words(row: Row) -> list[str]:
@@ -166,47 +156,38 @@ def headline(found: Ablation) -> str:
 
 def _panels(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """A panel of intervals for each quantity."""
-
-    def drawn(name: str) -> list[tuple[str, float, float | None, float | None]]:
-        return [(row.name, *astuple(getattr(row.effect, name))) for row in rows]
-
-    return [
-        *(
-            {
-                "title": title,
-                "note": note,
-                "chart": charts.differences(drawn(name), label=title, form=_points, said="interval"),
-            }
-            for name, title, note in (
-                ("accuracy", "Accuracy, points", "with it minus without it; right of the line it helps"),
-                ("agreement", "Agreement with the teacher, points", "with it minus without it"),
-            )
-        ),
-        *(
-            {"title": title, "note": note, "chart": charts.forest(drawn(name), label=title, said="interval")}
-            for name, title, note in (
-                ("smaller", "Times smaller", "size without it over size with it"),
-                ("faster", "Times faster", "p50 without it over p50 with it, one sentence"),
-                ("throughput", "Times the rows/s", "at batch 16, with it over without it"),
-            )
-        ),
-    ]
+    panels = []
+    for name, title, note in (
+        ("accuracy", "Accuracy, points", "with it minus without it; right of the line it helps"),
+        ("agreement", "Agreement with the teacher, points", "with it minus without it"),
+        ("smaller", "Times smaller", "size without it over size with it"),
+        ("faster", "Times faster", "p50 without it over p50 with it, one sentence"),
+        ("throughput", "Times the rows/s", "at batch 16, with it over without it"),
+    ):
+        drawn = [(row.name, getattr(row.effect, name)) for row in rows]
+        if name in ("accuracy", "agreement"):
+            chart = charts.differences(drawn, label=title, form=_points, said="interval")
+        else:
+            chart = charts.forest(drawn, label=title, said="interval")
+        panels.append({"title": title, "note": note, "chart": chart})
+    return panels
 
 
-def whole(found: Ablation) -> list[tuple[str, str, str]]:
-    """The recipe's own model: name, value and interval over seeds."""
+def whole(found: Ablation) -> list[dict[str, str]]:
+    """The recipe's own model: each value with its interval over seeds."""
     one = found.whole
 
     def share(value: float) -> str:
         return numbers.percent(min(max(value, 0.0), 1.0))  # Student's interval of two seeds may reach beyond
 
-    return [
-        ("accuracy", share(one.accuracy.measured), _between(one.accuracy, share)),
-        ("agreement", share(one.agreement.measured), _between(one.agreement, share)),
-        ("size", numbers.unit(one.size_mb.measured, "MB"), ""),
-        ("p50", numbers.unit(one.latency_p50_ms.measured, "ms"), _between(one.latency_p50_ms, numbers.number)),
-        ("rows/s", numbers.number(one.throughput_per_s.measured), _between(one.throughput_per_s, numbers.number)),
-    ]
+    shown: tuple[tuple[str, Estimate, charts.Format], ...] = (
+        ("accuracy", one.accuracy, share),
+        ("agreement", one.agreement, share),
+        ("size", one.size_mb, lambda value: numbers.unit(value, "MB")),
+        ("p50", one.latency_p50_ms, lambda value: numbers.unit(value, "ms")),
+        ("rows/s", one.throughput_per_s, numbers.number),
+    )
+    return [numbers.tile(form(one.measured), name, numbers.uncertainty(one, form)) for name, one, form in shown]
 
 
 def document(found: Ablation) -> dict[str, Any]:
@@ -240,17 +221,14 @@ def markdown(found: Ablation) -> str:
 
 def render(found: Ablation, surroundings: page.Surroundings) -> str:
     """Returns the page as HTML that needs nothing else."""
-    style = "".join((page.TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "study.css"))
-    values = {
-        "found": found,
-        "surroundings": surroundings,
-        "headline": headline(found),
-        "remarks": remarks(found),
-        "whole": whole(found),
-        "panels": _panels(found.rows),
-        "rows": [{"name": row.name, "note": row.note, "cells": list(cells(row))} for row in found.rows],
-        "header": HEADER,
-        "style": Markup(style),
-        "script": Markup((page.TEMPLATES / "report.js").read_text(encoding="utf-8")),
-    }
-    return page.templates().get_template("ablation.html.j2").render(values)
+    return page.fill(
+        "ablation",
+        surroundings,
+        found=found,
+        headline=headline(found),
+        remarks=remarks(found),
+        tiles=whole(found),
+        panels=_panels(found.rows),
+        rows=[{"name": row.name, "note": row.note, "cells": list(cells(row))} for row in found.rows],
+        header=HEADER,
+    )

@@ -6,15 +6,19 @@ Lengths are in SVG user units: CSS pixels at the width of ``WIDTH``. Marks that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from itertools import pairwise
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from tasks.reporting.numbers import aligned, between, change, number, percent, plain, points, times
+from tasks.reporting.numbers import aligned, between, change, percent, plain, points, times, uncertainty
 from tasks.reporting.numbers import unit as measure
+
+if TYPE_CHECKING:
+    from tasks.ml.statistics.comparison import Estimate
 
 WIDTH = 340
 ROW = 48
@@ -24,6 +28,10 @@ Format = Callable[[float], str]
 Points = Sequence[tuple[float, float]]
 Ends = tuple[float, float]
 """The two ends of an interval."""
+Shape = tuple[int, int]
+"""Batch and length."""
+Ticks = Mapping[float, str]
+"""Where ticks are on a scale, and their text."""
 
 
 def element(tag: str, *children: Any, **attributes: Any) -> Markup:
@@ -42,15 +50,17 @@ def svg(height: float, label: str, *children: Any, width: float = WIDTH) -> Mark
 
 @dataclass(frozen=True)
 class Scale:
-    """A linear map of values onto pixels."""
+    """A map of values onto pixels: linear, or logarithmic."""
 
     low: float
     high: float
     start: float
     end: float
+    is_log: bool = False
 
     def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+        low, high, at = (math.log(one) if self.is_log else one for one in (self.low, self.high, value))
+        return self.start + (at - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, count: int = 4) -> list[float]:
         """Returns up to about ``count`` round values (steps of 1, 2 or 5 times a power of ten) inside the scale."""
@@ -60,6 +70,12 @@ class Scale:
         first = math.ceil(self.low / step - 1e-9)
         return [round(index * step, 12) for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
+    def powers(self, *factors: float, base: int = 10) -> list[float]:
+        """Returns powers of ``base``, times each factor, inside the scale: the ticks of a logarithmic one."""
+        exponents = range(math.floor(math.log(self.low, base)), math.ceil(math.log(self.high, base)) + 1)
+        found = [factor * float(base) ** exponent for exponent in exponents for factor in factors or (1,)]
+        return [tick for tick in found if self.low <= tick <= self.high]
+
 
 def spread(values: Sequence[float], start: float, end: float, *, padding: float = 0.08) -> Scale:
     """A scale that holds all values with some air; a single value gets a span around it."""
@@ -68,21 +84,28 @@ def spread(values: Sequence[float], start: float, end: float, *, padding: float 
     return Scale(low - margin, high + margin, start, end)
 
 
-def wilson(fraction: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson, 1927)."""
-    centre = (fraction + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
-    return centre - half, centre + half
+def across(scale: Scale, ticks: Ticks, left: float, right: float) -> Markup:
+    """A line across the chart for each tick of an upright scale, and its text at the left."""
+    marks = Markup("")
+    for tick, text in ticks.items():
+        y = scale(tick)
+        marks += element("line", x1=left, x2=right, y1=y, y2=y, class_="grid")
+        marks += element("text", text, x=left - 7, y=y + 4, class_="tick end")
+    return marks
+
+
+def below(scale: Scale, ticks: Ticks, y: float) -> Markup:
+    """The text of each tick of a level scale."""
+    return Markup("").join(element("text", text, x=scale(at), y=y, class_="tick middle") for at, text in ticks.items())
+
+
+def _aligned(ticks: Sequence[float]) -> dict[float, str]:
+    return dict(zip(ticks, aligned(ticks), strict=True))
 
 
 def _row_text(y: float, label: str, value: str, note: str = "") -> Markup:
     number_ = element("text", element("tspan", note, class_="note"), f" {value}", x=WIDTH, y=y, class_="value end")
     return element("text", label, x=0, y=y, class_="label") + number_
-
-
-def _final(name: str, index: int, rows: Sized) -> str:
-    """Class names of a mark; the last row is the one to look at."""
-    return f"{name} final" if index == len(rows) - 1 else name
 
 
 def waterfall(rows: Sequence[tuple[str, float | None, Ends | None]], *, label: str, unit: str) -> Markup:
@@ -103,17 +126,47 @@ def waterfall(rows: Sequence[tuple[str, float | None, Ends | None]], *, label: s
             marks += _row_text(y + 15, title, "", "not timed")
             continue
         step = change(value, before) if before else ""
-        bar = element("rect", x=0, y=y + 23, width=scale(value), height=14, class_=_final("bar", index, rows))
+        kind = "bar" if index < len(rows) - 1 else "bar final"
+        bar = element("rect", x=0, y=y + 23, width=scale(value), height=14, class_=kind)
         if before is not None and before > value:
             width = scale(before) - scale(value)
             bar += element("rect", x=scale(value), y=y + 23, width=width, height=14, class_="gone")
         if ends:
             bar += element("line", x1=scale(ends[0]), x2=scale(ends[1]), y1=y + 30, y2=y + 30, class_="error")
         tip = f"{title}: {measure(value, unit)}" + (f", {step} against the stage before" if step else "")
-        tip += f", 95 % interval {number(ends[0])} to {measure(ends[1], unit)}" if ends else ""
+        tip += f", 95 % interval {between(*ends, lambda value: measure(value, unit))}" if ends else ""
         marks += _row_text(y + 15, title, measure(value, unit), step) + element("g", bar, data_tip=tip)
         before = value
     return svg(len(rows) * ROW, f"{label} after each stage", marks)
+
+
+_Strip = tuple[str, float, Ends | None, str, str, str]
+"""Title, value, the ends of its interval, both in words, and what a tip says."""
+
+
+def _strips(
+    rows: Sequence[_Strip], scale: Scale, ticks: Ticks, levels: Mapping[str, float], label: str, final: int = 0
+) -> Markup:
+    """A dot and its interval, cut at the ends of the scale, per row; rows from ``final`` on are those to look at.
+
+    Levels to hold them against have class names.
+    """
+
+    def at(value: float) -> float:
+        return scale(min(scale.high, max(scale.low, value)))
+
+    marks = Markup("")
+    for index, (title, value, ends, shown, note, tip) in enumerate(rows):
+        top, y, kind = index * ROW + 20, index * ROW + 30, " final" if index >= final else ""
+        strip = element("rect", x=0, y=top, width=WIDTH, height=20, class_="hit")
+        for name, level in levels.items():
+            strip += element("line", x1=at(level), x2=at(level), y1=top, y2=top + 20, class_=name)
+        if ends:
+            strip += element("line", x1=at(ends[0]), x2=at(ends[1]), y1=y, y2=y, class_=f"whisker{kind}")
+        strip += element("circle", cx=at(value), cy=y, r=5.5, class_=f"dot{kind}")
+        marks += _row_text(index * ROW + 15, title, shown, note) + element("g", strip, data_tip=tip)
+    bottom = len(rows) * ROW
+    return svg(bottom + 14, label, marks, below(scale, ticks, bottom + 10))
 
 
 def quality(rows: Sequence[tuple[str, float, Ends | None, str]], *, label: str, floor: float | None) -> Markup:
@@ -124,30 +177,29 @@ def quality(rows: Sequence[tuple[str, float, Ends | None, str]], *, label: str, 
         floor: the teacher's accuracy less what the budget allows to lose.
     """
     bounds = [end for _, accuracy, ends, _ in rows for end in (accuracy, *(ends or ()))]
-    scale = spread(bounds + ([] if floor is None else [floor]), 0, WIDTH, padding=0.04)
-    marks = Markup("")
+    levels = {"reference": rows[0][1]} | ({} if floor is None else {"limit": floor})
+    scale = spread([*bounds, *levels.values()], 0, WIDTH, padding=0.04)
+    strips = []
     for index, (title, accuracy, ends, about) in enumerate(rows):
-        top, y = index * ROW + 20, index * ROW + 30
-        strip = element("rect", x=0, y=top, width=WIDTH, height=20, class_="hit")
-        strip += element("line", x1=scale(rows[0][1]), x2=scale(rows[0][1]), y1=top, y2=top + 20, class_="reference")
-        if floor is not None:
-            strip += element("line", x1=scale(floor), x2=scale(floor), y1=top, y2=top + 20, class_="limit")
-        if ends:
-            low, high = map(scale, ends)
-            strip += element("line", x1=low, x2=high, y1=y, y2=y, class_=_final("whisker", index, rows))
-        strip += element("circle", cx=scale(accuracy), cy=y, r=5.5, class_=_final("dot", index, rows))
-        tip = f"{title}: {percent(accuracy, 2)}" + (f", {about}" if about else "")
         step = points(accuracy - rows[index - 1][1], signed=True) if index else ""
-        marks += _row_text(index * ROW + 15, title, percent(accuracy), step) + element("g", strip, data_tip=tip)
-    bottom = len(rows) * ROW
-    for tick in scale.ticks():
-        text = f"{plain(100 * tick)} %"
-        marks += element("text", text, x=scale(tick), y=bottom + 10, class_="tick middle")
-    return svg(bottom + 14, label, marks)
+        tip = f"{title}: {percent(accuracy, 2)}" + (f", {about}" if about else "")
+        strips.append((title, accuracy, ends, percent(accuracy), step, tip))
+    ticks = {tick: f"{plain(100 * tick)} %" for tick in scale.ticks()}
+    return _strips(strips, scale, ticks, levels, label, final=len(rows) - 1)
 
 
-Estimates = Sequence[tuple[str, float, float | None, float | None]]
-"""Title, value, and the two ends of its interval, which are ``None`` where there is none."""
+Estimates = Sequence[tuple[str, "Estimate"]]
+"""Title and value with its interval."""
+
+
+def _estimates(rows: Estimates, form: Format, said: str) -> list[_Strip]:
+    """Rows whose intervals ``said`` names."""
+    strips: list[_Strip] = []
+    for title, one in rows:
+        ends = None if one.low is None or one.high is None else (one.low, one.high)
+        tip = f"{title}: {form(one.measured)}, {f'{said} {between(*ends, form)}' if ends else 'one seed: no interval'}"
+        strips.append((title, one.measured, ends, form(one.measured), uncertainty(one, form), tip))
+    return strips
 
 
 def forest(rows: Estimates, *, label: str, said: str = "95 % interval") -> Markup:
@@ -155,15 +207,11 @@ def forest(rows: Estimates, *, label: str, said: str = "95 % interval") -> Marku
 
     The axis holds at least 1/2 to 2, so that a small difference looks small; intervals are cut at 1/8 and 8.
     """
-    middles = [math.log2(ratio) for _, ratio, _, _ in rows]
-    ends = [min(3.0, max(-3.0, math.log2(end))) for _, _, *both in rows for end in both if end is not None]
-    scale = spread([*middles, *ends, -1.0, 1.0], 4, WIDTH - 4, padding=0.06)
-    ticks = {
-        tick: f"{2 ** round(tick)}×" if tick >= 0 else f"1/{2 ** round(-tick)}×"
-        for tick in scale.ticks()
-        if tick == round(tick)
-    }
-    return _whiskers(rows, scale, ticks, label=label, form=times, place=math.log2, said=said)
+    seen = [min(8.0, max(0.125, value)) for _, one in rows for value in (one.low, one.high) if value is not None]
+    seen += [0.5, 2.0, *(one.measured for _, one in rows)]
+    scale = Scale(min(seen) / 1.15, max(seen) * 1.15, 4, WIDTH - 4, is_log=True)
+    ticks = {tick: f"{tick:g}×" if tick >= 1 else f"1/{1 / tick:g}×" for tick in scale.powers(base=2)}
+    return _strips(_estimates(rows, times, said), scale, ticks, {"reference": 1}, label)
 
 
 def differences(rows: Estimates, *, label: str, form: Format, said: str = "95 % interval") -> Markup:
@@ -171,46 +219,10 @@ def differences(rows: Estimates, *, label: str, form: Format, said: str = "95 % 
 
     The axis holds at least one point to either side, so that a small difference looks small.
     """
-    values = [value for _, *all_of in rows for value in all_of if value is not None]
+    values = [value for _, one in rows for value in astuple(one) if value is not None]
     scale = spread([*values, -0.01, 0.01], 4, WIDTH - 4, padding=0.06)
-    ticks = {tick: f"{plain(100 * tick)}" for tick in scale.ticks()}
-    return _whiskers(rows, scale, ticks, label=label, form=form, place=lambda value: value, said=said)
-
-
-def _whiskers(
-    rows: Estimates,
-    scale: Scale,
-    ticks: Mapping[float, str],
-    *,
-    label: str,
-    form: Format,
-    place: Callable[[float], float],
-    said: str,
-) -> Markup:
-    """A dot and an interval per row, which ``said`` names, against the line of no difference at 0 of the scale."""
-
-    def at(value: float) -> float:
-        return scale(min(scale.high, max(scale.low, place(value))))
-
-    marks = Markup("")
-    for index, (title, value, low, high) in enumerate(rows):
-        top, y = index * ROW + 20, index * ROW + 30
-        ends, known = "", "one seed: no interval"
-        if low is not None and high is not None:
-            ends = between(low, high, form)
-            known = f"{said} {ends}"
-        strip = element("rect", x=0, y=top, width=WIDTH, height=20, class_="hit")
-        strip += element("line", x1=scale(0), x2=scale(0), y1=top, y2=top + 20, class_="reference")
-        if low is not None and high is not None:
-            strip += element("line", x1=at(low), x2=at(high), y1=y, y2=y, class_="whisker final")
-        strip += element("circle", cx=at(value), cy=y, r=5.5, class_="dot final")
-        shown = "" if low == high else ends
-        tip = f"{title}: {form(value)}, {known}"
-        marks += _row_text(index * ROW + 15, title, form(value), shown) + element("g", strip, data_tip=tip)
-    bottom = len(rows) * ROW
-    for tick, text in ticks.items():
-        marks += element("text", text, x=scale(tick), y=bottom + 10, class_="tick middle")
-    return svg(bottom + 14, label, marks)
+    ticks = {tick: plain(100 * tick) for tick in scale.ticks()}
+    return _strips(_estimates(rows, form, said), scale, ticks, {"reference": 0}, label)
 
 
 def interval(
@@ -221,7 +233,7 @@ def interval(
     x, y = scale(limit), 17
     allowed = {"x": scale.start, "width": x - scale.start} if at_most else {"x": x, "width": scale.end - x}
     anchor = "end" if x > WIDTH * 0.75 else "start" if x < WIDTH * 0.25 else "middle"
-    tip = f"measured {form(measured)}, interval {form(low)} to {form(high)}, {limit_text}"
+    tip = f"measured {form(measured)}, interval {between(low, high, form)}, {limit_text}"
     marks = element("rect", y=y - 12, height=24, class_="allowed", **allowed)
     marks += element("line", x1=x, x2=x, y1=y - 15, y2=y + 15, class_="limit")
     marks += element("text", limit_text, x=x, y=y + 29, class_=f"tick {anchor}")
@@ -262,15 +274,8 @@ def lines(
     top, bottom, left, right = 8.0, height - 22.0, 44.0, width - 6.0
     x_scale = Scale(0, max(x for x, _ in everything) or 1, left, right)
     y_scale = spread([y for _, y in everything] + ([] if level is None else [level]), bottom, top)
-    marks = Markup("")
-    ticks = y_scale.ticks(5)
-    for tick, text in zip(ticks, aligned(ticks), strict=True):
-        y = y_scale(tick)
-        marks += element("line", x1=left, x2=right, y1=y, y2=y, class_="grid")
-        marks += element("text", text, x=left - 7, y=y + 4, class_="tick end")
-    for tick in x_scale.ticks():
-        text = plain(tick) if tick else f"{x_name} 0"
-        marks += element("text", text, x=x_scale(tick), y=bottom + 17, class_="tick middle")
+    marks = across(y_scale, _aligned(y_scale.ticks(5)), left, right)
+    marks += below(x_scale, {tick: plain(tick) if tick else f"{x_name} 0" for tick in x_scale.ticks()}, bottom + 17)
     if level is not None:
         marks += element("line", x1=left, x2=right, y1=y_scale(level), y2=y_scale(level), class_="limit")
     for index, points_ in enumerate(drawn.values()):
@@ -353,13 +358,8 @@ def scatter(
     y_scale = spread([mark.y for mark in marks] + ([] if level is None else [level]), bottom, top)
     drawn = element("text", y_name, x=2, y=12, class_="tick start")
     drawn += element("text", x_name, x=right, y=height - 3, class_="tick end")
-    y_ticks, x_ticks = y_scale.ticks(6), x_scale.ticks(8)
-    for tick, text in zip(y_ticks, aligned(y_ticks), strict=True):
-        y = y_scale(tick)
-        drawn += element("line", x1=left, x2=right, y1=y, y2=y, class_="grid")
-        drawn += element("text", text, x=left - 7, y=y + 4, class_="tick end")
-    for tick, text in zip(x_ticks, aligned(x_ticks), strict=True):
-        drawn += element("text", text, x=x_scale(tick), y=bottom + 17, class_="tick middle")
+    drawn += across(y_scale, _aligned(y_scale.ticks(6)), left, right)
+    drawn += below(x_scale, _aligned(x_scale.ticks(8)), bottom + 17)
     if level is not None:
         drawn += element("line", x1=left, x2=right, y1=y_scale(level), y2=y_scale(level), class_="limit")
     if joined:
@@ -372,3 +372,9 @@ def scatter(
         dot = element("circle", cx=x_scale(mark.x), cy=y_scale(mark.y), r=6, class_=kind, data_tip=mark.tip)
         drawn += element("a", dot, href=mark.link, target="_blank") if mark.link else dot
     return svg(height, label, drawn, width=width)
+
+
+def heat(cells: Mapping[Shape, Any], skipped: Mapping[Shape, str] = MappingProxyType({})) -> dict[str, Any]:
+    """A table of cells by batch and length for the template to set; of those skipped it says why."""
+    batches, lengths = (sorted(set(one)) for one in zip(*cells, *skipped, strict=True))
+    return {"batches": batches, "lengths": lengths, "cells": cells, "skipped": skipped}

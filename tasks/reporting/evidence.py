@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from tasks.contracts.values import Outcome
+from tasks.contracts.values import ClassRecall, Outcome
 from tasks.ml.statistics import bootstrap, discordance
 from tasks.ml.statistics.bootstrap import Interval
 from tasks.ml.statistics.discordance import Discordance
@@ -76,6 +77,17 @@ def compare(path: Path) -> dict[str, Comparison]:
         drop = bootstrap.accuracy_difference(teacher, right)
         found[stage] = Comparison(counts, drop, discordance.mcnemar(counts.lost, counts.gained))
     return found
+
+
+def over_seeds(runs: Sequence[SeedRun]) -> Interval:
+    """Accuracy lost, with its interval of 95 % over rows and seeds; of one run or more."""
+    teacher, shipped = (np.stack([getattr(one, name) for one in runs]) for name in ("teacher", "shipped"))
+    return bootstrap.accuracy_difference_over_seeds(teacher, shipped)
+
+
+def balanced_accuracy(recalls: Sequence[ClassRecall]) -> tuple[float, float]:
+    """The mean of recalls over classes, of the teacher and of the shipped model."""
+    return fmean(one.teacher / one.n for one in recalls), fmean(one.shipped / one.n for one in recalls)
 
 
 def models(outcome: Outcome, evidence: Evidence) -> list[dict[str, Any]]:

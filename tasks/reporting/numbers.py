@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tasks.ml.statistics.comparison import Estimate
 
 MINUS = "\N{MINUS SIGN}"
 SPACE = "\N{NARROW NO-BREAK SPACE}"
@@ -76,8 +81,26 @@ def unit(value: float, name: str) -> str:
 
 
 def between(low: float, high: float, form: Callable[[float], str]) -> str:
-    """The two ends of an interval, with the unit once: ``1.20 to 1.40×``, ``−1.4 to +0.3 points``."""
-    return f"{form(low).partition(SPACE)[0].removesuffix('×')} to {form(high)}"
+    """The two ends of an interval, with a unit that both have once: ``1.20 to 1.40×``, ``−1.4 to +0.3 points``."""
+    first, last = form(low), form(high)
+    unit = re.fullmatch(r"\S*\d(\D*)", last)
+    return f"{first.removesuffix(unit[1]) if unit else first} to {last}"
+
+
+def uncertainty(one: Estimate, form: Callable[[float], str]) -> str:
+    """The two ends of an estimate's interval; empty where there is none, or where it has no width."""
+    return "" if one.low is None or one.high is None or one.low == one.high else between(one.low, one.high, form)
+
+
+def known(value: float | None, form: Callable[[float], str]) -> str:
+    """The value, or a dash where there is none."""
+    return "–" if value is None else form(value)
+
+
+def tile(value: str, name: str, detail: str) -> dict[str, str]:
+    """A number at the head of a page, its unit apart."""
+    figure, _, unit = value.partition(SPACE)
+    return {"figure": figure, "unit": unit, "name": name, "detail": detail}
 
 
 def scaled(value: float, name: str) -> str:

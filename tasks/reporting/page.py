@@ -21,6 +21,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 FIGURES = ("waterfall", "curves", "speed")
 """Sections that are also pages of their own, for the artifact view of MLflow."""
 
+DISTURBING = 0.1
+"""Share of the cores' time that other processes may take before a page says so."""
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -63,8 +66,6 @@ def _values(
         "operators": sections.operators(evidence.operators),
         "data": sections.data(evidence.profile),
         "stages": sections.stages(outcome),
-        "style": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        "script": Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
     }
 
 
@@ -78,7 +79,13 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": numbers.number, "percent": numbers.percent, "capital": numbers.capital}
+    environment.globals["parts"] = environment.get_template("parts.html.j2").module
     return environment
+
+
+def fill(template: str, surroundings: Surroundings, **values: Any) -> str:
+    """Returns the page that a template makes of values, as HTML that needs nothing else."""
+    return templates().get_template(f"{template}.html.j2").render(surroundings=surroundings, **values)
 
 
 def render(

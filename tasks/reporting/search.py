@@ -23,7 +23,16 @@ def recipe_line(trial: Trial) -> str:
 
 
 def _cost(value: float | None, minimize: Minimize) -> str:
-    return "–" if value is None else numbers.unit(value, FIELDS[minimize][1])
+    return numbers.known(value, lambda cost: numbers.unit(cost, FIELDS[minimize][1]))
+
+
+def _lost(drop: float) -> str:
+    return numbers.points(drop, signed=True)
+
+
+def _link(trial: Trial, search: Search, url: str) -> str:
+    """The address of a trial's run, beside that of the search; empty where no server shows it."""
+    return url.replace(search.run_id, trial.run_id) if url else ""
 
 
 def progress(trials: Sequence[Trial], limits: Limits, minimize: Minimize) -> str:
@@ -37,7 +46,7 @@ def progress(trials: Sequence[Trial], limits: Limits, minimize: Minimize) -> str
     assert drop is not None
     within = "" if first.keeps_to(limits) else ", which is beyond the limits"
     cost = _cost(first.cost(minimize), minimize)
-    return f"{said}; best is trial {first.number}: {cost}, {numbers.points(drop, signed=True)} lost{within}"
+    return f"{said}; best is trial {first.number}: {cost}, {_lost(drop)} lost{within}"
 
 
 def headline(search: Search) -> str:
@@ -53,7 +62,7 @@ def headline(search: Search) -> str:
     cost, before = winner.trial.cost(search.minimize), getattr(search.baseline, FIELDS[search.minimize][0])
     assert cost is not None
     smaller = f"{numbers.times(before / cost)} {'faster' if search.minimize is Minimize.LATENCY else 'smaller'}"
-    lost = f"{numbers.points(drop.measured, signed=True)} of accuracy lost on {drop.n:,} test rows"
+    lost = f"{_lost(drop.measured)} of accuracy lost on {drop.n:,} test rows"
     return (
         f"Trial {winner.trial.number} is the {'fastest' if search.minimize is Minimize.LATENCY else 'smallest'} that "
         f"passed: {_cost(cost, search.minimize)}, {smaller} than its teacher, {lost}."
@@ -93,7 +102,7 @@ def cells(finalist: Finalist, search: Search) -> Iterator[str]:
     yield finalist.outcome.verdict.status.value
     yield _cost(finalist.trial.cost(search.minimize), search.minimize)
     yield numbers.points(seen, signed=True)
-    yield f"{numbers.points(drop.measured, signed=True)} ({low} to {high})"
+    yield f"{_lost(drop.measured)} ({low} to {high})"
     yield f"{finalist.p_value:.2g}"
     yield f"{finalist.adjusted_p_value:.2g}"
 
@@ -149,7 +158,7 @@ def _tip(trial: Trial, search: Search) -> str:
     assert card is not None
     assert drop is not None
     measured = ", ".join(_cost(trial.cost(one), one) for one in Minimize)
-    return f"Trial {trial.number}: {recipe_line(trial)}. {measured}, {numbers.points(drop, signed=True)} lost"
+    return f"Trial {trial.number}: {recipe_line(trial)}. {measured}, {_lost(drop)} lost"
 
 
 def _scatter(search: Search, cost: Minimize, url: str) -> Markup:
@@ -161,8 +170,7 @@ def _scatter(search: Search, cost: Minimize, url: str) -> Markup:
         drop, price = trial.objectives(search.limits, cost)
         kind = "winner" if winner and trial.number == winner.trial.number else ""
         kind = kind or ("finalist" if trial.number in found else "front" if trial.number in on_front else "")
-        link = url.replace(search.run_id, trial.run_id) if url else ""
-        marks.append(charts.Mark(price, 100 * drop, _tip(trial, search), kind, link))
+        marks.append(charts.Mark(price, 100 * drop, _tip(trial, search), kind, _link(trial, search, url)))
     return charts.scatter(
         marks,
         label=f"Accuracy lost over {TITLES[cost]}",
@@ -197,13 +205,13 @@ def rows(search: Search, url: str) -> list[dict[str, Any]]:
             "number": trial.number,
             "recipe": recipe_line(trial),
             "state": trial.state.value,
-            "drop": "–" if (drop := trial.drop(search.limits)) is None else numbers.points(drop, signed=True),
+            "drop": numbers.known(trial.drop(search.limits), _lost),
             **{one.value: _cost(trial.cost(one), one) for one in Minimize},
             "reason": trial.reason,
             "seconds": numbers.duration(trial.seconds),
             "cached": sum(stage.cached for stage in trial.stages),
             "stages": len(trial.stages),
-            "url": url.replace(search.run_id, trial.run_id) if url else "",
+            "url": _link(trial, search, url),
         }
         for trial in search.trials
     ]
@@ -220,7 +228,7 @@ def finalists(search: Search, url: str) -> list[dict[str, Any]]:
             "reason": one.outcome.verdict.reason,
             "final": winner is not None and one.trial.number == winner.trial.number,
             "cells": list(cells(one, search))[2:],
-            "url": url.replace(search.run_id, one.trial.run_id) if url else "",
+            "url": _link(one.trial, search, url),
         }
         for one in search.finalists
     ]
@@ -228,33 +236,24 @@ def finalists(search: Search, url: str) -> list[dict[str, Any]]:
 
 def render(search: Search, surroundings: page.Surroundings) -> str:
     """Returns the page as HTML that needs nothing else."""
-    style = "".join((page.TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "search.css"))
     url = surroundings.run_url
-    other = next(one for one in Minimize if one is not search.minimize)
-    grid = math.prod(len(values) for values in search.space.values())
-    return (
-        page.templates()
-        .get_template("search.html.j2")
-        .render(
-            search=search,
-            surroundings=surroundings,
-            headline=headline(search),
-            remarks=remarks(search),
-            status=CheckStatus.PASSED if search.winner else CheckStatus.FAILED,
-            charts=[(TITLES[one], _scatter(search, one, url)) for one in (search.minimize, other)]
-            if search.complete
-            else [],
-            course=_course(search),
-            minimize=TITLES[search.minimize],
-            header=HEADER[2:],
-            finalists=finalists(search, url),
-            given_up=given_up(search),
-            trials=rows(search, url),
-            limits=limits(search),
-            grid=grid,
-            style=Markup(style),
-            script=Markup((page.TEMPLATES / "report.js").read_text(encoding="utf-8")),
-        )
+    drawn = sorted(Minimize, key=lambda one: one is not search.minimize) if search.complete else []
+    return page.fill(
+        "search",
+        surroundings,
+        search=search,
+        headline=headline(search),
+        remarks=remarks(search),
+        status=CheckStatus.PASSED if search.winner else CheckStatus.FAILED,
+        charts=[(TITLES[one], _scatter(search, one, url)) for one in drawn],
+        course=_course(search),
+        minimize=TITLES[search.minimize],
+        header=HEADER[2:],
+        finalists=finalists(search, url),
+        given_up=given_up(search),
+        trials=rows(search, url),
+        limits=limits(search),
+        grid=math.prod(len(values) for values in search.space.values()),
     )
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from types import MappingProxyType
 from typing import Any
-
-import numpy as np
 
 from tasks.contracts.values import Check, ClassRecall, Outcome, StageResult
 from tasks.ml.statistics import bootstrap
 from tasks.ml.statistics.bootstrap import Interval
 from tasks.reporting import charts, numbers
-from tasks.reporting.evidence import TITLES, Comparison, SeedRun
+from tasks.reporting.evidence import TITLES, Comparison, SeedRun, balanced_accuracy, over_seeds
 
 SPEED_FIELDS = {
     "latency_p50_ms": 3,
@@ -45,17 +43,23 @@ def _lost(drop: float) -> str:
 
 def _range(interval: Interval) -> str:
     """The change that an interval of a drop stands for: ``−1.4 to +0.3 points``."""
-    low, high = numbers.points(-interval.high, signed=True), numbers.points(-interval.low, signed=True)
-    return f"{low.partition(numbers.SPACE)[0]} to {high}"
+    return numbers.between(-interval.high, -interval.low, lambda value: numbers.points(value, signed=True))
+
+
+def wilson(fraction: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson, 1927)."""
+    centre = (fraction + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
+    return centre - half, centre + half
 
 
 def _alone(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
     """Title, accuracy, interval and what it is, of models that were not compared row by row."""
     found: list[tuple[Any, ...]] = []
     for row in rows:
-        low, high = charts.wilson(row["accuracy"], row["n"])
-        about = f"95 % interval {numbers.percent(low)} to {numbers.percent(high)}, n = {row['n']:,}"
-        found.append((row["title"], row["accuracy"], (low, high), about))
+        ends = wilson(row["accuracy"], row["n"])
+        about = f"95 % interval {numbers.between(*ends, numbers.percent)}, n = {row['n']:,}"
+        found.append((row["title"], row["accuracy"], ends, about))
     return found
 
 
@@ -132,8 +136,7 @@ def recalls(found: Sequence[ClassRecall]) -> dict[str, Any]:
         }
         for one in (sorted(found, key=lambda one: one.change) if len(found) > MANY_CLASSES else found)
     ]
-    teacher, shipped = (fmean(getattr(one, name) / one.n for one in found) for name in ("teacher", "shipped"))
-    return {"rows": rows, "mean": _recall(teacher, shipped)}
+    return {"rows": rows, "mean": _recall(*balanced_accuracy(found))}
 
 
 MANY_CLASSES = 10
@@ -153,8 +156,7 @@ def seeds(runs: Sequence[SeedRun]) -> dict[str, Any]:
     """The recipe's runs with other seeds, each beside its teacher, and all together; empty where there are none."""
     if not runs:
         return {}
-    teacher, shipped = np.stack([one.teacher for one in runs]), np.stack([one.shipped for one in runs])
-    together = bootstrap.accuracy_difference_over_seeds(teacher, shipped)
+    together = over_seeds(runs)
     return {
         "rows": [
             {
@@ -230,8 +232,8 @@ def speed(rows: Sequence[Row]) -> list[dict[str, str]]:
             "title": row["title"],
             "runtime": row["runtime"],
             **{
-                name: "–" if row.get(name) is None else numbers.number(float(row[name]), SPEED_FIELDS[name])
-                for name in SPEED_FIELDS
+                name: "–" if row.get(name) is None else numbers.number(float(row[name]), digits)
+                for name, digits in SPEED_FIELDS.items()
             },
         }
         for row in rows
@@ -255,22 +257,18 @@ def grid(validation: Row) -> dict[str, Any]:
     for key, (before, after) in pairs.items():
         milliseconds = f"{numbers.number(before['p50_ms'])} → {numbers.unit(after['p50_ms'], 'ms')}"
         cells[key] = {
-            "ratio": numbers.times(ratios[key]),
+            "figure": numbers.times(ratios[key]),
             "shade": round(6 + 40 * ((ratios[key] - low) / span if span else 0.5)),
-            "milliseconds": milliseconds,
+            "detail": milliseconds,
             "tip": f"batch {key[0]} × {key[1]} tokens: {milliseconds}, {numbers.number(after['rows_per_s'])} rows/s",
         }
-    return {
-        "batches": sorted({batch for batch, _ in cells}),
-        "lengths": sorted({length for _, length in cells}),
-        "cells": cells,
-    }
+    return charts.heat(cells)
 
 
 def operators(document: Row) -> list[tuple[str, int | None, int]]:
     """Operator, nodes expected (``None`` if the architecture asks for no number) and found; the expected first."""
     expected, counts = document.get("expected", {}), document.get("counts", {})
-    others = sorted(set(counts) - set(expected), key=lambda name: -counts[name])
+    others = sorted(set(counts) - set(expected), key=lambda name: (-counts[name], name))
     return [(name, n, counts.get(name, 0)) for name, n in expected.items()] + [
         (name, None, counts[name]) for name in others
     ]

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
-
-from markupsafe import Markup
 
 from tasks.ml.statistics.comparison import Estimate, Summary
 from tasks.reporting import charts, numbers, page
 from tasks.reporting.markdown import table, text
-
-DISTURBING = 0.1
-"""Share of the cores' time that other processes may take before a trial is marked."""
-NONE = "–"
 
 
 @dataclass(frozen=True)
@@ -77,18 +71,10 @@ TABLES = {
     ),
 }
 HEADER = ("", "seconds to target", "sooner", "samples/s", "faster", "peak memory", "accuracy", "against baseline")
-Format = charts.Format
 
 
-def between(estimate: Estimate, form: Format) -> str:
-    """The two ends of an interval, with the unit once; empty where there is none."""
-    if estimate.low is None or estimate.high is None:
-        return ""
-    return f"{form(estimate.low).partition(numbers.SPACE)[0]} to {form(estimate.high)}"
-
-
-def _cell(estimate: Estimate | None, form: Format) -> tuple[str, str]:
-    return (form(estimate.measured), between(estimate, form)) if estimate else (NONE, "")
+def _cell(estimate: Estimate | None, form: charts.Format) -> tuple[str, str]:
+    return (form(estimate.measured), numbers.uncertainty(estimate, form)) if estimate else ("–", "")
 
 
 def _points(value: float) -> str:
@@ -123,7 +109,7 @@ def remarks(study: Study) -> list[str]:
     days = sorted({trial.about["finished"][:10] for trial in trials})
     if len(days) > 1:
         found.append(f"Trials were measured between {days[0]} and {days[-1]}: those measured before were not repeated.")
-    disturbed = [trial for trial in trials if trial.about["others_share"] > DISTURBING]
+    disturbed = [trial for trial in trials if trial.about["others_share"] > page.DISTURBING]
     if disturbed:
         most = numbers.percent(max(trial.about["others_share"] for trial in disturbed), 0)
         found.append(
@@ -178,7 +164,7 @@ def _forests(name: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
         ("sooner", "Time to target", "times sooner than the baseline; more is better"),
         ("memory", "Peak memory", "times the baseline's; less is better"),
     ):
-        shown = [(row.name, *astuple(estimate)) for row in rows if (estimate := getattr(row.summary, field))]
+        shown = [(row.name, estimate) for row in rows if (estimate := getattr(row.summary, field))]
         if shown:
             chart = charts.forest(shown, label=f"{TABLES[name][0]}: {title}")
             panels.append({"title": title, "note": note, "chart": chart})
@@ -255,19 +241,13 @@ def markdown(study: Study) -> str:
 
 def render(study: Study, surroundings: page.Surroundings) -> str:
     """Returns the page as HTML that needs nothing else."""
-    style = "".join((page.TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "study.css"))
-    return (
-        page.templates()
-        .get_template("study.html.j2")
-        .render(
-            study=study,
-            surroundings=surroundings,
-            headline=headline(study),
-            remarks=remarks(study),
-            sections=sections(study),
-            header=HEADER,
-            trials=trials(study),
-            style=Markup(style),
-            script=Markup((page.TEMPLATES / "report.js").read_text(encoding="utf-8")),
-        )
+    return page.fill(
+        "study",
+        surroundings,
+        study=study,
+        headline=headline(study),
+        remarks=remarks(study),
+        sections=sections(study),
+        header=HEADER,
+        trials=trials(study),
     )

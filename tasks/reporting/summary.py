@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from tasks.contracts.values import Outcome
-from tasks.ml.statistics import bootstrap
 from tasks.reporting import numbers
-from tasks.reporting.evidence import Evidence, models
+from tasks.reporting.evidence import Evidence, balanced_accuracy, models, over_seeds
 from tasks.reporting.markdown import table, text
 from tasks.reporting.verdict import headline, limit, reading, tests
 
@@ -42,14 +39,11 @@ def final_metrics(outcome: Outcome, evidence: Evidence) -> dict[str, float]:
     if evidence.validation:
         found |= _measured(evidence.validation["parity"], ("label_flips", "max_abs_error"), "parity_")
     if outcome.verdict.recalls:
-        for name in ("teacher", "shipped"):
-            recalls = [getattr(one, name) / one.n for one in outcome.verdict.recalls]
-            found[f"{name}_balanced_accuracy"] = float(np.mean(recalls))
+        teacher, shipped = balanced_accuracy(outcome.verdict.recalls)
+        found |= {"teacher_balanced_accuracy": teacher, "shipped_balanced_accuracy": shipped}
     if evidence.seeds:
-        teacher, shipped = (np.stack([getattr(one, name) for one in evidence.seeds]) for name in ("teacher", "shipped"))
-        drop = bootstrap.accuracy_difference_over_seeds(teacher, shipped)
         names = ("quality_drop_over_seeds", "quality_drop_over_seeds_low", "quality_drop_over_seeds_high")
-        found |= dict(zip(names, drop, strict=True)) | {"seeds": float(len(evidence.seeds))}
+        found |= dict(zip(names, over_seeds(evidence.seeds), strict=True)) | {"seeds": float(len(evidence.seeds))}
     found["computed_seconds"] = sum(result.seconds for result in outcome.stages if not result.cached)
     return found
 
@@ -68,10 +62,9 @@ def markdown(outcome: Outcome, evidence: Evidence, *, url: str) -> str:
         checks.append([name, form(check.measured), limit(check), str(check.status), check.explanation])
     cells = []
     for row in models(outcome, evidence):
-        accuracy = "–" if row["accuracy"] is None else numbers.percent(row["accuracy"])
-        size = "–" if row["size_mb"] is None else numbers.unit(row["size_mb"], "MB")
-        latency = "–" if row["latency_p50_ms"] is None else numbers.unit(row["latency_p50_ms"], "ms")
-        cells.append([row["title"], accuracy, size, latency])
+        size = numbers.known(row["size_mb"], lambda value: numbers.unit(value, "MB"))
+        latency = numbers.known(row["latency_p50_ms"], lambda value: numbers.unit(value, "ms"))
+        cells.append([row["title"], numbers.known(row["accuracy"], numbers.percent), size, latency])
     parts = [
         f"# {verdict.status.capitalize()}: {outcome.recipe}",
         text(headline(verdict.checks)),

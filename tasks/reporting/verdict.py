@@ -70,11 +70,10 @@ def tiles(checks: Sequence[Check], rows: Sequence[Mapping[str, Any]]) -> list[di
         value = form(check.measured)
         if check.name == "quality_drop":
             value, name = numbers.points(-check.measured, signed=True), "accuracy"
-        figure, _, unit = value.partition(numbers.SPACE)
         key, form = compared.get(check.name, ("", form))
         ends = [row[key] for row in (rows[0], rows[-1]) if row.get(key) is not None] if rows else []
         detail = " → ".join(form(end) for end in ends) if len(ends) == 2 else ""
-        found.append({"figure": figure, "unit": unit, "name": name, "detail": detail})
+        found.append(numbers.tile(value, name, detail))
     return found
 
 
@@ -83,7 +82,6 @@ def checks(found: Sequence[Check]) -> list[dict[str, Any]]:
     rows = []
     for check in found:
         name, form, _ = reading(check)
-        low = form(check.low).partition(numbers.SPACE)[0]
         chart = charts.interval(
             measured=check.measured, low=check.low, high=check.high, limit=check.limit, limit_text=limit(check),
             at_most=check.direction == "at_most", form=form, label=f"{name}: {check.explanation}",
@@ -91,7 +89,7 @@ def checks(found: Sequence[Check]) -> list[dict[str, Any]]:
         rows.append({
             "name": name,
             "value": form(check.measured),
-            "interval": "exact" if check.low == check.high else f"{low} to {form(check.high)}",
+            "interval": "exact" if check.low == check.high else numbers.between(check.low, check.high, form),
             "n": f"{check.n:,}",
             "status": check.status,
             "symbol": SYMBOLS[check.status],

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from tasks.ml.xray import cost_model
 from tasks.ml.xray.cost_model import COMPONENTS
-from tasks.reporting import numbers, page, xray_charts
+from tasks.reporting import charts, numbers, page, xray_charts
 
 if TYPE_CHECKING:
     from tasks.ml.xray.xray import XRay
@@ -63,13 +63,9 @@ def headline(found: XRay) -> str:
     return f"At {shape(cell)}, {'; '.join([said(first, ' of the FLOPs', ' of the time'), *others])}."
 
 
-DISTURBING = 0.1
-"""Share of the cores' time that other processes may take before it is said."""
-
-
 def disturbed(found: XRay) -> str:
     """A warning if the machine was not left alone; else empty."""
-    if not found.measured or found.others_share < DISTURBING:
+    if not found.measured or found.others_share <= page.DISTURBING:
         return ""
     share = numbers.percent(found.others_share, 0)
     return f"Other processes took {share} of the processor meanwhile: the times are longer than they would be alone."
@@ -94,20 +90,14 @@ def shares(found: XRay) -> Markup:
     return xray_charts.shares(bars, TIMES, label=f"What each component takes at {shape(cell)}")
 
 
-def tile(value: str, name: str, detail: str) -> dict[str, str]:
-    """One headline number, its unit apart."""
-    figure, _, unit = value.partition(numbers.SPACE)
-    return {"figure": figure, "unit": unit, "name": name, "detail": detail}
-
-
 def crossover(architecture: cost_model.Architecture) -> dict[str, str]:
     """The length from which on attention's quadratic part costs most."""
     crossing, longest = cost_model.crossover_length(architecture), architecture.max_length
     if crossing is None:
-        return tile("none", "makes attention half of the FLOPs", "no layer has heads")
+        return numbers.tile("none", "makes attention half of the FLOPs", "no layer has heads")
     length = round(crossing)
     detail = f"more than the {longest:,} it has positions for" if length > longest else f"it takes up to {longest:,}"
-    return tile(f"{length:,}{numbers.SPACE}tokens", "make attention half of the FLOPs", detail)
+    return numbers.tile(f"{length:,}{numbers.SPACE}tokens", "make attention half of the FLOPs", detail)
 
 
 def tiles(found: XRay) -> list[dict[str, str]]:
@@ -120,12 +110,12 @@ def tiles(found: XRay) -> list[dict[str, str]]:
     per_token = cost_model.forward_flops(architecture, batch=1, length=length) / length
 
     found_tiles = [
-        tile(
+        numbers.tile(
             numbers.unit(cost_model.num_parameters(architecture) / 1e6, "M"),
             "parameters",
             f"{len(architecture.layers)} layers of {architecture.hidden}, {widths}",
         ),
-        tile(numbers.scaled(per_token, "FLOP"), "forward, per token", f"at {length:,} tokens"),
+        numbers.tile(numbers.scaled(per_token, "FLOP"), "forward, per token", f"at {length:,} tokens"),
         crossover(architecture),
     ]
     if architecture.causal:
@@ -133,7 +123,7 @@ def tiles(found: XRay) -> list[dict[str, str]]:
         held = cost_model.num_parameters(architecture) * found.element + cache * length
         speed = numbers.number(found.machine.bytes_per_s / held)
         detail = f"at most {speed} tokens/s one by one: each reads all weights"
-        found_tiles.append(tile(numbers.scaled(cache, "B"), "KV cache, per token", detail))
+        found_tiles.append(numbers.tile(numbers.scaled(cache, "B"), "KV cache, per token", detail))
     if found.measured:
         best = max(found.measured, key=lambda cell: found.flops(*cell) / found.measured[cell].seconds)
         rate = found.flops(*best) / found.measured[best].seconds
@@ -141,7 +131,7 @@ def tiles(found: XRay) -> list[dict[str, str]]:
         detail = (
             f"{numbers.scaled(rate, 'FLOP/s')} of {numbers.scaled(found.roof.flops_per_s, 'FLOP/s')}, {shape(best)}"
         )
-        found_tiles.append(tile(share, "of the peak, at best", detail))
+        found_tiles.append(numbers.tile(share, "of the peak, at best", detail))
     return found_tiles
 
 
@@ -202,10 +192,6 @@ def _time(seconds: float) -> str:
     return numbers.scaled(seconds, "s") if seconds else "–"
 
 
-def _or_dash(value: float | None, form: Any) -> str:
-    return "–" if value is None else form(value)
-
-
 def table(found: XRay, cell: Cell) -> dict[str, Any]:
     """Theory beside the profiler, a row per component."""
     measured = found.measured.get(cell)
@@ -218,9 +204,9 @@ def table(found: XRay, cell: Cell) -> dict[str, Any]:
             "bytes": numbers.scaled(row["bytes"], "B"),
             "intensity": numbers.number(row["flops_per_byte"]) if row["flops"] else "–",
             "least": _time(row["roofline_seconds"]),
-            "took": _or_dash(row["seconds"], _time),
-            "rate": _or_dash(row["flops_per_s"] or None, lambda value: numbers.number(value / 1e9)),
-            "share": _or_dash(row["share_of_roofline"], lambda value: numbers.percent(value, 0)),
+            "took": numbers.known(row["seconds"], _time),
+            "rate": numbers.known(row["flops_per_s"] or None, lambda value: numbers.number(value / 1e9)),
+            "share": numbers.known(row["share_of_roofline"], lambda value: numbers.percent(value, 0)),
         }
         for row in found.components(*cell)
     ]
@@ -240,19 +226,13 @@ def grid(found: XRay) -> dict[str, Any]:
         tokens = numbers.number(round(cell[0] * cell[1] / measured.seconds))
         between = f"{_time(measured.fastest)} to {_time(measured.slowest)}"
         cells[cell] = {
-            "time": _time(measured.seconds),
-            "share": f"{numbers.percent(share, 0)} of peak",
+            "figure": _time(measured.seconds),
+            "detail": f"{numbers.percent(share, 0)} of peak",
             "shade": round(4 + 40 * min(share, 1)),
             "tip": f"{shape(cell)}: {numbers.scaled(rate, 'FLOP/s')}, {tokens} tokens/s; "
             f"median of {measured.passes} passes, {between}",
         }
-    everything = [*found.measured, *found.skipped]
-    return {
-        "batches": sorted({batch for batch, _ in everything}),
-        "lengths": sorted({length for _, length in everything}),
-        "cells": cells,
-        "skipped": found.skipped,
-    }
+    return charts.heat(cells, found.skipped)
 
 
 def memory(found: XRay) -> list[dict[str, Any]]:
@@ -302,33 +282,27 @@ def activations(found: XRay) -> list[dict[str, str]]:
 def render(found: XRay, surroundings: page.Surroundings) -> str:
     """Returns the page as HTML that needs nothing else."""
     cell = main_cell(found)
-    style = "".join((page.TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "xray.css"))
-    return (
-        page.templates()
-        .get_template("xray.html.j2")
-        .render(
-            found=found,
-            architecture=found.architecture,
-            surroundings=surroundings,
-            headline=headline(found),
-            disturbed=disturbed(found),
-            shares=shares(found),
-            main_shape=shape(cell),
-            tiles=tiles(found),
-            times=TIMES,
-            memory_names={k: v for k, v in MEMORY.items() if k != "cache" or found.architecture.causal},
-            growth=growth(found),
-            rooflines=rooflines(found),
-            table=table(found, cell),
-            tables=[table(found, other) for other in found.measured if other != cell],
-            grid=grid(found),
-            memory=memory(found),
-            activations=activations(found),
-            peaks={name: numbers.scaled(peak, "FLOP/s") for name, peak in found.machine.peak_flops_per_s.items()},
-            bandwidth=numbers.scaled(found.machine.bytes_per_s, "B/s"),
-            cache_bandwidth=numbers.scaled(found.machine.cache_bytes_per_s, "B/s"),
-            ridge=numbers.number(found.roof.ridge),
-            style=Markup(style),
-            script=Markup((page.TEMPLATES / "report.js").read_text(encoding="utf-8")),
-        )
+    return page.fill(
+        "xray",
+        surroundings,
+        found=found,
+        architecture=found.architecture,
+        headline=headline(found),
+        disturbed=disturbed(found),
+        shares=shares(found),
+        main_shape=shape(cell),
+        tiles=tiles(found),
+        times=TIMES,
+        memory_names={k: v for k, v in MEMORY.items() if k != "cache" or found.architecture.causal},
+        growth=growth(found),
+        rooflines=rooflines(found),
+        table=table(found, cell),
+        tables=[table(found, other) for other in found.measured if other != cell],
+        grid=grid(found),
+        memory=memory(found),
+        activations=activations(found),
+        peaks={name: numbers.scaled(peak, "FLOP/s") for name, peak in found.machine.peak_flops_per_s.items()},
+        bandwidth=numbers.scaled(found.machine.bytes_per_s, "B/s"),
+        cache_bandwidth=numbers.scaled(found.machine.cache_bytes_per_s, "B/s"),
+        ridge=numbers.number(found.roof.ridge),
     )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from tasks.reporting.charts import WIDTH, Scale, element, svg
+from tasks.reporting.charts import WIDTH, Scale, across, below, element, svg
 from tasks.reporting.numbers import percent, plain, scaled
 
 if TYPE_CHECKING:
@@ -96,26 +95,6 @@ class Dot:
     flops_per_s: float
 
 
-@dataclass(frozen=True)
-class LogScale:
-    """A logarithmic map of values onto pixels."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        linear = Scale(math.log10(self.low), math.log10(self.high), self.start, self.end)
-        return linear(math.log10(value))
-
-    def ticks(self, *factors: float, base: int = 10) -> list[float]:
-        """Powers of ``base``, times each factor, inside the scale."""
-        powers = range(math.floor(math.log(self.low, base)), math.ceil(math.log(self.high, base)) + 1)
-        found = [factor * float(base) ** power for power in powers for factor in factors or (1,)]
-        return [tick for tick in found if self.low <= tick <= self.high]
-
-
 def roofline(
     dots: Sequence[Dot], roof: Roofline, *, cache_bytes_per_s: float, within: Sequence[Dot], label: str
 ) -> Markup:
@@ -128,16 +107,14 @@ def roofline(
     """
     left, right, top, bottom = 46.0, ROOF_WIDTH - 8.0, 12.0, ROOF_HEIGHT - 44.0
     intensities = [dot.intensity for dot in within]
-    x = LogScale(min(*intensities, roof.ridge / 4) / 2, max(*intensities, roof.ridge) * 3, left, right)
+    x = Scale(min(*intensities, roof.ridge / 4) / 2, max(*intensities, roof.ridge) * 3, left, right, is_log=True)
     lowest = min(dot.flops_per_s for dot in within)
-    y = LogScale(min(lowest / 2, roof.flops_per_s / 40), roof.flops_per_s * 2, bottom, top)
-    marks = Markup("")
-    for tick in y.ticks(1, 2, 5) if y.high / y.low < 400 else y.ticks():
-        marks += element("line", x1=left, x2=right, y1=y(tick), y2=y(tick), class_="grid")
-        marks += element("text", plain(tick / 1e9), x=left - 8, y=y(tick) + 4, class_="tick end")
-    for tick in x.ticks(base=4):
+    y = Scale(min(lowest / 2, roof.flops_per_s / 40), roof.flops_per_s * 2, bottom, top, is_log=True)
+    y_ticks = y.powers(1, 2, 5) if y.high / y.low < 400 else y.powers()
+    marks = across(y, {tick: plain(tick / 1e9) for tick in y_ticks}, left, right)
+    for tick in x.powers(base=4):
         marks += element("line", x1=x(tick), x2=x(tick), y1=top, y2=bottom, class_="grid")
-        marks += element("text", plain(tick), x=x(tick), y=bottom + 17, class_="tick middle")
+    marks += below(x, {tick: plain(tick) for tick in x.powers(base=4)}, bottom + 17)
     marks += element("text", "FLOPs per byte moved", x=right, y=bottom + 36, class_="tick end")
     marks += element("text", "GFLOP/s", x=left + 4, y=top + 4, class_="tick start")
     for bandwidth, name, kind in ((cache_bytes_per_s, "cache", "roof cache"), (roof.bytes_per_s, "memory", "roof")):
@@ -173,7 +150,7 @@ def _place(text: str, cx: float, cy: float, taken: Sequence[Box], top: float) ->
     return next((box for box in inside if _apart(box, taken)), boxes[0])
 
 
-def _dots(dots: Sequence[Dot], roof: Roofline, x: LogScale, y: LogScale) -> Markup:
+def _dots(dots: Sequence[Dot], roof: Roofline, x: Scale, y: Scale) -> Markup:
     """Rings, dots, and names beside them."""
     marks, roof_y = Markup(""), y(roof.flops_per_s)
     taken: list[Box] = []

@@ -287,6 +287,10 @@ def test_versions_name_the_numerics_and_the_recorders() -> None:
         (numbers.points(-0.00001), "0.00 points"), (numbers.times(10.43), "10.4×"), (numbers.change(5, 10), "−50 %"),
         (numbers.change(10, 10), "±0 %"), (numbers.duration(0.42), "0.42 s"), (numbers.duration(59), "59 s"),
         (numbers.duration(214), "3 min 34 s"), (numbers.duration(119.6), "2 min 0 s"),
+        (numbers.between(1.2, 1.4, numbers.times), "1.20 to 1.40×"),
+        (numbers.between(8, 9, numbers.duration), "8 to 9 s"),
+        (numbers.between(42, 214, numbers.duration), "42 s to 3 min 34 s"),
+        (numbers.between(200, 214, numbers.duration), "3 min 20 s to 3 min 34 s"),
     ],
 )  # fmt: skip
 def test_numbers_read_as_people_write_them(text: str, expected: str) -> None:
@@ -295,8 +299,8 @@ def test_numbers_read_as_people_write_them(text: str, expected: str) -> None:
 
 def test_wilson_interval_against_published_values() -> None:
     # Newcombe (1998), Statistics in Medicine 17: 81 of 263, and 15 of 148.
-    assert charts.wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert charts.wilson(15 / 148, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)
+    assert sections.wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert sections.wilson(15 / 148, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)
 
 
 def test_thinning_keeps_the_mean_and_the_order() -> None:
