@@ -18,6 +18,9 @@ from tasks.ml import paths
 
 logger = logging.getLogger("featherweight")
 
+is_answered = False
+"""Whether standard output has its document, such as that of a server that answers until it is interrupted."""
+
 STYLES = {
     "passed": "green",
     "ok": "green",
@@ -145,7 +148,9 @@ def writable(text: str) -> Path:
 
 
 def print_json(value: Any) -> None:
-    """Prints one JSON document on standard output."""
+    """Prints the one JSON document of a process on standard output."""
+    global is_answered
+    is_answered = True
     json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
     sys.stdout.write("\n")
     sys.stdout.flush()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import math
 import os
 import platform
 import re
@@ -79,9 +78,6 @@ def examine(
     Raises:
         FeatherweightError: there is no such model, or it cannot be examined.
     """
-    for option, value in (("--seconds", seconds), ("--max-seconds", max_seconds)):
-        if not 0 < value < math.inf:
-            raise FeatherweightError(f"{option} {value:g}: write a number above 0")
     directory = locators.find(model, field="xray", weights=False)
     architecture.check_supported(locators.read_config(directory, field="xray"))
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports its own beginnings and ends

@@ -29,16 +29,18 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from cyclopts.argument import Argument
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from flows.command import cli
+from flows.command import cli, commands
+from flows.command.commands import app
 from flows.servers import embedded
 from tests.flows.command import test_fuzz
 
@@ -62,13 +64,13 @@ PLACES = [
     "/dev/null", "/dev/zero", "/dev/full", "/proc/self/mem", "/proc/self/environ", "/dev/stdin", "model",
     "model/config.json", "data.csv", TINY,
 ]  # fmt: skip
-USUAL = {"recipe": TINY, "model": "./model", "name": "polarity", "of": ""}
+USUAL = {"recipe": TINY, "model": "./model", "name": "polarity", "run": ""}
 """What positional arguments usually are."""
 LONG = re.compile(r"epochs|steps|num_processes|repeats|sentences|augmentation|rounds|max_rows|trials|parallel|seconds")
 """Fields and options whose larger values are right and take long: they meet data that is not there."""
 
 
-def argument(text: str) -> str:
+def as_argument(text: str) -> str:
     """Text as an argument can have it: without NUL, and bytes that are no UTF-8 as Python reads them."""
     return os.fsdecode(text.encode("utf-8", "surrogateescape").replace(b"\0", b""))
 
@@ -76,9 +78,9 @@ def argument(text: str) -> str:
 WORDS = st.one_of(
     st.sampled_from(ODD),
     st.sampled_from(PLACES),
-    st.text(max_size=30).map(argument),
+    st.text(max_size=30).map(as_argument),
     st.binary(max_size=12).map(lambda raw: os.fsdecode(raw.replace(b"\0", b""))),
-    test_fuzz.NUMBERS.map(argument),
+    test_fuzz.NUMBERS.map(as_argument),
 )
 
 
@@ -98,27 +100,27 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def commands() -> dict[str, argparse.ArgumentParser]:
-    """The sub-commands by their name."""
-    return next(dict(action.choices) for action in cli.parser()._actions if isinstance(action.choices, dict))
+def takes(name: str) -> Iterable[Argument]:
+    """What a command takes, if there is one of this name."""
+    return app[name].assemble_argument_collection() if name in app else ()
 
 
 @st.composite
 def odd_arguments(draw: st.DrawFn) -> Case:
     """A sub-command, with odd words for what it takes."""
-    name = draw(st.sampled_from([*commands(), *commands(), "no-such"]))
+    names = [name for name in app if not name.startswith("-")]
+    name = draw(st.sampled_from([*names, *names, "no-such"]))
     words = [name]
-    if parser := commands().get(name):
-        for action in parser._actions:
-            count = action.nargs if isinstance(action.nargs, int) else 1
-            if not action.option_strings:
-                words.append(draw(st.one_of(st.just(USUAL[action.dest]), WORDS)))
-            elif action.dest not in ("help", "json", "check") and draw(st.integers(0, 4)) == 4:
-                words += [action.option_strings[0], *(draw(WORDS) for _ in range(count if action.nargs != 0 else 0))]
-        if "--set" in parser._option_string_actions:
-            words += ["--set", f"data.source={MISSING}"]
-        if name == "up":
-            words += ["--limit", "0"]  # no servers are started
+    for argument in takes(name):
+        option = argument.name
+        if not option.startswith("-"):
+            words.append(draw(st.one_of(st.just(USUAL[argument.field_info.name]), WORDS)))
+        elif option not in ("--json", "--check") and draw(st.integers(0, 4)) == 4:
+            words += [option, *(draw(WORDS) for _ in range(argument.token_count()[0]))]
+    if any(argument.name == "--set" for argument in takes(name)):
+        words += ["--set", f"data.source={MISSING}"]
+    if name == "up":
+        words += ["--limit", "0"]  # no servers are started
     if draw(st.integers(0, 9)) == 0:
         words.insert(draw(st.integers(0, len(words))), draw(WORDS))
     return Case([*words, "--json"], {})
@@ -164,7 +166,7 @@ def odd_recipes(draw: st.DrawFn) -> Case:
         arguments = ["compress", "odd.yaml"]
     else:
         for path, value in changes:
-            arguments += ["--set", argument(f"{path}={value}")]
+            arguments += ["--set", as_argument(f"{path}={value}")]
     if kind != "set" or any(LONG.search(path) for path, _ in changes):
         arguments += ["--set", f"data.source={MISSING}"]
     return Case([*arguments, "--json"], files)
@@ -356,14 +358,14 @@ def offences(ended: Ended) -> list[str]:
     document: Any = None
     with contextlib.suppress(ValueError):
         document = json.loads(ended.stdout)
-    if ended.status not in (cli.PASSED, cli.NOT_PASSED, cli.BAD_INPUT):
+    if ended.status not in (commands.PASSED, commands.NOT_PASSED, cli.BAD_INPUT):
         found.append(f"exit status {ended.status}")
     if "Traceback" in ended.stderr:
         found.append("a traceback")
     is_unread = ended.status == cli.BAD_INPUT and ended.stderr.rstrip().endswith("--help'")
-    if not isinstance(document, (dict, list)) and not (is_unread or ended.stdout.startswith("usage")):
+    if not isinstance(document, (dict, list)) and not (is_unread or ended.stdout.startswith("Usage: ")):
         found.append("no document")
-    if ended.status == cli.NOT_PASSED and not {"verdict", "healthy"} & set(document or ()):
+    if ended.status == commands.NOT_PASSED and not {"verdict", "healthy"} & set(document or ()):
         found.append("nothing was judged")
     if ended.status == cli.BAD_INPUT:
         if len(lines) != 1 and not (lines and all(line.startswith("featherweight: recipe ") for line in lines)):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.command import cli, console, history
+from flows.command import cli, commands, console, history, running, serving
 from tasks.contracts.base import FeatherweightError
 from tasks.contracts.values import Bundle, Check, CheckStatus, Outcome, Release, Scorecard, StageResult, Verdict
 from tasks.engine import store, tracking
@@ -54,7 +54,7 @@ def record(status: CheckStatus = CheckStatus.PASSED) -> Outcome:
     return value
 
 
-def test_help_needs_the_interpreter_and_argparse_only() -> None:
+def test_help_needs_the_interpreter_and_cyclopts_only() -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "flows.command.cli", "--help"],
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -74,9 +74,9 @@ def test_help_needs_the_interpreter_and_argparse_only() -> None:
         "xray",
         "doctor",
     ):
-        assert f"    {command} " in done.stdout
+        assert f"│ {command} " in done.stdout
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
-    assert "argparse" in imported
+    assert "cyclopts" in imported
     assert not imported & {"torch", "transformers", "prefect", "mlflow", "pydantic", "numpy", "yaml"}
 
 
@@ -94,11 +94,17 @@ def test_help_needs_the_interpreter_and_argparse_only() -> None:
         (["xray", ".", "--batch", "0"], "--batch '0': write whole numbers above 0"),
         (
             ["xray", ".", "--seconds", "1e300"],
-            "argument --seconds: must be a number above 0, and at most 3600, not '1e",
+            "Invalid value for --seconds: must be a number above 0, and at most 3600, not '1e",
         ),
         (["study", "nothing"], "recipe 'nothing': no ready recipe and no file has this name"),
-        (["study", "--target-accuracy", "1.5"], "argument --target-accuracy: must be a number from 0 to 1, not '1.5'"),
-        (["ablate", "smoke", "--seeds", "0"], "argument --seeds: must be a whole number from 1 to 1000000, not '0'"),
+        (
+            ["study", "--target-accuracy", "1.5"],
+            "Invalid value for --target-accuracy: must be a number from 0 to 1, not '1.5'",
+        ),
+        (
+            ["ablate", "smoke", "--seeds", "0"],
+            "Invalid value for --seeds: must be a whole number from 1 to 1000000, not '0'",
+        ),
         (
             ["ablate", "smoke", "--techniques", "labels,magic"],
             "ablation: techniques: 'magic' is not known; choose among hidden states",
@@ -124,9 +130,47 @@ def test_bad_input_is_one_line_and_status_2(arguments: list[str], expected: str,
     assert len(lines) == 1
     assert lines[0].startswith(f"featherweight: {expected}")
     assert len(lines[0]) < 1100
-    if not expected.startswith("argument "):  # of what cannot be read, that a document was asked for is not known
+    if not expected.startswith("Invalid "):  # of what cannot be read, that a document was asked for is not known
         assert json.loads(done.stdout) == {"error": lines[0].removeprefix("featherweight: "), "exit_status": 2}
     assert not (home / "store" / "objects").exists(), "nothing half-written"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "a command is missing; see 'featherweight --help'"),
+        (["serv"], 'Unknown command "serv". Did you mean "serve"? '),
+        (["runs", "--lim", "3"], "Unknown option: --lim. Did you mean --limit?; see 'featherweight runs --help'"),
+        (["runs", "--limit", "1.5"], "Invalid value for --limit: must be a whole number from 1 to 1000000, not '1.5'"),
+        (["runs", "--limit", "1", "--limit", "0x2"], "Invalid value for --limit: must be a whole number"),
+        (["runs", "--no-json"], "Unknown option: --no-json."),
+        (
+            ["search", "smoke", "--minimize", "none"],
+            'Invalid value "none" for --minimize. Choose from: "latency", "size"',
+        ),
+        (["promote"], 'Command "promote" parameter NAME requires an argument'),
+        (["promote", "films", "--version"], 'Command "promote" parameter --version requires an argument'),
+        (
+            ["deploy", "films", "--to", "triton"],
+            'Command "deploy" parameter --to requires 2 positional arguments. Only',
+        ),
+        (["show", "one", "two"], "Unused Tokens: ['two']"),
+    ],
+)
+def test_what_cannot_be_read_is_named(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.read(arguments)
+    assert end.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"featherweight: {expected}")
+
+
+def test_the_shell_completes_commands_options_choices_and_ready_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    script = commands.app.generate_completion(shell="bash")
+    for word in ("rollback", "--dask-address", "nsga2"):
+        assert word in script
+    assert cli.main(["__complete", "compress", ""]) == 0
+    assert capsys.readouterr().out.split()[-2:] == ["demo", "smoke"]
 
 
 def test_xray_prints_tables_or_json_and_writes_a_page(tmp_path: Path) -> None:
@@ -231,11 +275,12 @@ def test_credentials_of_the_tracking_server_stay_in_the_program(command: tuple[s
 def test_who_interrupts_hears_of_stages_only_where_there_are_some(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for name in ("_serve", "_search"):
-        monkeypatch.setattr(cli, name, interrupted)
+    monkeypatch.setattr(console, "start_logging", lambda: None)
+    for module, name in ((serving, "serve"), (running, "on_recipe")):
+        monkeypatch.setattr(module, name, interrupted)
     assert cli.main(["serve", "films"]) == cli.main(["search", "smoke"]) == 130
     first, second = capsys.readouterr().err.splitlines()
     assert first == "featherweight: interrupted"

@@ -92,7 +92,7 @@ def test_any_argument_is_read_or_refused_in_one_line(option: list[str], value: s
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:
-            cli.parser().parse_args([*option, value])
+            cli.read([*option, value])
             status = 0
         except SystemExit as end:
             status = int(end.code or 0)
