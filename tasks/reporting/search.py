@@ -97,12 +97,11 @@ def cells(finalist: Finalist, search: Search) -> Iterator[str]:
     drop = next(check for check in finalist.outcome.verdict.checks if check.name == "quality_drop")
     seen = finalist.trial.drop(search.limits)
     assert seen is not None
-    low, high = numbers.points(drop.low, signed=True), numbers.points(drop.high, signed=True)
     yield f"trial {finalist.trial.number}"
     yield finalist.outcome.verdict.status.value
     yield _cost(finalist.trial.cost(search.minimize), search.minimize)
-    yield numbers.points(seen, signed=True)
-    yield f"{_lost(drop.measured)} ({low} to {high})"
+    yield _lost(seen)
+    yield f"{_lost(drop.measured)} ({numbers.between(drop.low, drop.high, _lost)})"
     yield f"{finalist.p_value:.2g}"
     yield f"{finalist.adjusted_p_value:.2g}"
 

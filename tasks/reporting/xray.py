@@ -224,7 +224,7 @@ def grid(found: XRay) -> dict[str, Any]:
         rate = found.flops(*cell) / measured.seconds
         share = rate / found.roof.flops_per_s
         tokens = numbers.number(round(cell[0] * cell[1] / measured.seconds))
-        between = f"{_time(measured.fastest)} to {_time(measured.slowest)}"
+        between = numbers.between(measured.fastest, measured.slowest, _time)
         cells[cell] = {
             "figure": _time(measured.seconds),
             "detail": f"{numbers.percent(share, 0)} of peak",
