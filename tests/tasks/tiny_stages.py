@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from typing import Annotated
+from uuid import UUID
 
 from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import TaskRun
+from prefect.exceptions import ObjectNotFound
 
 from tasks.contracts.base import FeatherweightError, StageConfig
 from tasks.contracts.values import Bundle, Scorecard, StageOutput, StageResult
@@ -93,3 +99,16 @@ def tiny(source: str = "a", width: int = 1, shrink_width: int = 1) -> list[Stage
 @task
 def one_task() -> None:
     """Not a stage: a task run without any of ours around it."""
+
+
+def recorded(task_run_id: UUID) -> TaskRun:
+    """A task run as its end was recorded: Prefect does so from events, some time after the call."""
+    until = time.monotonic() + 60
+    with get_client(sync_client=True) as client:
+        while True:
+            with contextlib.suppress(ObjectNotFound):
+                told = client.read_task_run(task_run_id)
+                if (told.state and told.state.is_final()) or time.monotonic() > until:
+                    return told
+            assert time.monotonic() < until, "no such task run was recorded"
+            time.sleep(0.1)

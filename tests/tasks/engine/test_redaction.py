@@ -16,6 +16,7 @@ from flows.flow import flow
 from tasks.contracts.base import FeatherweightError
 from tasks.engine import redaction, tracking
 from tasks.engine.step import step
+from tests.tasks import tiny_stages
 
 CANARY = "canary-of-the-test"
 
@@ -115,11 +116,10 @@ def test_prefect_is_told_of_a_failure_without_them(place: str) -> None:
 
     asked = step(name="asked")(refuse)
     state = asked(return_state=True) if place == "step" else flow(name="asking")(refuse)(return_state=True)
+    details = state.state_details
     with get_client(sync_client=True) as client:
-        details = state.state_details
-        told = (
-            client.read_task_run(details.task_run_id) if place == "step" else client.read_flow_run(details.flow_run_id)
-        )
+        step_or_flow = {"step": tiny_stages.recorded, "flow": client.read_flow_run}
+        told = step_or_flow[place](details.task_run_id or details.flow_run_id)
     assert told.state is not None
     assert told.state.is_failed()
     assert "cannot open postgresql://***@db/mlflow" in str(told.state.message)
