@@ -394,7 +394,16 @@ def start(folder: Path) -> embedded.Api:
         PREFECT_API_AUTH_STRING=server.password,
         PREFECT_HOME=str(folder / "home" / "prefect"),
     )
-    for name in ("ablation", "compress", "doctor", "promote", "search", "serving", "study", "xray"):
+    for name in (
+        "ablation",
+        "compress",
+        "promote",
+        "search",
+        "study",
+        "command.doctor",
+        "command.serving",
+        "command.xray",
+    ):
         importlib.import_module(f"flows.{name}")
     importlib.import_module("tasks.ml.models.modeling")
     server.wait()
