@@ -22,12 +22,20 @@ FP32 = precision.Choice(None, "fp32")
 REAL = compilation.COMPILER
 TRACING: dict[str, Any] = {"backend": "aot_eager", "dynamic": True}
 """All of torch.compile but the writing of code, which takes most of its time."""
+WRITING = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Code that the compiler wrote for another test, and would write again."""
+    return tmp_path_factory.mktemp("inductor")
 
 
 @pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+def _fresh(monkeypatch: pytest.MonkeyPatch, written: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(written))
     monkeypatch.setattr(compilation, "SHORTEST", 0.0)
+    monkeypatch.setattr(compilation, "PATIENCE", 600.0)  # compiling may take as long as other tests let it
     monkeypatch.setattr(compilation, "COMPILER", TRACING)
     torch._dynamo.reset()
 
@@ -138,7 +146,10 @@ def test_a_run_that_ends_up_eager_is_the_run_without_a_trial_to_the_bit(
 
 
 @pytest.mark.slow
-def test_without_a_compiler_training_goes_on_and_says_so(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_training_goes_on_and_says_so(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(compilation, "COMPILER", REAL)
     off, _ = learn(model, "off")
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
@@ -168,17 +179,18 @@ def test_a_resumed_run_goes_on_as_it_was_decided(
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("compiler", "changes"),
     [
-        {},
-        {"tutored": True},
-        {"activation_checkpointing": True},
-        pytest.param({"lora_rank": 2}, marks=pytest.mark.slow),
+        (TRACING, {}),
+        (TRACING, {"tutored": True}),
+        (TRACING, {"activation_checkpointing": True}),
+        pytest.param(TRACING, {"lora_rank": 2}, marks=pytest.mark.slow),
+        pytest.param(REAL, {"tutored": True}, marks=WRITING),
+        pytest.param(REAL, {"activation_checkpointing": True, "lora_rank": 2}, marks=WRITING),
     ],
 )
-@pytest.mark.parametrize("compiler", [TRACING, pytest.param(REAL, marks=pytest.mark.slow)])
 def test_compiled_layers_learn_what_eager_ones_learn(
-    model: nn.Module, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], compiler: dict[str, Any]
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, compiler: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     """Sparse gradients, hooks of a tutor and a narrowed last layer included; batches of 8 rows and of one."""
     monkeypatch.setattr(compilation, "WORTHWHILE", 0.0)
