@@ -48,6 +48,14 @@ def whole(low: int, high: int) -> Parameter:
     return _bounded(int, lambda value: low <= value <= high, f"a whole number from {low} to {high}")
 
 
+def utf8(_: object, tokens: Sequence[Token]) -> str:
+    """Reads what is to be kept as text elsewhere."""
+    text = tokens[0].value
+    if text != text.encode(errors="replace").decode():
+        raise ValueError(f"Invalid text {text[:LONGEST]!r}: it is not UTF-8")
+    return text
+
+
 def one_of(*choices: str) -> Parameter:
     """Takes one of a few words; unlike a ``Literal`` that may be None it takes no ``none``."""
     return Parameter(choices=choices)

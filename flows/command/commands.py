@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from flows.command.arguments import Count, Port, Positive, Seconds, Share, one_of, whole
+from flows.command.arguments import Count, Port, Positive, Seconds, Share, one_of, utf8, whole
 
 PASSED, NOT_PASSED = 0, 1
 
@@ -49,8 +49,8 @@ Model = Annotated[
 ]
 Run = Annotated[str, Parameter(help="MLflow run id or its beginning (default: latest).")]
 Target = Annotated[tuple[str, str], Parameter(metavar="KIND DIR", help="triton, and the model repository.")]
-Name = Annotated[str, Parameter(help="Registered model.")]
-Reason = Annotated[str, Parameter(metavar="TEXT", help="Needed where the verdict is not passed.")]
+Name = Annotated[str, Parameter(help="Registered model.", converter=utf8)]
+Reason = Annotated[str, Parameter(metavar="TEXT", converter=utf8, help="Needed where the verdict is not passed.")]
 Json = Annotated[bool, Parameter(help="Print one JSON document on standard output.")]
 
 

@@ -55,6 +55,8 @@ def find(name: str) -> Path:
         return path
     if path.is_dir():
         raise FeatherweightError(f"recipe {quoted(name)} is a directory; name a YAML file in it")
+    if "://" in name:
+        raise FeatherweightError(f"recipe {quoted(name)} is an address; recipes are read from files")
     if "/" in name or ".." in name or path.suffix:
         raise FeatherweightError(
             f"recipe {quoted(name)}: no such file (looked for {str(path.absolute())!r}); "

@@ -85,6 +85,8 @@ def test_help_needs_the_interpreter_and_cyclopts_only() -> None:
     [
         (["compress", "no-such-recipe"], "recipe 'no-such-recipe': no ready recipe and no file has this name"),
         (["compress", "../demo"], "recipe '../demo': no such file"),
+        (["compress", "http://me:canary@host/a.yaml"], "recipe 'http://***@host/a.yaml' is an address; recipes are"),
+        (["rollback", "a\udcff"], "Invalid text 'a\\udcff': it is not UTF-8"),
         (["demo", "--set", "training.epochs=0"], "recipe demo: training.epochs: must be greater than 0 (got 0)"),
         (["demo", "--set", "training.epoch=1"], "recipe demo: training: unknown key 'epoch'; did you mean 'epochs'?"),
         (["show", "abc"], "no run's id begins with 'abc'"),
