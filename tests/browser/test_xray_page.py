@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -62,3 +63,9 @@ def test_page_fits_reads_and_answers(chromium: Browser, tmp_path: Path, kind: st
     assert seen["marks"] > 80
     assert seen["answers"] == seen["marks"]
     assert seen["hidden"]
+
+
+def test_a_machine_that_was_not_left_alone_is_remarked() -> None:
+    surroundings = page.Surroundings(datetime(2026, 1, 2, tzinfo=UTC), {"python": "3.11", "featherweight": "0.1.0"})
+    found = replace(sample(BERT, training=False), others_share=0.5)
+    assert f'<p class="remark">{xray.disturbed(found)}</p>' in xray.render(found, surroundings)
