@@ -21,7 +21,7 @@ app = App(
     name="featherweight",
     help="The lightest language model your quality budget allows, with the evidence beside it.",
     help_format="plaintext",
-    version=lambda: importlib.metadata.version("featherweight"),
+    version_flags=(),  # a command would inherit them, and end with the version and status 0
     default_parameter=Parameter(negative=(), allow_repeating=True, show_default=lambda value: value or None),
 )
 app.register_install_completion_command(help="Let the shell complete commands, options and ready recipes.")
@@ -52,6 +52,13 @@ Target = Annotated[tuple[str, str], Parameter(metavar="KIND DIR", help="triton, 
 Name = Annotated[str, Parameter(help="Registered model.", converter=utf8)]
 Reason = Annotated[str, Parameter(metavar="TEXT", converter=utf8, help="Needed where the verdict is not passed.")]
 Json = Annotated[bool, Parameter(help="Print one JSON document on standard output.")]
+
+
+@app.command(name="--version")
+def version() -> int:
+    """Show the version and exit."""
+    print(importlib.metadata.version("featherweight"))
+    return PASSED
 
 
 @app.command

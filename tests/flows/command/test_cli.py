@@ -152,6 +152,7 @@ def test_bad_input_is_one_line_and_status_2(arguments: list[str], expected: str,
         ),
         (["promote"], 'Command "promote" parameter NAME requires an argument'),
         (["promote", "films", "--version"], 'Command "promote" parameter --version requires an argument'),
+        (["rollback", "films", "--version", "3"], "Unknown option: --version"),
         (
             ["deploy", "films", "--to", "triton"],
             'Command "deploy" parameter --to requires 2 positional arguments. Only',
