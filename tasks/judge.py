@@ -9,7 +9,7 @@ import json
 import logging
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -19,12 +19,7 @@ from tasks.engine import store, tracking
 from tasks.engine.step import step
 from tasks.ml.proof.decision import as_check, decide
 
-if TYPE_CHECKING:
-    pass
-
 logger = logging.getLogger("featherweight")
-
-Direction = Literal["at_most", "at_least"]
 
 
 class Floor(StrEnum):

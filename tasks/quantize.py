@@ -155,7 +155,7 @@ class QuantizationConfig(StageConfig):
         return self
 
     def for_plan(self) -> dict[str, Any]:
-        """Returns the keyword arguments of ``quantization.plan``."""
+        """Returns the keyword arguments of ``quantization_spec.plan``."""
         return {
             "linears": self.scheme in INTEGER,
             "scheme": self.scheme.value,

@@ -24,7 +24,7 @@ def drop_round_trips(graph: ir.Graph) -> None:
 
 
 def drop_zero_additions(graph: ir.Graph) -> None:
-    """Removes additions of a scalar zero, which stand where ``onnx_lowering.Nothing`` stood."""
+    """Removes additions of a scalar zero, which stand where ``lowering.Nothing`` stood."""
     for node in list(graph):
         if node.op_type != "Add":
             continue

@@ -1,6 +1,6 @@
 """Integer linear layers as operators of ONNX Runtime: scaled as they run, scaled statically, and with 4-bit weights.
 
-The counterparts of ``quantization.SimulatedLinear``, with the same codes and scales; they can be exported and not run.
+The counterparts of ``simulation.SimulatedLinear``, with the same codes and scales; they can be exported and not run.
 Of what the runtime has for a static scale, ``QuantizeLinear`` and ``MatMulIntegerToFloat`` are what runs fastest on a
 CPU: on (432, 384) → 768 one thread takes 645 µs, with ``QLinearMatMul`` and the dequantization of its output 734, where
 the runtime itself fuses pairs of quantize and dequantize nodes 670, and 682 with ``DynamicQuantizeMatMul``.

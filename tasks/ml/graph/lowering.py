@@ -1,6 +1,6 @@
 """Lowering: puts the runtime's integer operators where a quantization spec says, by replacing PyTorch modules.
 
-The counterpart of ``quantization.simulate``: that one replaces modules by what they *compute* once quantized, this one
+The counterpart of ``simulation.simulate``: that one replaces modules by what they *compute* once quantized, this one
 by the ONNX Runtime operators that compute it, with the same codes and scales. The replaced model can be exported and
 not run. B = rows, S = tokens, K = inputs, M = outputs, V = vocabulary, H = hidden.
 """

@@ -30,7 +30,7 @@ def num_bytes(
 
     Args:
         teacher: a torch bundle; its weights are not read.
-        plan: keyword arguments of ``quantization.plan``.
+        plan: keyword arguments of ``quantization_spec.plan``.
 
     Raises:
         FeatherweightError: the teacher has fewer layers, or a block size does not divide its width.

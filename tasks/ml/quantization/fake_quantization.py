@@ -24,7 +24,7 @@ def straight_through(x: torch.Tensor, rounding: Callable[[torch.Tensor], torch.T
 
 
 def _linear(linear: nn.Linear, how: LinearScheme, block_size: int, x: torch.Tensor) -> torch.Tensor:
-    """Computes what ``quantization.SimulatedLinear`` does, in fp32 as it does."""
+    """Computes what ``simulation.SimulatedLinear`` does, in fp32 as it does."""
     if how.smoothing:
         x = x / x.new_tensor(how.smoothing)
     if how.scheme == INT8_STATIC:

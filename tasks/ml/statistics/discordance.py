@@ -114,7 +114,7 @@ def rows_needed(
     ψ = (lost + gained) / n and the drop d = (lost − gained) / n: Connett, Smith & McHugh 1987, *Sample Size and Power
     for Pair-Matched Case-Control Studies*, shifted to a margin as in Nam 1997, *Establishing Equivalence of Two
     Treatments and Sample Size Requirements in Matched-Pairs Design*, with the variance that an interval has. As in
-    ``statistics.accuracy_difference`` each model gets one more row that only it has right (Bonett & Price 2012), so
+    ``bootstrap.accuracy_difference`` each model gets one more row that only it has right (Bonett & Price 2012), so
     that a sample without any discordant row asks for some rows, too; N is then the root of that equation.
 
     Returns:
