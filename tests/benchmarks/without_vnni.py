@@ -5,8 +5,7 @@
 No setting of the runtime leaves instructions out, and an emulator takes an hour for what this takes minutes for. So the
 installed package is copied to a temporary folder, and in the copy the two tests by which its kernels are chosen, for
 AVX-512 and for AVX-VNNI, are made to find neither. x86-64 Linux only. Before the command runs, the copy has to give the
-answer of a product that saturates without VNNI, and the installed package the exact one. PyTorch is told the same by
-its own settings.
+answer of a product that saturates without VNNI. PyTorch is told the same by its own settings.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir
 session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 print(session.run(None, {"a": np.full((4, 64), 255, np.uint8)})[0][0, 0])
 """
-EXACT, SATURATED = 64 * 255 * 127, 32 * (2**15 - 1)
+SATURATED = 32 * (2**15 - 1)
 
 
 def without_vnni(folder: Path) -> dict[str, str]:
@@ -49,6 +48,8 @@ def without_vnni(folder: Path) -> dict[str, str]:
     Raises:
         RuntimeError: the installed runtime does not choose its kernels as is known here.
     """
+    if int(_output(PRODUCT, dict(os.environ))) == SATURATED:
+        return dict(os.environ)  # this process is one already, or the processor
     package = Path(onnxruntime.__file__).parent
     shutil.copytree(package, folder / package.name, copy_function=os.symlink)
     (library,) = (folder / package.name / "capi").glob("onnxruntime_pybind11_state*.so")
@@ -61,9 +62,8 @@ def without_vnni(folder: Path) -> dict[str, str]:
     library.write_bytes(code)
     library.chmod(0o755)
     environment = {**os.environ, **SETTINGS, "PYTHONPATH": str(folder)}
-    answers = [int(_output(PRODUCT, environ)) for environ in (dict(os.environ), environment)]
-    if answers != [EXACT, SATURATED]:
-        raise RuntimeError(f"{len(found)} places changed; the product is {answers}, not {[EXACT, SATURATED]}")
+    if (answer := int(_output(PRODUCT, environment))) != SATURATED:
+        raise RuntimeError(f"{len(found)} places changed; the product is {answer}, not {SATURATED}")
     return environment
 
 
