@@ -21,7 +21,6 @@ OPSET = 20
 TOKENS = 32
 """Rows of the activations that products are timed with: about a sentence."""
 ROUNDS = 51
-COMPRESSIONS = ("gzip", "zstd")
 
 
 def codes(layers: Mapping[str, nn.Linear]) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from tasks.ml.data import batching, datasets
 from tasks.ml.models import modeling, tokenization
+from tasks.ml.models.quantization_spec import SPEC_FILE
 from tasks.ml.parallel import world
 
 ROWS = 64
@@ -60,7 +61,12 @@ def answers(bundle: Path, data: Path, problem: str) -> np.ndarray:
     """Returns the logits (N, C) of a torch bundle on the selection split, of texts as its own tokenizer encodes them.
 
     Both are stored under the digest of their content, so that all variations of a line ask their teacher once.
+
+    Raises:
+        ValueError: the bundle is quantized.
     """
+    if (bundle / SPEC_FILE).is_file():
+        raise ValueError(f"{bundle} is quantized: its weights alone do not answer as it does")
     tokenizer = tokenization.load(bundle)
     rows = datasets.read(data, "selection", tokenizer).input_ids
     found = logits(modeling.load(bundle, problem), rows, pad_id=tokenizer.pad_token_id)
