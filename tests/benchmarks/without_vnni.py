@@ -16,9 +16,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnxruntime
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.ml.graph import answers_elsewhere
 
 SETTINGS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 CHOICE = re.compile(
@@ -26,30 +31,24 @@ CHOICE = re.compile(
     rb".{0,80}?\xf7[\xc0-\xc7]\x00\x00(?P<avx512>\x01)\x00",  # test of bit 16 of ebx, leaf 7
     re.DOTALL,
 )
-PRODUCT = """
-import numpy as np, onnx, onnxruntime
-from onnx import TensorProto, helper, numpy_helper
-graph = helper.make_graph(
-    [helper.make_node("MatMulInteger", ["a", "b"], ["y"])], "product",
-    [helper.make_tensor_value_info("a", TensorProto.UINT8, [4, 64])],
-    [helper.make_tensor_value_info("y", TensorProto.INT32, [4, 16])],
-    [numpy_helper.from_array(np.full((64, 16), 127, np.int8), "b")],
-)
-model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-print(session.run(None, {"a": np.full((4, 64), 255, np.uint8)})[0][0, 0])
-"""
-SATURATED = 32 * (2**15 - 1)
+ANY_CODES = 2 * 127
+"""What two neighbouring codes may come to at the most; half of it is exact on every processor."""
 
 
-def without_vnni(folder: Path) -> dict[str, str]:
-    """Puts the copy into a folder, and returns the environment in which it is imported.
+def _saturates(command: Sequence[str]) -> bool:
+    """Whether products of any codes come out wrong in a process that a command begins."""
+    asked = answers_elsewhere.ask({}, [], emulator=command, pad_id=0, batch_size=1, bounds=(ANY_CODES,))
+    return asked["wrong"] != [0]
+
+
+def without_vnni(folder: Path) -> tuple[str, ...]:
+    """Puts the copy into a folder, and returns what to write before a command that is to import it.
 
     Raises:
         RuntimeError: the installed runtime does not choose its kernels as is known here.
     """
-    if int(_output(PRODUCT, dict(os.environ))) == SATURATED:
-        return dict(os.environ)  # this process is one already, or the processor
+    if _saturates(()):
+        return ()  # this process is one already, or the processor
     package = Path(onnxruntime.__file__).parent
     shutil.copytree(package, folder / package.name, copy_function=os.symlink)
     (library,) = (folder / package.name / "capi").glob("onnxruntime_pybind11_state*.so")
@@ -61,17 +60,12 @@ def without_vnni(folder: Path) -> dict[str, str]:
     library.unlink()  # a link to the installed one
     library.write_bytes(code)
     library.chmod(0o755)
-    environment = {**os.environ, **SETTINGS, "PYTHONPATH": str(folder)}
-    if (answer := int(_output(PRODUCT, environment))) != SATURATED:
-        raise RuntimeError(f"{len(found)} places changed; the product is {answer}, not {SATURATED}")
-    return environment
-
-
-def _output(program: str, environment: dict[str, str]) -> str:
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    return done.stdout
+    before = ("env", *(f"{name}={value}" for name, value in {**SETTINGS, "PYTHONPATH": str(folder)}.items()))
+    if not _saturates(before):
+        raise RuntimeError(f"{len(found)} places were changed, and products of bytes still do not saturate")
+    return before
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
-        sys.exit(subprocess.run(sys.argv[1:], env=without_vnni(Path(temporary)), check=False).returncode)
+        sys.exit(subprocess.run([*without_vnni(Path(temporary)), *sys.argv[1:]], check=False).returncode)
