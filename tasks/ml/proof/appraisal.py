@@ -19,7 +19,7 @@ from tasks.ml.graph.export import MODEL
 from tasks.ml.models import modeling
 from tasks.ml.problem import problem_of
 from tasks.ml.proof import proof
-from tasks.ml.quality import evaluation
+from tasks.ml.quality import evaluation, learning
 from tasks.ml.runtime import parity, sessions, timing
 
 SPLIT = "selection"
@@ -82,7 +82,6 @@ def measure(
         NAME: proof.logits_of(candidate, problem=problem_name, provider=provider, threads=threads),
         "teacher": evaluation.answers(teacher, data, problem_name),
     }
-    labels = {name: problem.predictions(values) for name, values in logits.items()}
     with (
         alone(),
         proof.probes(
@@ -96,7 +95,7 @@ def measure(
         **agreement,
         "accuracy": float(problem.scores(logits[NAME], targets).mean()),
         "teacher_accuracy": float(problem.scores(logits["teacher"], targets).mean()),
-        "agreement_with_teacher": float((labels[NAME] == labels["teacher"]).mean()),
+        "agreement_with_teacher": learning.agreement(problem, logits[NAME], logits["teacher"]),
         "num_examples": len(targets),
         "num_parameters": _num_parameters(directory if simulated is None else simulated, problem_name),
         **proof.weight(candidate, problem=problem_name),
