@@ -245,6 +245,7 @@ def render(study: Study, surroundings: page.Surroundings) -> str:
         "study",
         surroundings,
         study=study,
+        left_out={numbers.capital(name): reason for name, reason in study.left_out.items()},
         headline=headline(study),
         remarks=remarks(study),
         sections=sections(study),

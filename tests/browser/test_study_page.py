@@ -81,6 +81,7 @@ def test_what_a_reader_must_know_is_said() -> None:
     assert "measured between 2026-01-01 and 2026-01-02" in said
     assert "took up to 22\N{NARROW NO-BREAK SPACE}% of the processor" in said
     assert "different machines" not in said
+    assert "<b>Mixed precision, alone</b>: auto chooses fp32" in study.render(two, SURROUNDINGS)
     elsewhere = [
         replace(trial, about={**trial.about, "machine": "Another × 8"}) for trial in two.baseline.summary.trials
     ]
