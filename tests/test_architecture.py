@@ -26,7 +26,7 @@ QUESTIONS = {
     "when does the runtime not say what PyTorch says?": "tasks/ml/runtime/parity.py:compare",
     "which layers are cut to meet a speed?": "tasks/ml/latency/allocation.py:allocate",
     "what does a search vary?": "flows/trials/space.py:Space",
-    "which commands are there?": "flows/command/cli.py:main",
+    "which commands are there?": "flows/command/commands.py:compress",
 }
 """What a stranger asks, and the function or class that answers."""
 
