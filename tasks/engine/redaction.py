@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -65,7 +66,8 @@ def cleanse(error: BaseException | None) -> None:
         seen.add(id(error))
         error.args = tuple(hide(part) if isinstance(part, str) else part for part in error.args)
         if isinstance(message := getattr(error, "message", None), str):
-            error.message = hide(message)  # type: ignore[attr-defined]
+            with suppress(AttributeError):  # made of what was cleansed
+                error.message = hide(message)  # type: ignore[attr-defined]
         error = error.__cause__ or error.__context__
 
 

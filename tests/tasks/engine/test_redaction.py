@@ -49,6 +49,21 @@ def test_text_loses_credentials_and_nothing_else() -> None:
         assert redaction.hide(text) == clean
 
 
+class TemplateError(Exception):
+    """One that makes its message of its arguments, as jinja2 does."""
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+
+@pytest.mark.usefixtures("planted")
+def test_an_error_whose_message_cannot_be_set_stays_itself() -> None:
+    error = TemplateError(f"no {CANARY}")
+    redaction.cleanse(error)
+    assert (error.message, str(error)) == ("no ***", "no ***")
+
+
 def test_http_addresses_hand_their_credentials_to_the_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING"):
         monkeypatch.setenv(name, "")
