@@ -16,6 +16,7 @@ from tasks.contracts.hyperparameters import Optimizer, OptimizerConfig, Parallel
 from tasks.ml import machine
 from tasks.ml.models import inspection, locators
 from tasks.ml.models.inspection import Inspection
+from tasks.ml.problem import problem_of
 from tasks.ml.pruning import cuts
 from tasks.prune import Sparsity
 from tasks.quantize import EmbeddingScheme, block_sizes
@@ -50,6 +51,7 @@ def require(reasons: Iterable[str]) -> None:
 
 def of_training(recipe: Recipe, base: Inspection) -> Iterator[str]:
     """Says what of the teacher's training cannot be done."""
+    yield from problem_of(recipe.problem).objections(recipe.training.model_dump())
     yield from _divided("training", recipe.training, _whole(base))
     yield from _equipped("training", recipe.training)
 

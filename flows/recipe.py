@@ -11,15 +11,14 @@ from tasks.deploy import DeploymentConfig
 from tasks.distill import DistillationConfig
 from tasks.export import ExportConfig
 from tasks.judge import BudgetConfig
+from tasks.ml.problem import PROBLEMS
 from tasks.prepare import DataConfig
 from tasks.prune import PruningConfig, Sparsity
 from tasks.quantize import QuantizationConfig
 from tasks.train import TrainingConfig
 from tasks.validate import Device, ValidationConfig
 
-
-class ProblemName(StrEnum):
-    TEXT_CLASSIFICATION = "text-classification"
+ProblemName = StrEnum("ProblemName", {name: name for name in PROBLEMS})  # type: ignore[misc]
 
 
 class Recipe(Contract):
@@ -33,9 +32,9 @@ class Recipe(Contract):
         json_schema_extra={"position": 0},
     )
     problem: ProblemName = Field(
-        ProblemName.TEXT_CLASSIFICATION,
+        ProblemName("text-classification"),
         title="Problem",
-        description="What the model does.",
+        description="What the model tells of a text: its class, or a score.",
         json_schema_extra={"position": 1},
     )
     data: DataConfig = Field(DataConfig(), title="Data", json_schema_extra={"position": 2})

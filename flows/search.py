@@ -173,7 +173,7 @@ def _journal(home: Path, course: Course) -> Path:
 def _limits(recipe: Recipe, config: SearchConfig, baseline: StageResult) -> Limits:
     """What the budget allows, in the units of what is measured; the teacher was timed eagerly, as judge has it."""
     card, budget = baseline.scorecard, recipe.budget
-    assert card.accuracy is not None
+    assert card.quality is not None
     assert card.size_mb is not None
     assert card.latency_p50_ms is not None
     assert card.num_examples is not None
@@ -181,7 +181,7 @@ def _limits(recipe: Recipe, config: SearchConfig, baseline: StageResult) -> Limi
         max_drop=budget.max_quality_drop,
         max_mb=min(config.target_mb or math.inf, card.size_mb / budget.min_shrink),
         max_ms=min(config.target_ms or math.inf, card.latency_p50_ms / budget.min_speedup),
-        teacher_accuracy=card.accuracy,
+        teacher_quality=card.quality,
         rows=card.num_examples,
     )
 

@@ -39,8 +39,9 @@ def learn(
         options: passed on to ``trainer.fit``.
     """
     from tasks.ml.jobs import elastic
+    from tasks.ml.problem import problem_of
 
-    with tracking.current().system_metrics(), progress.training(title) as observer:
+    with tracking.current().system_metrics(), progress.training(title, problem_of(lesson.problem).METRIC) as observer:
         settings = {
             "for_model": config.for_model(),
             "observer": observer,
@@ -98,7 +99,7 @@ def fit(
     labels = [config.id2label[index] for index in range(logits.shape[1])]
     answered = {"problem": lesson.problem, **problem.summary(labels, train.targets, logits, targets)}
     seen = train.head(len(lesson.selection))
-    train_accuracy = learning.quality(model, problem, seen, pad_id=lesson.pad_id)["accuracy"]
+    train_quality = learning.quality(model, problem, seen, pad_id=lesson.pad_id)["quality"]
     bundle, size_mb = publish.torch_bundle(model.cpu(), tokenizer, lesson.problem)
     speeds = [point["samples_per_s"] for point in history.points]
     return StageOutput(
@@ -113,10 +114,11 @@ def fit(
         scorecard=Scorecard(
             split="selection",
             num_examples=len(lesson.selection),
-            accuracy=quality["accuracy"],
+            metric=problem.METRIC,
+            quality=quality["quality"],
             loss=quality["loss"],
-            train_accuracy=train_accuracy,
-            overfit_gap=train_accuracy - quality["accuracy"],
+            train_quality=train_quality,
+            overfit_gap=train_quality - quality["quality"],
             agreement_with_teacher=quality.get("agreement"),
             num_parameters=modeling.num_parameters(model),
             size_mb=size_mb,

@@ -35,7 +35,8 @@ class BudgetConfig(StageConfig):
         ge=-1,
         le=1,
         title="Quality drop allowed",
-        description="Largest loss of accuracy against the teacher (0.015 = 1.5 points), paired on test.",
+        description="Largest loss of accuracy, or of R² where scores are learned, against the teacher (0.015 = 1.5 "
+        "points), paired on test.",
     )
     min_shrink: float = Field(
         4.0, gt=0, title="Shrink wanted", description="How many times smaller than the teacher's fp32 weights."
@@ -50,8 +51,8 @@ class BudgetConfig(StageConfig):
         Floor.MAJORITY,
         title="Floor",
         description="majority: the teacher must be shown on the selection split to beat the answer that is always the "
-        "most frequent label, or the run ends there; so must the shipped model on test, which may lose no class. none: "
-        "nothing of it is asked, for trials with very few rows.",
+        "most frequent label, or the mean score, or the run ends there; so must the shipped model on test, which may "
+        "lose no class. none: nothing of it is asked, for trials with very few rows.",
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, title="Confidence", description="Level of the intervals.")
 

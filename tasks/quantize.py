@@ -217,7 +217,8 @@ def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teac
         scorecard=Scorecard(
             split="selection",
             num_examples=len(selection),
-            accuracy=quality["accuracy"],
+            metric=problem.METRIC,
+            quality=quality["quality"],
             loss=quality["loss"],
             agreement_with_teacher=quality.get("agreement_with_teacher"),
             agreement_with_unquantized=quality["agreement_with_unquantized"],

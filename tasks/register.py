@@ -83,11 +83,12 @@ def _bundle(
 ) -> Digest:
     from tasks.ml.data import datasets
     from tasks.ml.models import tokenization
+    from tasks.ml.problem import problem_of
     from tasks.serving import bundle
 
     assert served.bundle is not None
     dataset, source = store.path(splits.digest), store.path(served.bundle.digest)
-    limit = datasets.info(dataset).max_length
+    about = datasets.info(dataset)
     recipe = tracking.client().get_run(run_id).data.params
     with store.workspace() as folder:
         bundle.build(
@@ -95,9 +96,10 @@ def _bundle(
             source=source,
             name=name,
             problem=served.bundle.problem,
+            answer=problem_of(served.bundle.problem).answer(about.labels, about.units),
             base_model=recipe["base_model"],
             data=recipe["data.source"],
-            tokenizer=tokenization.standalone(source / tokenization.FILE, max_length=limit),
+            tokenizer=tokenization.standalone(source / tokenization.FILE, max_length=about.max_length),
             golden=datasets.golden(dataset, "selection", bundle.GOLDEN_ROWS),
             validation=validation,
             verdict=verdict,
@@ -172,7 +174,7 @@ def _log_model(bundle: Path, tags: dict[str, str], run_id: str) -> str:
         model_id=logged.model_id,
         python_model=str(model.CODE),
         artifacts={model.BUNDLE: str(bundle)},
-        signature=model.signature(),
+        signature=model.signature(bundle),
         input_example=pd.DataFrame({"text": [example]}),
         pip_requirements=model.requirements(),
     )

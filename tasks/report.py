@@ -19,7 +19,7 @@ from tasks.engine import disk, store, tracking
 from tasks.engine.keys import numerics_versions
 from tasks.engine.step import step
 from tasks.reporting import page, summary
-from tasks.reporting.evidence import Evidence, SeedRun, compare, correctness
+from tasks.reporting.evidence import Evidence, SeedRun, compare, named, scores
 
 logger = logging.getLogger("featherweight")
 
@@ -50,7 +50,11 @@ def gather(outcome: Outcome) -> Evidence:
     found, rows = documents(outcome), _rows(outcome)
     by_name: dict[str, Any] = {name: document for (_, name), document in found.items() if name != "history"}
     return Evidence(
-        histories={stage: document for (stage, name), document in found.items() if name == "history"},
+        histories={
+            stage: {**document, "evaluations": [named(point) for point in document["evaluations"]]}
+            for (stage, name), document in found.items()
+            if name == "history"
+        },
         comparisons=compare(rows) if rows else {},
         **by_name,
     )
@@ -80,12 +84,12 @@ def seeds(outcome: Outcome, recipe: dict[str, Any]) -> tuple[SeedRun, ...]:
             other = Outcome.model_validate_json(text) if text else None
             if other is None or _dataset(other) != _dataset(outcome) or (rows := _rows(other)) is None:
                 continue
-            correct = correctness(rows)
+            found_scores = scores(rows)
         except (ValueError, KeyError) as error:
             logger.warning("run %s is left out of the seeds: %s", run.info.run_id, error)
             continue
         date = datetime.fromtimestamp(run.info.start_time / 1000, UTC).date().isoformat()
-        found[int(seed)] = SeedRun(int(seed), run.info.run_id, date, correct["train"], correct["validate"])
+        found[int(seed)] = SeedRun(int(seed), run.info.run_id, date, found_scores["train"], found_scores["validate"])
     return tuple(found[seed] for seed in sorted(found)) if len(found) > 1 else ()
 
 

@@ -123,9 +123,10 @@ def trial(base_model: BaseName, splits: Splits, config: TrainingConfig, *, seed:
     )
     others_share = company.share()
     logits = evaluation.logits(base.model, lesson.selection.input_ids, pad_id=lesson.pad_id)
-    correct = problem_of(lesson.problem).scores(logits, lesson.selection.targets)
+    problem = problem_of(lesson.problem)
+    scores = problem.scores(logits, lesson.selection.targets)
     measured = {
-        "correct": [int(right) for right in correct],
+        "scores": scores.tolist(),
         "machine": machine.description(),
         "device": history.notes["device"],
         "others_share": others_share,
@@ -136,7 +137,8 @@ def trial(base_model: BaseName, splits: Splits, config: TrainingConfig, *, seed:
         scorecard=Scorecard(
             split="selection",
             num_examples=len(lesson.selection),
-            accuracy=float(correct.mean()),
+            metric=problem.METRIC,
+            quality=float(scores.mean()),
             num_rows=len(base.train),
             train_time_s=history.notes["training_s"],
             samples_per_s=history.evaluations[-1]["epoch"] * len(base.train) / history.notes["training_s"],

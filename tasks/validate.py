@@ -38,8 +38,8 @@ class ValidationConfig(StageConfig):
         0.01,
         ge=0,
         le=1,
-        title="Label flips allowed",
-        description="Fraction of selection rows whose label may differ from the simulated model.",
+        title="Changed answers allowed",
+        description="Fraction of selection rows whose answer may differ from the simulated model.",
     )
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tasks.ml.problem import PROBLEMS, problem_of
+
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for name in ("flows", "tasks") for path in (ROOT / name).rglob("*.py"))
 ROOMS = sorted({path.parent for path in SOURCES})
@@ -87,6 +89,42 @@ def test_a_room_says_what_it_is_for_and_exports_nothing(room: Path) -> None:
     plain = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     ours = [name for name in froms + plain if name.partition(".")[0] in ("flows", "tasks")]
     assert ours == [] or room == ROOT / "flows", "only that one has something to do, whichever story is imported"
+
+
+def conditions_on_the_problem(tree: ast.AST) -> list[str]:
+    """Comparisons and matches of a problem, or of what one is called or measured by."""
+    names = {*PROBLEMS, *(module.rpartition(".")[2] for module in PROBLEMS.values())}
+    names |= {problem_of(name).METRIC for name in PROBLEMS}
+    found = []
+    for node in ast.walk(tree):
+        sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        sides += [node.subject, *(case.pattern for case in node.cases)] if isinstance(node, ast.Match) else []
+        said = {part.value for side in sides for part in ast.walk(side) if isinstance(part, ast.Constant)}
+        asked = {getattr(side, "attr", getattr(side, "id", "")) for side in sides}
+        if said & names or asked & {"problem", "problem_name"}:
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_nobody_but_a_problem_asks_which_problem_there_is() -> None:
+    kept = [path for path in SOURCES if path.parent.name != "problems" and path.name != "problem.py"]
+    found = {
+        str(path.relative_to(ROOT)): conditions_on_the_problem(ast.parse(path.read_text("utf-8"))) for path in kept
+    }
+    assert {path: conditions for path, conditions in found.items() if conditions} == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "if recipe.problem == 'something': pass",
+        "x = 1 if metric in ('r2',) else 2",
+        "match source.problem:\n    case _: pass",
+        "match kind:\n    case 'text-regression': pass",
+    ],
+)
+def test_a_condition_on_the_problem_is_found(code: str) -> None:
+    assert conditions_on_the_problem(ast.parse(code))
 
 
 @pytest.mark.parametrize(("question", "answer"), QUESTIONS.items())

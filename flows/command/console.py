@@ -166,7 +166,7 @@ def print_outcome(outcome: Outcome) -> None:
     rows = [
         (
             stage.stage,
-            _number(stage.scorecard.accuracy, ".4f"),
+            _number(stage.scorecard.quality, ".4f"),
             _number(stage.scorecard.num_parameters and stage.scorecard.num_parameters / 1e6, ".2f"),
             _number(stage.scorecard.size_mb, ".2f"),
             _number(stage.scorecard.latency_p50_ms, ".2f"),
@@ -174,7 +174,10 @@ def print_outcome(outcome: Outcome) -> None:
         )
         for stage in outcome.stages
     ]
-    print_table(("stage", "accuracy", "parameters (M)", "size (MB)", "p50 (ms)", "seconds"), rows, numbers_from=1)
+    metric = next(
+        (stage.scorecard.metric for stage in outcome.stages if stage.scorecard.quality is not None), "quality"
+    )
+    print_table(("stage", metric, "parameters (M)", "size (MB)", "p50 (ms)", "seconds"), rows, numbers_from=1)
     checks = [
         (
             check.name,

@@ -52,7 +52,7 @@ def judged(trials: Sequence[Trial], course: Course, *, before: tuple[StageResult
 
 def _p_value(evidence: Digest, margin: float) -> float:
     rows = pa.ipc.open_file(store.path(evidence) / "rows.arrow").read_all()
-    teacher, shipped = (rows[f"correct_{name}"].to_numpy() for name in ("train", "validate"))
+    teacher, shipped = (rows[f"score_{name}"].to_numpy() for name in ("train", "validate"))
     return multiplicity.non_inferiority_p(teacher, shipped, margin)
 
 

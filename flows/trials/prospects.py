@@ -79,13 +79,13 @@ class Prospects:
         teacher differ in correctness, so their share over the number of rows bounds the variance of the loss.
         """
         card, rows = result.scorecard, self.limits.rows
-        if card.accuracy is None:
+        if card.quality is None:
             return ""
         if card.agreement_with_teacher is not None:
             self.agreement = card.agreement_with_teacher
         slack = STANDARD_ERRORS * math.sqrt(max(1 - self.agreement, 1 / rows) / rows)
-        drop = self.limits.teacher_accuracy - card.accuracy
-        lost = f"after {result.stage} it loses {100 * drop:.1f} points of accuracy on {rows} selection rows"
+        drop = self.limits.teacher_quality - card.quality
+        lost = f"after {result.stage} it loses {100 * drop:.1f} points of {card.metric} on {rows} selection rows"
         if drop - slack > self.limits.max_drop:
             return f"{lost}, {100 * self.limits.max_drop:g} are allowed, and chance explains {100 * slack:.1f}"
         for rival in self.rivals:

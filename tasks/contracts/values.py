@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AliasChoices, Field, StringConstraints
 
 from tasks.contracts.base import Contract
 
@@ -40,18 +40,20 @@ class Scorecard(Contract):
     split: Literal["", "selection", "test"] = ""
     num_examples: int | None = None
     """Rows that quality was measured on (n)."""
-    accuracy: float | None = None
+    metric: str = "accuracy"
+    """What quality is called; more of it is better."""
+    quality: float | None = Field(None, validation_alias=AliasChoices("quality", "accuracy"))
     loss: float | None = None
-    """Mean cross-entropy in nats per row."""
-    train_accuracy: float | None = None
+    """Mean supervised loss of a row."""
+    train_quality: float | None = Field(None, validation_alias=AliasChoices("train_quality", "train_accuracy"))
     overfit_gap: float | None = None
-    """Accuracy on train minus accuracy on the selection split."""
+    """Quality on train minus quality on the selection split."""
     agreement_with_teacher: float | None = None
-    """Fraction of rows on which teacher and model give the same label."""
+    """Fraction of rows that teacher and model answer the same."""
     agreement_with_unquantized: float | None = None
-    """Fraction of rows on which the model gives the same label before and after (simulated) quantization."""
+    """Fraction of rows that the model answers the same before and after (simulated) quantization."""
     label_flips: int | None = None
-    """Rows of the selection split whose label differs between the runtime and the simulated model."""
+    """Rows of the selection split whose answer differs between the runtime and the simulated model."""
     max_abs_error: float | None = None
     """Largest absolute logit difference between the runtime and the simulated model."""
     mean_abs_error: float | None = None
@@ -77,8 +79,10 @@ class Scorecard(Contract):
     quantized_matmul_nodes: int | None = None
 
     def metrics(self) -> dict[str, float]:
-        """Returns the measured numbers by name, without ``split`` and whatever was not measured."""
-        return {name: float(value) for name, value in self.model_dump(exclude={"split"}).items() if value is not None}
+        """Returns the measured numbers by name, quality by that of its metric, without whatever was not measured."""
+        names = {"quality": self.metric, "train_quality": f"train_{self.metric}"}
+        measured = self.model_dump(exclude={"split", "metric"}, exclude_none=True)
+        return {names.get(name, name): float(value) for name, value in measured.items()}
 
 
 class StageOutput(Contract):
@@ -152,6 +156,8 @@ class Check(Contract):
     """One sentence a person can read."""
     parting: Parting | None = None
     """For a check of quality."""
+    metric: str = "accuracy"
+    """Of a check of quality: what it is called."""
 
 
 class ClassRecall(Contract):

@@ -52,12 +52,12 @@ class Live:
 class TrainingProgress:
     """An ``Observer`` of ``tasks.ml.training.trainer``: shows loss, rows per second, time left; logs curves."""
 
-    def __init__(self, title: str) -> None:
-        self.title, self.run, self.live = title, tracking.current(), Live(title)
+    def __init__(self, title: str, metric: str) -> None:
+        self.title, self.metric, self.run, self.live = title, metric, tracking.current(), Live(title)
         self.bar: tqdm[None] | None = None
         self.total, self.first, self.started, self.spoke = 0, 0, 0.0, 0.0
         # A run that was interrupted logged some steps after its last checkpoint, which are taken again now.
-        self.logged, self.evaluated = self.run.last_step("loss"), self.run.last_step("selection_accuracy")
+        self.logged, self.evaluated = self.run.last_step("loss"), self.run.last_step(f"selection_{metric}")
 
     def start(self, *, total_steps: int, first_step: int) -> None:
         self.total, self.first = total_steps, first_step
@@ -88,19 +88,19 @@ class TrainingProgress:
 
     def evaluation(self, step: int, point: Mapping[str, float]) -> None:
         if step > self.evaluated:
-            time_of = ("epoch", "training_s")
-            shown = {f"selection_{name}": value for name, value in point.items() if name not in time_of}
+            time_of, names = ("epoch", "training_s"), {"quality": self.metric}
+            shown = {f"selection_{names.get(key, key)}": one for key, one in point.items() if key not in time_of}
             self.run.metrics(shown, step=step)
         logger.info(
-            "%s: step %d of %d, selection accuracy %.4f, loss %.4f",
-            self.title, step, self.total, point["accuracy"], point["loss"],
+            "%s: step %d of %d, selection %s %.4f, loss %.4f",
+            self.title, step, self.total, self.metric, point["quality"], point["loss"],
         )  # fmt: skip
 
 
 @contextmanager
-def training(title: str) -> Iterator[TrainingProgress]:
-    """Yields an observer for ``trainer.fit`` and clears its bar at the end."""
-    progress = TrainingProgress(title)
+def training(title: str, metric: str) -> Iterator[TrainingProgress]:
+    """Yields an observer for ``trainer.fit``, whose quality is called so, and clears its bar at the end."""
+    progress = TrainingProgress(title, metric)
     try:
         yield progress
     finally:

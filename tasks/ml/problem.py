@@ -6,7 +6,8 @@ No stage and no other room asks which problem it has.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -22,11 +23,34 @@ if TYPE_CHECKING:
     from tasks.ml.data.tables import Table
     from tasks.ml.data.targets import Targets
 
-PROBLEMS = {"text-classification": "tasks.ml.problems.text_classification"}
+PROBLEMS = {
+    "text-classification": "tasks.ml.problems.text_classification",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model's outputs mean to those whom it is served to.
+
+    Attributes:
+        kind: how logits become an answer, one of ``tasks.serving.predictor.ANSWERS``.
+        labels: what the outputs are called, in their order.
+        purpose: what the model tells of a text, in words that come before the labels.
+        about: what ``kind`` needs beside the labels.
+    """
+
+    kind: str
+    labels: Sequence[str]
+    purpose: str
+    about: Mapping[str, float] = field(default_factory=dict)
 
 
 class Problem(Protocol):
     """The functions a problem module has. B = rows, S = tokens, C = classes."""
+
+    def objections(self, training: Mapping[str, Any]) -> Iterable[str]:
+        """What of the settings of the teacher's training means nothing here, and what would be right."""
+        ...
 
     def targets(self, tables: Mapping[str, Table]) -> Targets:
         """What is learned of the labels of a source's splits; raises ``FeatherweightError`` where it cannot be."""
@@ -48,10 +72,6 @@ class Problem(Protocol):
         """Turns logits (B, C) into what a row is scored by."""
         ...
 
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Turns logits (B, C) into the probability of each class."""
-        ...
-
     def soft_loss(self, student: torch.Tensor, teacher: torch.Tensor, *, temperature: float) -> torch.Tensor:
         """Mean over rows of how far a student's logits are from its teacher's; zero where they agree."""
         ...
@@ -66,6 +86,22 @@ class Problem(Protocol):
 
     def scores(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """How good the answer to each row is, (B,), more is better: what ``METRIC`` is the mean of and is resampled."""
+        ...
+
+    def regret(self, teacher: np.ndarray, shipped: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """How much worse the second model's answer to a row is, (N,); zero where it is not. Logits (N, C) of both."""
+        ...
+
+    def shown(self, logits: np.ndarray, labels: Sequence[str], units: Mapping[str, float]) -> dict[str, Any]:
+        """An answer (C,) for people: ``label``, and its ``probability`` where there is one."""
+        ...
+
+    def shown_target(self, target: Any, labels: Sequence[str], units: Mapping[str, float]) -> str:
+        """What a target was called before it was encoded."""
+        ...
+
+    def answer(self, labels: Sequence[str], units: Mapping[str, float]) -> Answer:
+        """What a model is served as."""
         ...
 
     def describe(self, labels: Sequence[str], train_targets: np.ndarray) -> dict[str, Any]:
@@ -98,13 +134,15 @@ class Problem(Protocol):
         """The checks of quality on the test rows, and what became of each class, where there are classes.
 
         Args:
-            rows: ``target``, and ``prediction_STAGE`` and ``correct_STAGE`` of ``train`` and ``validate``, (N,) each.
+            rows: ``target``, and ``prediction_STAGE`` and ``score_STAGE`` of ``train`` and ``validate``, (N,) each.
             about: what ``describe`` said.
         """
         ...
 
     METRIC: str
     """What the mean of ``scores`` is called."""
+    WORST: str
+    """Which rows ``regret`` counts most, in words."""
     ONNX_INPUTS: tuple[str, ...]
     ONNX_OUTPUTS: tuple[str, ...]
     FIRST_TOKEN_ONLY: bool

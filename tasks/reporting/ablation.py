@@ -35,7 +35,7 @@ class Ablation:
     base_model: str
     seeds: tuple[int, ...]
     selection_rows: int
-    teacher_accuracy: float
+    teacher_quality: float
     """On the selection split, mean over seeds."""
     whole: Summary
     """The recipe as it is."""
@@ -46,14 +46,14 @@ class Ablation:
 
 
 HEADER = (
-    "technique", "in the recipe", "worth it?", "accuracy, points", "agreement, points", "size", "p50",
+    "technique", "in the recipe", "worth it?", "quality, points", "agreement, points", "size", "p50",
     "rows/s at batch 16",
 )  # fmt: skip
 MOST_NAMES = 8
 """Techniques that a sentence lists; of more it says how many."""
 NOTHING = "no difference shown"
 WORDS = {
-    "accuracy": ("more accurate", "less accurate"),
+    "quality": ("better", "worse"),
     "agreement": ("nearer to the teacher", "further from the teacher"),
     "size": ("smaller", "larger"),
     "latency": ("faster", "slower"),
@@ -91,7 +91,7 @@ def cells(row: Row) -> Iterator[tuple[str, tuple[str, ...]]]:
 
     yield ("yes" if row.is_used else "no"), ()
     yield judgement(effect), lines(*changes(effect).split("; "))
-    yield _points(effect.accuracy.measured), lines(numbers.uncertainty(effect.accuracy, _points))
+    yield _points(effect.quality.measured), lines(numbers.uncertainty(effect.quality, _points))
     yield _points(effect.agreement.measured), lines(numbers.uncertainty(effect.agreement, _points))
     for ratio, before, after, unit in (
         (effect.smaller, spared.size_mb, used.size_mb, "MB"),
@@ -158,14 +158,14 @@ def _panels(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """A panel of intervals for each quantity."""
     panels = []
     for name, title, note in (
-        ("accuracy", "Accuracy, points", "with it minus without it; right of the line it helps"),
+        ("quality", "Quality, points", "with it minus without it; right of the line it helps"),
         ("agreement", "Agreement with the teacher, points", "with it minus without it"),
         ("smaller", "Times smaller", "size without it over size with it"),
         ("faster", "Times faster", "p50 without it over p50 with it, one sentence"),
         ("throughput", "Times the rows/s", "at batch 16, with it over without it"),
     ):
         drawn = [(row.name, getattr(row.effect, name)) for row in rows]
-        if name in ("accuracy", "agreement"):
+        if name in ("quality", "agreement"):
             chart = charts.differences(drawn, label=title, form=_points, said="interval")
         else:
             chart = charts.forest(drawn, label=title, said="interval")
@@ -181,7 +181,7 @@ def whole(found: Ablation) -> list[dict[str, str]]:
         return numbers.percent(min(max(value, 0.0), 1.0))  # Student's interval of two seeds may reach beyond
 
     shown: tuple[tuple[str, Estimate, charts.Format], ...] = (
-        ("accuracy", one.accuracy, share),
+        ("quality", one.quality, share),
         ("agreement", one.agreement, share),
         ("size", one.size_mb, lambda value: numbers.unit(value, "MB")),
         ("p50", one.latency_p50_ms, lambda value: numbers.unit(value, "ms")),

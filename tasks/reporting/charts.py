@@ -170,20 +170,20 @@ def _strips(
 
 
 def quality(rows: Sequence[tuple[str, float, Ends | None, str]], *, label: str, floor: float | None) -> Markup:
-    """Accuracy of each stage as a dot with its 95 % interval, against the teacher and the lowest value allowed.
+    """Quality of each stage as a dot with its 95 % interval, against the teacher and the lowest value allowed.
 
     Args:
-        rows: stage title, accuracy, the ends of its interval and what these are, in order; the first is the teacher.
-        floor: the teacher's accuracy less what the budget allows to lose.
+        rows: stage title, quality, the ends of its interval and what these are, in order; the first is the teacher.
+        floor: the teacher's quality less what the budget allows to lose.
     """
-    bounds = [end for _, accuracy, ends, _ in rows for end in (accuracy, *(ends or ()))]
+    bounds = [end for _, quality, ends, _ in rows for end in (quality, *(ends or ()))]
     levels = {"reference": rows[0][1]} | ({} if floor is None else {"limit": floor})
     scale = spread([*bounds, *levels.values()], 0, WIDTH, padding=0.04)
     strips = []
-    for index, (title, accuracy, ends, about) in enumerate(rows):
-        step = points(accuracy - rows[index - 1][1], signed=True) if index else ""
-        tip = f"{title}: {percent(accuracy, 2)}" + (f", {about}" if about else "")
-        strips.append((title, accuracy, ends, percent(accuracy), step, tip))
+    for index, (title, quality, ends, about) in enumerate(rows):
+        step = points(quality - rows[index - 1][1], signed=True) if index else ""
+        tip = f"{title}: {percent(quality, 2)}" + (f", {about}" if about else "")
+        strips.append((title, quality, ends, percent(quality), step, tip))
     ticks = {tick: f"{plain(100 * tick)} %" for tick in scale.ticks()}
     return _strips(strips, scale, ticks, levels, label, final=len(rows) - 1)
 

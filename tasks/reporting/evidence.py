@@ -25,7 +25,7 @@ class Comparison(NamedTuple):
 
     counts: Discordance
     drop: Interval
-    """Accuracy lost, with its paired interval of 95 %."""
+    """Quality lost, with its paired interval of 95 %."""
     mcnemar_p: float
 
 
@@ -57,32 +57,32 @@ class Evidence:
     """Runs that differ in their seed only, this one among them; empty where it is the only one."""
 
 
-def correctness(path: Path) -> dict[str, np.ndarray]:
-    """Reads what ``validate`` left of each row: by stage, whether its model was right (N,)."""
+def scores(path: Path) -> dict[str, np.ndarray]:
+    """Reads what ``validate`` left of each row: by stage, how good its model's answer is (N,)."""
     with pa.memory_map(str(path)) as file:
         table = pa.ipc.open_file(file).read_all()
         return {
-            name.removeprefix("correct_"): table[name].to_numpy().copy()
+            name.partition("_")[2]: table[name].to_numpy().copy()
             for name in table.column_names
-            if name.startswith("correct_")
+            if name.startswith(("score_", "correct_"))  # as earlier versions called scores
         }
 
 
 def compare(path: Path) -> dict[str, Comparison]:
     """Compares every model with the teacher, row by row."""
-    correct = correctness(path)
-    teacher, found = correct.pop("train"), {}
-    for stage, right in correct.items():
+    found_scores = scores(path)
+    teacher, found = found_scores.pop("train"), {}
+    for stage, right in found_scores.items():
         counts = discordance.count(teacher, right)
-        drop = bootstrap.accuracy_difference(teacher, right)
+        drop = bootstrap.quality_difference(teacher, right)
         found[stage] = Comparison(counts, drop, discordance.mcnemar(counts.lost, counts.gained))
     return found
 
 
 def over_seeds(runs: Sequence[SeedRun]) -> Interval:
-    """Accuracy lost, with its interval of 95 % over rows and seeds; of one run or more."""
+    """Quality lost, with its interval of 95 % over rows and seeds; of one run or more."""
     teacher, shipped = (np.stack([getattr(one, name) for one in runs]) for name in ("teacher", "shipped"))
-    return bootstrap.accuracy_difference_over_seeds(teacher, shipped)
+    return bootstrap.quality_difference_over_seeds(teacher, shipped)
 
 
 def balanced_accuracy(recalls: Sequence[ClassRecall]) -> tuple[float, float]:
@@ -90,14 +90,19 @@ def balanced_accuracy(recalls: Sequence[ClassRecall]) -> tuple[float, float]:
     return fmean(one.teacher / one.n for one in recalls), fmean(one.shipped / one.n for one in recalls)
 
 
+def named(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured, with quality by its own name: earlier versions knew accuracy only."""
+    return {"metric": "accuracy", "quality": document.get("accuracy"), **document}
+
+
 def models(outcome: Outcome, evidence: Evidence) -> list[dict[str, Any]]:
-    """Returns one row per model of the lineage, teacher first: stage, title, split, n, accuracy, size_mb, latencies, …
+    """Returns one row per model of the lineage, teacher first: stage, title, split, n, quality, size_mb, latencies, …
 
     From the validation where it ran (test split, one harness for all); else from what each stage measured itself.
     """
     if evidence.validation:
         split = evidence.validation["split"]
-        return [{"split": split, **row} for row in evidence.validation["models"]]
+        return [{"split": split, **named(row)} for row in evidence.validation["models"]]
     return [
         {
             "stage": result.stage,
@@ -107,5 +112,5 @@ def models(outcome: Outcome, evidence: Evidence) -> list[dict[str, Any]]:
             **result.scorecard.model_dump(),
         }
         for result in outcome.stages
-        if result.bundle and result.scorecard.accuracy is not None
+        if result.bundle and result.scorecard.quality is not None
     ]

@@ -41,6 +41,7 @@ def _values(
     rows, checks = models(outcome, evidence), outcome.verdict.checks
     return {
         "outcome": outcome,
+        "metric": rows[0]["metric"] if rows else "quality",
         "surroundings": surroundings,
         "recipe": recipe,
         "recipe_yaml": yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True),

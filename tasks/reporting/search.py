@@ -62,7 +62,7 @@ def headline(search: Search) -> str:
     cost, before = winner.trial.cost(search.minimize), getattr(search.baseline, FIELDS[search.minimize][0])
     assert cost is not None
     smaller = f"{numbers.times(before / cost)} {'faster' if search.minimize is Minimize.LATENCY else 'smaller'}"
-    lost = f"{_lost(drop.measured)} of accuracy lost on {drop.n:,} test rows"
+    lost = f"{_lost(drop.measured)} of quality lost on {drop.n:,} test rows"
     return (
         f"Trial {winner.trial.number} is the {'fastest' if search.minimize is Minimize.LATENCY else 'smallest'} that "
         f"passed: {_cost(cost, search.minimize)}, {smaller} than its teacher, {lost}."
@@ -89,7 +89,7 @@ def remarks(search: Search) -> list[str]:
     return found
 
 
-HEADER = ("", "verdict", "cost", "accuracy lost on selection", "on test", "p", "adjusted")
+HEADER = ("", "verdict", "cost", "quality lost on selection", "on test", "p", "adjusted")
 
 
 def cells(finalist: Finalist, search: Search) -> Iterator[str]:
@@ -161,7 +161,7 @@ def _tip(trial: Trial, search: Search) -> str:
 
 
 def _scatter(search: Search, cost: Minimize, url: str) -> Markup:
-    """Accuracy lost over one cost, a mark per trial; the front is joined up where the cost is what is made small."""
+    """Quality lost over one cost, a mark per trial; the front is joined up where the cost is what is made small."""
     found = {one.trial.number: one for one in search.finalists}
     winner, on_front = search.winner, {trial.number for trial in front(search)}
     marks = []
@@ -172,7 +172,7 @@ def _scatter(search: Search, cost: Minimize, url: str) -> Markup:
         marks.append(charts.Mark(price, 100 * drop, _tip(trial, search), kind, _link(trial, search, url)))
     return charts.scatter(
         marks,
-        label=f"Accuracy lost over {TITLES[cost]}",
+        label=f"Quality lost over {TITLES[cost]}",
         x_name=FIELDS[cost][1],
         y_name="points lost",
         level=100 * search.limits.max_drop,
@@ -258,7 +258,7 @@ def render(search: Search, surroundings: page.Surroundings) -> str:
 
 def limits(search: Search) -> Mapping[str, str]:
     """What a model had to keep to, as people read it."""
-    found = {"accuracy lost": f"at most {numbers.points(search.limits.max_drop)}"}
+    found = {"quality lost": f"at most {numbers.points(search.limits.max_drop)}"}
     for one, limit in ((Minimize.SIZE, search.limits.max_mb), (Minimize.LATENCY, search.limits.max_ms)):
         if math.isfinite(limit):
             found[TITLES[one]] = f"at most {_cost(limit, one)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -27,13 +26,13 @@ Row = Mapping[str, Any]
 
 
 def _beside_teacher(rows: Sequence[Row], comparisons: Mapping[str, Comparison]) -> list[tuple[Any, ...]]:
-    """Title, accuracy, interval and what it is: the teacher's accuracy less the paired interval of the drop."""
-    start = rows[0]["accuracy"]
+    """Title, quality, interval and what it is: the teacher's quality less the paired interval of the drop."""
+    start = rows[0]["quality"]
     found: list[tuple[Any, ...]] = [(rows[0]["title"], start, None, "the teacher")]
     for row in rows[1:]:
         one = comparisons[row["stage"]]
         about = f"{_lost(one.drop.measured)}, 95 % interval {_range(one.drop)}, of n = {one.counts.n:,}"
-        found.append((row["title"], row["accuracy"], (start - one.drop.high, start - one.drop.low), about))
+        found.append((row["title"], row["quality"], (start - one.drop.high, start - one.drop.low), about))
     return found
 
 
@@ -44,23 +43,6 @@ def _lost(drop: float) -> str:
 def _range(interval: Interval) -> str:
     """The change that an interval of a drop stands for: ``−1.4 to +0.3 points``."""
     return numbers.between(-interval.high, -interval.low, lambda value: numbers.points(value, signed=True))
-
-
-def wilson(fraction: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson, 1927)."""
-    centre = (fraction + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
-    return centre - half, centre + half
-
-
-def _alone(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
-    """Title, accuracy, interval and what it is, of models that were not compared row by row."""
-    found: list[tuple[Any, ...]] = []
-    for row in rows:
-        ends = wilson(row["accuracy"], row["n"])
-        about = f"95 % interval {numbers.between(*ends, numbers.percent)}, n = {row['n']:,}"
-        found.append((row["title"], row["accuracy"], ends, about))
-    return found
 
 
 def _wavering(row: Row) -> tuple[float, float] | None:
@@ -77,18 +59,21 @@ def waterfall(
 ) -> list[dict[str, Any]]:
     """Quality, size and latency after each stage, as aligned panels."""
     panels = []
-    measured = [row for row in rows if row["accuracy"] is not None]
+    measured = [row for row in rows if row["quality"] is not None]
     if measured:
         allowed = next((check.limit for check in found if check.name == "quality_drop"), None)
-        floor = None if allowed is None else measured[0]["accuracy"] - allowed
+        floor = None if allowed is None else measured[0]["quality"] - allowed
         paired = {row["stage"] for row in measured[1:]} <= comparisons.keys()
-        dots = _beside_teacher(measured, comparisons) if paired else _alone(measured)
-        level = f"95{numbers.SPACE}%"
-        what = f"paired {level} intervals against the teacher" if paired else f"unpaired {level} intervals"
+        alone = [(row["title"], row["quality"], None, f"n = {row['n']:,}") for row in measured]
+        dots, metric = (
+            _beside_teacher(measured, comparisons) if paired else alone,
+            numbers.capital(measured[0]["metric"]),
+        )
+        what = f", with paired 95{numbers.SPACE}% intervals against the teacher" if paired else ""
         panels.append({
-            "title": "Accuracy",
-            "note": f"{measured[0]['split']} split, n = {measured[0]['n']:,}, with {what}",
-            "chart": charts.quality(dots, label="Accuracy after each stage", floor=floor),
+            "title": metric,
+            "note": f"{measured[0]['split']} split, n = {measured[0]['n']:,}{what}",
+            "chart": charts.quality(dots, label=f"{metric} after each stage", floor=floor),
         })  # fmt: skip
     if any(row["size_mb"] is not None for row in rows):
         sizes = [(row["title"], row["size_mb"], None) for row in rows]
@@ -109,11 +94,11 @@ def quality(rows: Sequence[Row], comparisons: Mapping[str, Comparison]) -> list[
     found = []
     for row in rows:
         one = comparisons.get(row["stage"])
-        if row["accuracy"] is None or (one is None and row is not rows[0]):
+        if row["quality"] is None or (one is None and row is not rows[0]):
             continue
         found.append({
             "title": row["title"],
-            "accuracy": numbers.percent(row["accuracy"], 2),
+            "quality": numbers.percent(row["quality"], 2),
             "change": numbers.points(-one.drop.measured, signed=True) if one else "",
             "interval": _range(one.drop) if one else "",
             "lost": f"{one.counts.lost:,}" if one else "",
@@ -166,7 +151,7 @@ def seeds(runs: Sequence[SeedRun]) -> dict[str, Any]:
                 "teacher": numbers.percent(float(one.teacher.mean()), 2),
                 "shipped": numbers.percent(float(one.shipped.mean()), 2),
                 "change": numbers.points(float(one.shipped.mean() - one.teacher.mean()), signed=True),
-                "interval": _range(bootstrap.accuracy_difference(one.teacher, one.shipped)),
+                "interval": _range(bootstrap.quality_difference(one.teacher, one.shipped)),
             }
             for one in runs
         ],
@@ -176,13 +161,13 @@ def seeds(runs: Sequence[SeedRun]) -> dict[str, Any]:
 
 
 def regressions(document: Row) -> dict[str, Any]:
-    """The rows that the teacher has right and the shipped model wrong; empty where validate left none."""
+    """The rows that the shipped model lost; empty where validate left none."""
     if not document:
         return {}
     return {
         "rows": document["rows"],
         "apart": f"{document['apart']:,}", "n": f"{document['n']:,}",
-        "lost": f"{document['lost']:,}", "gained": f"{document['gained']:,}",
+        "lost": f"{document['lost']:,}", "gained": f"{document['gained']:,}", "worst": document["worst"],
     }  # fmt: skip
 
 
@@ -192,10 +177,10 @@ def _lines(title: str, model: str, series: Mapping[str, charts.Points], form: ch
 
 
 def curves(result: StageResult, history: Row) -> dict[str, Any]:
-    """The learning curves of one stage: loss and accuracy over epochs, and what they say."""
+    """The learning curves of one stage: loss and quality over epochs, and what they say."""
     points, evaluations, card = history["points"], history["evaluations"], result.scorecard
     title = TITLES.get(result.stage, result.stage)
-    # A composed loss (of a distillation) is in other units than the selection split's cross-entropy: never on one axis.
+    # A composed loss (of a distillation) is in other units than the selection split's loss: never on one axis.
     composed = any(part.endswith("_loss") for point in points for part in point)
     panels = []
     if points:
@@ -209,13 +194,15 @@ def curves(result: StageResult, history: Row) -> dict[str, Any]:
             panels.append(_lines(name, title, line, numbers.number))
     facts = []
     if evaluations:
-        best = max(evaluations, key=lambda point: (point["accuracy"], -point["loss"]))
-        facts.append(f"best {numbers.percent(best['accuracy'])} at epoch {best['epoch']:.2g}")
-        # Accuracy on training rows is measured once, of the weights that are kept: those of the best evaluation.
-        fit = [] if card.train_accuracy is None else [(best["epoch"], 100 * card.train_accuracy)]
-        accuracy = {"training": fit, "selection": [(point["epoch"], 100 * point["accuracy"]) for point in evaluations]}
+        best = max(evaluations, key=lambda point: (point["quality"], -point["loss"]))
+        facts.append(f"best {numbers.percent(best['quality'])} at epoch {best['epoch']:.2g}")
+        # Quality on training rows is measured once, of the weights that are kept: those of the best evaluation.
+        fit = [] if card.train_quality is None else [(best["epoch"], 100 * card.train_quality)]
+        quality = {"training": fit, "selection": [(point["epoch"], 100 * point["quality"]) for point in evaluations]}
         if len(evaluations) > 1:
-            panels.append(_lines("Accuracy, %", title, accuracy, lambda value: numbers.percent(value / 100)))
+            panels.append(
+                _lines(f"{numbers.capital(card.metric)}, %", title, quality, lambda value: numbers.percent(value / 100))
+            )
     if card.overfit_gap is not None:
         facts.append(f"train{numbers.MINUS}selection gap {numbers.points(card.overfit_gap)}")
     if card.samples_per_s is not None:
@@ -315,7 +302,7 @@ def stages(outcome: Outcome) -> list[dict[str, Any]]:
         card = result.scorecard
         alike = card.agreement_with_teacher
         gave = [
-            f"{numbers.percent(card.accuracy)} on {card.split}" if card.accuracy is not None else "",
+            f"{card.metric} {numbers.percent(card.quality)} on {card.split}" if card.quality is not None else "",
             f"{numbers.percent(alike)} as the teacher" if alike is not None else "",
             numbers.unit(card.size_mb, "MB") if card.size_mb is not None else "",
             numbers.unit(card.num_parameters / 1e6, "M parameters") if card.num_parameters is not None else "",

@@ -31,7 +31,7 @@ class Study:
     preset: str
     seeds: tuple[int, ...]
     target: float
-    """Accuracy on the selection split to which time is measured."""
+    """Quality on the selection split to which time is measured."""
     epochs: float
     rows: int
     """Of the training split."""
@@ -70,7 +70,7 @@ TABLES = {
         "rate times the factor between its scale and the recipe's optimizer's: a place to start from, not a search.",
     ),
 }
-HEADER = ("", "seconds to target", "sooner", "samples/s", "faster", "peak memory", "accuracy", "against baseline")
+HEADER = ("", "seconds to target", "sooner", "samples/s", "faster", "peak memory", "quality", "against baseline")
 
 
 def _cell(estimate: Estimate | None, form: charts.Format) -> tuple[str, str]:
@@ -93,7 +93,7 @@ def cells(row: Row, study: Study) -> Iterator[tuple[str, str]]:
     yield _cell(summary.samples_per_s, numbers.number)
     yield _cell(summary.faster, numbers.times)
     yield numbers.unit(summary.peak_memory_mb, "MB"), numbers.times(summary.memory.measured) if summary.memory else ""
-    yield _cell(summary.accuracy, numbers.percent)
+    yield _cell(summary.quality, numbers.percent)
     yield _cell(summary.better, _points)
 
 
@@ -132,25 +132,25 @@ def headline(study: Study) -> str:
     goal = numbers.percent(study.target, 0)
     first, then = study.baseline.summary.seconds, row.summary.seconds
     if then is None:
-        return f"{text}; {goal} accuracy was not reached with every seed."
+        return f"{text}; {goal} quality was not reached with every seed."
     took = numbers.duration(then.measured)
     if first is None:
-        return f"{text}, and reaches {goal} accuracy in {took}, which the baseline does not in {study.epochs:g} epochs."
-    return f"{text}, and reaches {goal} accuracy in {took} instead of {numbers.duration(first.measured)}."
+        return f"{text}, and reaches {goal} quality in {took}, which the baseline does not in {study.epochs:g} epochs."
+    return f"{text}, and reaches {goal} quality in {took} instead of {numbers.duration(first.measured)}."
 
 
 def _curve(row: Row) -> list[tuple[float, float]]:
-    """The mean over seeds of each evaluation's seconds and accuracy."""
+    """The mean over seeds of each evaluation's seconds and quality."""
     columns = zip(*(trial.curve for trial in row.summary.trials), strict=True)
     return [(sum(x for x, _ in c) / len(c), sum(y for _, y in c) / len(c)) for c in columns]
 
 
 def _race(name: str, rows: Sequence[Row], study: Study) -> dict[str, Any]:
-    """Accuracy over seconds of training; an ordered ramp for choices on top of each other, else hues."""
+    """Quality over seconds of training; an ordered ramp for choices on top of each other, else hues."""
     kind = "step" if name == "together" else "hue"
     classes = [f"{kind}{index}" if index else "hue0" for index in range(len(rows))]
     chart = charts.lines(
-        {row.name: _curve(row) for row in rows}, label=f"{TABLES[name][0]}: accuracy over seconds of training",
+        {row.name: _curve(row) for row in rows}, label=f"{TABLES[name][0]}: quality over seconds of training",
         form=numbers.percent, x_name="second", classes=classes, level=study.target, size=(720, 300),
     )  # fmt: skip
     return {"chart": chart, "keys": list(zip(classes, [row.name for row in rows], strict=True))}
@@ -199,7 +199,7 @@ def trials(study: Study) -> list[dict[str, Any]]:
             "seconds": numbers.duration(trial.training_s),
             "samples_per_s": numbers.number(trial.samples_per_s),
             "memory": numbers.unit(trial.peak_memory_mb, "MB"),
-            "accuracy": numbers.percent(trial.accuracy),
+            "quality": numbers.percent(trial.quality),
             **trial.about,
             "others": numbers.percent(trial.about["others_share"], 0),
         }
@@ -221,7 +221,7 @@ def metrics(study: Study) -> dict[str, float]:
             summary, name = row.summary, row.name.removeprefix("+ ")
             values = {
                 "samples_per_s": summary.samples_per_s, "times_faster": summary.faster, "times_sooner": summary.sooner,
-                "seconds_to_target": summary.seconds, "accuracy": summary.accuracy,
+                "seconds_to_target": summary.seconds, "quality": summary.quality,
             }  # fmt: skip
             found |= {f"{group}/{name}/{key}": one.measured for key, one in values.items() if one}
             found[f"{group}/{name}/peak_memory_mb"] = summary.peak_memory_mb

@@ -12,7 +12,7 @@ from tasks.reporting.markdown import table, text
 from tasks.reporting.verdict import headline, limit, reading, tests
 
 FINAL = (
-    "accuracy",
+    "quality",
     "agreement_with_teacher",
     "size_mb",
     "num_parameters",
@@ -21,11 +21,12 @@ FINAL = (
     "latency_p99_ms",
     "throughput_per_s",
 )
-BY_MODEL = ("accuracy", "agreement_with_teacher", "size_mb", "num_parameters", "latency_p50_ms")
+BY_MODEL = ("quality", "agreement_with_teacher", "size_mb", "num_parameters", "latency_p50_ms")
 
 
 def _measured(row: dict[str, Any], names: Sequence[str], prefix: str) -> dict[str, float]:
-    return {f"{prefix}{name}": float(row[name]) for name in names if row.get(name) is not None}
+    called = {"quality": row["metric"]} if "quality" in names else {}
+    return {f"{prefix}{called.get(name, name)}": float(row[name]) for name in names if row.get(name) is not None}
 
 
 def final_metrics(outcome: Outcome, evidence: Evidence) -> dict[str, float]:
@@ -60,17 +61,18 @@ def markdown(outcome: Outcome, evidence: Evidence, *, url: str) -> str:
     for check in verdict.checks:
         name, form, _ = reading(check)
         checks.append([name, form(check.measured), limit(check), str(check.status), check.explanation])
-    cells = []
-    for row in models(outcome, evidence):
+    cells, rows = [], models(outcome, evidence)
+    metric = rows[0]["metric"] if rows else "quality"
+    for row in rows:
         size = numbers.known(row["size_mb"], lambda value: numbers.unit(value, "MB"))
         latency = numbers.known(row["latency_p50_ms"], lambda value: numbers.unit(value, "ms"))
-        cells.append([row["title"], numbers.known(row["accuracy"], numbers.percent), size, latency])
+        cells.append([row["title"], numbers.known(row["quality"], numbers.percent), size, latency])
     parts = [
         f"# {verdict.status.capitalize()}: {outcome.recipe}",
         text(headline(verdict.checks)),
         table(["check", "measured", "limit", "status", "why"], checks),
         *("\n".join(f"- {text(sentence)}" for sentence in tests(check)) for check in verdict.checks if check.parting),
-        table(["model", "accuracy", "size", "latency p50"], cells),
+        table(["model", metric, "size", "latency p50"], cells),
     ]
     if outcome.release:
         parts.append(f"Registered as **{outcome.release.name}** version {outcome.release.version}.")
@@ -86,6 +88,7 @@ def stage_rows(outcome: Outcome) -> list[dict[str, Any]]:
             "stage": result.stage,
             "status": "Cached" if result.cached else "computed",
             "seconds": result.seconds,
+            "metric": result.scorecard.metric,
             **{name: getattr(result.scorecard, name) for name in BY_MODEL},
             "split": result.scorecard.split,
             "mlflow_run": result.run_id,

@@ -31,11 +31,11 @@ class Limits(Contract):
     """What a model must keep to, and the teacher that it is held against. Without a limit: infinity."""
 
     max_drop: float
-    """Accuracy that may be lost on the selection split, a fraction."""
+    """Quality that may be lost on the selection split, a fraction."""
     max_mb: float = math.inf
     max_ms: float = math.inf
     """p50 of one sentence."""
-    teacher_accuracy: float
+    teacher_quality: float
     """On the selection split."""
     rows: int
     """Of the selection split."""
@@ -64,8 +64,8 @@ class Trial(Contract):
         return self.stages[-1].scorecard if self.state is State.COMPLETE else None
 
     def drop(self, limits: Limits) -> float | None:
-        """Accuracy lost against the teacher on the selection split, a fraction."""
-        return None if self.card is None or self.card.accuracy is None else limits.teacher_accuracy - self.card.accuracy
+        """Quality lost against the teacher on the selection split, a fraction."""
+        return None if self.card is None or self.card.quality is None else limits.teacher_quality - self.card.quality
 
     def cost(self, minimize: Minimize) -> float | None:
         """In ms or MB."""
@@ -80,7 +80,7 @@ class Trial(Contract):
         return drop, cost
 
     def excess(self, limits: Limits) -> dict[str, float]:
-        """How far each measure of a complete trial is beyond its limit: points of accuracy as a fraction, others as a
+        """How far each measure of a complete trial is beyond its limit: points of quality as a fraction, others as a
         fraction of the limit. Zero or less where it keeps to it; minus infinity where there is none."""
         drop, size, latency = self.drop(limits), self.cost(Minimize.SIZE), self.cost(Minimize.LATENCY)
         assert drop is not None
@@ -160,7 +160,7 @@ def best(trials: Sequence[Trial], limits: Limits, minimize: Minimize) -> Trial |
 
 
 def front(search: Search) -> list[Trial]:
-    """The trials that no other dominates in accuracy lost and cost."""
+    """The trials that no other dominates in quality lost and cost."""
     measured = search.complete
     points = [trial.objectives(search.limits, search.minimize) for trial in measured]
     return sorted((measured[i] for i in pareto.front(points)), key=lambda one: one.cost(search.minimize) or 0)

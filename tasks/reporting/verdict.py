@@ -18,10 +18,10 @@ class Reading(NamedTuple):
 
 
 CHECKS = {
-    "quality_drop": Reading("accuracy lost", numbers.points, lambda x: f"{numbers.plain(100 * x)} points"),
+    "quality_drop": Reading("{metric} lost", numbers.points, lambda x: f"{numbers.plain(100 * x)} points"),
     "shrink": Reading("smaller", numbers.times, lambda x: f"{numbers.plain(x)}×"),
     "speedup": Reading("faster", numbers.times, lambda x: f"{numbers.plain(x)}×"),
-    "floor": Reading("above the majority answer", numbers.points, lambda x: f"{numbers.plain(100 * x)} points"),
+    "floor": Reading("above answering without reading", numbers.points, lambda x: f"{numbers.plain(100 * x)} points"),
     "lost_classes": Reading("classes lost", numbers.plain, numbers.plain),
 }
 """The checks known by name. Others keep their name and plain numbers."""
@@ -34,7 +34,8 @@ SYMBOLS = {CheckStatus.PASSED: "✓", CheckStatus.FAILED: "✕", CheckStatus.UND
 
 def reading(check: Check) -> Reading:
     """Returns how a check is said."""
-    return CHECKS.get(check.name, Reading(check.name.replace("_", " "), numbers.number, numbers.plain))
+    known = CHECKS.get(check.name, Reading(check.name.replace("_", " "), numbers.number, numbers.plain))
+    return known._replace(name=known.name.format(metric=check.metric))
 
 
 def limit(check: Check) -> str:
@@ -47,11 +48,11 @@ def headline(checks: Sequence[Check]) -> str:
     found = {check.name: check.measured for check in checks}
     if not set(HEADLINE) <= set(found) <= set(CHECKS):
         return "; ".join(check.explanation for check in checks) + "."
-    drop = found["quality_drop"]
+    drop, metric = found["quality_drop"], next(check.metric for check in checks if check.name == "quality_drop")
     if drop > 0:
-        cost = f"at a cost of {numbers.points(drop)} of accuracy"
+        cost = f"at a cost of {numbers.points(drop)} of {metric}"
     else:
-        cost = f"and {numbers.points(-drop)} more accurate" if drop else "with the same accuracy"
+        cost = f"with {numbers.points(-drop)} more {metric}" if drop else f"with the same {metric}"
     shrink, speedup = numbers.times(found["shrink"]), numbers.times(found["speedup"])
     return f"{shrink} smaller and {speedup} faster than its teacher, {cost}."
 
@@ -60,7 +61,7 @@ def tiles(checks: Sequence[Check], rows: Sequence[Mapping[str, Any]]) -> list[di
     """The headline numbers, with the values of the first and last model that each compares; of a run that did not come
     so far, one per check."""
     compared = {
-        "quality_drop": ("accuracy", numbers.percent),
+        "quality_drop": ("quality", numbers.percent),
         "shrink": ("size_mb", lambda value: numbers.unit(value, "MB")),
         "speedup": ("latency_p50_ms", lambda value: numbers.unit(value, "ms")),
     }
@@ -69,7 +70,7 @@ def tiles(checks: Sequence[Check], rows: Sequence[Mapping[str, Any]]) -> list[di
         name, form, _ = reading(check)
         value = form(check.measured)
         if check.name == "quality_drop":
-            value, name = numbers.points(-check.measured, signed=True), "accuracy"
+            value, name = numbers.points(-check.measured, signed=True), check.metric
         key, form = compared.get(check.name, ("", form))
         ends = [row[key] for row in (rows[0], rows[-1]) if row.get(key) is not None] if rows else []
         detail = " → ".join(form(end) for end in ends) if len(ends) == 2 else ""

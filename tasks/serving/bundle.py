@@ -4,8 +4,8 @@
 
     model.onnx         the graph (and model.onnx.data where the weights are large)
     tokenizer.json     with truncation and padding set as the model was trained
-    manifest.json      inputs, outputs, labels, versions, the verdict, and the digest of every other file
-    golden.json        texts with the tokens and probabilities that they must give
+    manifest.json      inputs, outputs, what they mean, versions, the verdict, and the digest of every other file
+    golden.json        texts with the tokens and answers that they must give
     predictor.py       answers, and tests itself
     README.md          the model card
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,9 +32,12 @@ from tasks.serving import card, predictor
 
 if TYPE_CHECKING:
     from tasks.ml.data.datasets import Golden
+    from tasks.ml.problem import Answer
 
 FORMAT = 1
 GOLDEN_ROWS = 16
+DIGITS = 5
+"""Of a golden answer, after the point of its unit."""
 MODEL_FILES = ("model.onnx", "model.onnx.data")
 SCALED_AT_RUN_TIME = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul"})
 """Operators that take one scale from a whole batch, so that a row's answer depends on the rows beside it."""
@@ -45,6 +49,7 @@ def build(
     source: Path,
     name: str,
     problem: str,
+    answer: Answer,
     base_model: str,
     data: str,
     tokenizer: tokenizers.Tokenizer,
@@ -57,6 +62,7 @@ def build(
     Args:
         source: the ONNX bundle that ``export`` published.
         name: of the registered model.
+        answer: what its outputs mean.
         base_model: what the teacher was fine-tuned from, for the card.
         data: what it was fine-tuned on, for the card.
         tokenizer: cuts and pads as the model learned texts.
@@ -79,7 +85,8 @@ def build(
         "format": FORMAT,
         "name": name,
         "problem": problem,
-        "labels": _labels(source),
+        "labels": list(answer.labels),
+        "answer": {"kind": answer.kind, **answer.about},
         "max_length": truncation["max_length"],
         "padding": {"id": padding["pad_id"], "token": padding["pad_token"], "side": padding["direction"]},
         **_interface(model),
@@ -94,7 +101,7 @@ def build(
     }
     _write(directory / "manifest.json", manifest)
     _write(directory / "golden.json", _golden(directory, golden))
-    readme = card.render(manifest, base_model=base_model, data=data, validation=validation)
+    readme = card.render(manifest, purpose=answer.purpose, base_model=base_model, data=data, validation=validation)
     (directory / "README.md").write_text(readme, encoding="utf-8")
     files = {path.name: _digest(path) for path in sorted(directory.iterdir()) if path.name != "manifest.json"}
     _write(directory / "manifest.json", manifest | {"files": files})
@@ -107,11 +114,6 @@ def _write(path: Path, content: Any) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _labels(source: Path) -> list[str]:
-    names = json.loads((source / "config.json").read_text(encoding="utf-8"))["id2label"]
-    return [names[key] for key in sorted(names, key=int)]
 
 
 def _interface(model: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
@@ -139,16 +141,22 @@ def _verdict(verdict: Verdict | None) -> dict[str, Any]:
 
 
 def _golden(directory: Path, golden: Sequence[Golden]) -> list[dict[str, Any]]:
-    """Each text with the tokens and probabilities that it must give, answered alone and on one thread."""
+    """Each text with the tokens and the answer that it must give, answered alone and on one thread."""
     model = predictor.Predictor(directory, threads=1)
+    digits = DIGITS - math.floor(math.log10(model.answers.unit))
     rows = []
     for one in golden:
         (ids,) = model.encode([one.text])
         _require_learned(model.tokenizer, one, ids)
         (answer,) = model.predict([one.text])
-        probabilities = {label: round(value, 5) for label, value in answer["probabilities"].items()}
-        rows.append({"text": one.text, "input_ids": ids, "label": answer["label"], "probabilities": probabilities})
+        rows.append({"text": one.text, "input_ids": ids, **_rounded(answer, digits)})
     return rows
+
+
+def _rounded(value: Any, digits: int) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(one, digits) for name, one in value.items()}
+    return round(value, digits) if isinstance(value, float) else value
 
 
 def _require_learned(tokenizer: tokenizers.Tokenizer, golden: Golden, ids: Sequence[int]) -> None:

@@ -5,32 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from tasks.reporting.markdown import code, text
+from tasks.reporting.numbers import capital
 
 USAGE = """\
-import json
-import numpy as np
-import onnxruntime
-from tokenizers import Tokenizer
-
-labels = json.load(open("manifest.json", encoding="utf-8"))["labels"]
-tokenizer = Tokenizer.from_file("tokenizer.json")  # cuts and pads as the model was trained
-session = onnxruntime.InferenceSession("model.onnx", providers=["{provider}"])
+from predictor import Predictor
 
 texts = ["an utter delight", "a waste of an evening"]
-encodings = tokenizer.encode_batch(texts)
-(logits,) = session.run(["logits"], {{
-    "input_ids": np.array([e.ids for e in encodings], dtype=np.int64),
-    "attention_mask": np.array([e.attention_mask for e in encodings], dtype=np.int64),
-}})
-for text, row in zip(texts, logits):
-    probabilities = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
-    print(labels[row.argmax()], round(float(probabilities.max()), 3), text)
+for text, answer in zip(texts, Predictor(".").predict(texts)):
+    print(answer, text)
 """
 
 CARD = """\
 # {name}
 
-Tells which of {num_labels} labels a text has: {labels}. Compressed with Featherweight from a teacher that was
+{purpose}: {labels}. Compressed with Featherweight from a teacher that was
 fine-tuned from {base_model} on {data}. Texts are cut after {max_length} tokens.
 
 ## What was measured
@@ -39,7 +27,7 @@ fine-tuned from {base_model} on {data}. Texts are cut after {max_length} tokens.
 |---|---|---|
 {measured}
 
-Accuracy over the {n} rows of {split}. Latency of one real
+{metric} over the {n} rows of {split}. Latency of one real
 sentence at batch 1, on {machine}.
 
 {checks}Verdict: {reason}.
@@ -51,9 +39,9 @@ sentence at batch 1, on {machine}.
 ```python
 {usage}```
 
-`predictor.py` does the same with batches and checks (`python predictor.py "an utter delight"`), and
-`python predictor.py --self-test` verifies every file's digest and the golden rows. From MLflow, by the alias it was
-deployed to:
+`predictor.py` needs no more than that, and shows how texts become inputs and logits an answer; it also runs by itself
+(`python predictor.py "an utter delight"`), and `python predictor.py --self-test` verifies every file's digest and the
+golden rows. From MLflow, by the alias it was deployed to:
 
 ```sh
 mlflow models serve -m "models:/{name}@champion" --env-manager local -p 5001
@@ -67,13 +55,13 @@ curl localhost:5001/invocations -H 'Content-Type: application/json' \\
 |---|---|
 | `model.onnx` | the graph, opset {opset}; inputs {inputs}; output `logits` |
 | `tokenizer.json` | with truncation and padding set |
-| `manifest.json` | inputs, outputs, labels, versions, verdict, digest of every file |
-| `golden.json` | texts of the selection split, an empty and a long one, with the tokens and probabilities to give |
+| `manifest.json` | inputs, outputs and what they mean, versions, verdict, digest of every file |
+| `golden.json` | texts of the selection split, an empty and a long one, with the tokens and answers to give |
 | `predictor.py` | answers with onnxruntime and tokenizers alone |
 
 ## Limits
 
-It knows the domain and language of its training data and no other; the accuracy above says nothing about other text.
+It knows the domain and language of its training data and no other; what was measured says nothing about other text.
 {batches} A batch of your own needs at least one row and one token: onnxruntime ends its process on none.
 """
 
@@ -91,12 +79,11 @@ SPLITS = {
 
 BATCHES = {
     True: "A text gets the same answer whatever texts share its batch.",
-    False: "Activations are quantized over a whole batch, so a probability differs slightly with the texts beside it.",
+    False: "Activations are quantized over a whole batch, so an answer differs slightly with the texts beside it.",
 }
 
 
 ROWS = (
-    ("Accuracy", "accuracy", "{:.4f}"),
     ("Size, MB", "size_mb", "{:.2f}"),
     ("Parameters", "num_parameters", "{:,}"),
     ("Latency p50, ms", "latency_p50_ms", "{:.2f}"),
@@ -109,20 +96,27 @@ ROWS = (
 )
 
 
-def render(manifest: dict[str, Any], *, base_model: str, data: str, validation: dict[str, Any]) -> str:
-    """Returns the card of a serving bundle, as Markdown."""
+def render(manifest: dict[str, Any], *, purpose: str, base_model: str, data: str, validation: dict[str, Any]) -> str:
+    """Returns the card of a serving bundle, as Markdown.
+
+    Args:
+        purpose: what the model tells of a text, in words that come before the names of its outputs.
+    """
     models = {model["stage"]: model for model in validation["models"]}
     teacher, shipped = models["train"], models["validate"]
     device, checks = validation["device"], manifest["verdict"]["checks"]
+    metric = capital(shipped["metric"])
     return CARD.format(
         name=manifest["name"],
-        num_labels=len(manifest["labels"]),
+        purpose=purpose,
         labels=", ".join(map(code, manifest["labels"])),
+        metric=metric,
         base_model=code(base_model),
         data=code(data),
         max_length=manifest["max_length"],
         measured="\n".join(
-            f"| {title} | {_cell(teacher, key, form)} | {_cell(shipped, key, form)} |" for title, key, form in ROWS
+            f"| {title} | {_cell(teacher, key, form)} | {_cell(shipped, key, form)} |"
+            for title, key, form in ((metric, "quality", "{:.4f}"), *ROWS)
         ),
         n=validation["n"],
         machine=text(f"{device.get('gpu') or device['cpu_model']}, {device['threads']} threads, {device['provider']}"),
@@ -130,7 +124,7 @@ def render(manifest: dict[str, Any], *, base_model: str, data: str, validation: 
         checks=CHECKS.format(rows="\n".join(map(_check, checks))) if checks else "",
         reason=text(manifest["verdict"]["reason"]),
         batches=BATCHES[manifest["batch_invariant"]],
-        usage=USAGE.format(provider=manifest["provider"]),
+        usage=USAGE,
         opset=manifest["versions"]["opsets"]["ai.onnx"],
         inputs=", ".join(f"`{value['name']}` {value['dtype']}{value['shape']}" for value in manifest["inputs"]),
     )

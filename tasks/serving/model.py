@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import shutil
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tasks.serving import predictor
+
 CODE = Path(__file__).parent / "pyfunc.py"
 """What MLflow loads and executes."""
-PREDICTOR = Path(__file__).parent / "predictor.py"
+PREDICTOR = Path(predictor.__file__)
 """What that executes in turn."""
 BUNDLE = "bundle"
 """The artifact of the model that is the serving bundle."""
@@ -38,27 +41,23 @@ def installed(bundle: Path, names: Iterable[str], folder: Path) -> Path:
             path=str(folder / "model"),
             python_model=str(CODE),
             artifacts={BUNDLE: str(copy)},
-            signature=signature(),
+            signature=signature(bundle),
             pip_requirements=requirements(),
         )
     return folder / "model"
 
 
-def signature() -> Any:
-    """Column ``text`` → ``label``, ``score`` and ``probabilities`` (label → probability)."""
+def signature(bundle: Path) -> Any:
+    """Column ``text`` → the fields of the bundle's answers, such as ``label``, ``score`` and ``probabilities``."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Map
 
+    types: dict[type, Any] = {str: DataType.string, float: DataType.double, dict: Map(DataType.double)}
+    fields = predictor.answers(json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))).COLUMNS
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "text")]),
-        outputs=Schema(
-            [
-                ColSpec(DataType.string, "label"),
-                ColSpec(DataType.double, "score"),
-                ColSpec(Map(DataType.double), "probabilities"),
-            ]
-        ),
+        outputs=Schema([ColSpec(types[kind], name) for name, kind in fields.items()]),
     )
 
 

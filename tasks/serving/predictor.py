@@ -2,7 +2,7 @@
 
 ::
 
-    python predictor.py "an utter delight"      prints label and probabilities as JSON
+    python predictor.py "an utter delight"      prints the answer as JSON
     python predictor.py --self-test [FOLDER]    checks every file's digest, then the golden rows
 
 B = rows, S = tokens, C = classes.
@@ -16,14 +16,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
 TOLERANCE = 0.01
-"""Largest difference of a golden probability: another CPU's integer kernels round elsewhere."""
+"""Largest difference of a golden answer, in its unit: another CPU's integer kernels round elsewhere."""
 
 
 def num_cores(root: Path = Path("/")) -> int:
@@ -43,8 +43,52 @@ def num_cores(root: Path = Path("/")) -> int:
     return max(1, int(cores))
 
 
+class Labels:
+    """Of a classifier: the likeliest ``label``, its probability as ``score``, and ``probabilities`` of all labels."""
+
+    COLUMNS: ClassVar = {"label": str, "score": float, "probabilities": dict}
+
+    def __init__(self, manifest: dict[str, Any]) -> None:
+        self.names, self.unit = manifest["labels"], 1.0
+
+    def __call__(self, logits: np.ndarray) -> list[dict[str, Any]]:
+        exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return [
+            {
+                "label": self.names[int(row.argmax())],
+                "score": float(row.max()),
+                "probabilities": dict(zip(self.names, map(float, row), strict=True)),
+            }
+            for row in exponents / exponents.sum(axis=-1, keepdims=True)
+        ]
+
+
+class Scores:
+    """Of a regression: the ``score``, in the unit of the labels that it was learned from."""
+
+    COLUMNS: ClassVar = {"score": float}
+
+    def __init__(self, manifest: dict[str, Any]) -> None:
+        self.mean, self.unit = manifest["answer"]["mean"], manifest["answer"]["spread"]
+
+    def __call__(self, logits: np.ndarray) -> list[dict[str, Any]]:
+        return [{"score": self.mean + self.unit * float(row[0])} for row in logits]
+
+
+ANSWERS: dict[str, type[Labels] | type[Scores]] = {"label": Labels, "score": Scores}
+"""What a model's logits mean, by the manifest's word for it."""
+
+
+def answers(manifest: dict[str, Any]) -> Labels | Scores:
+    """What turns logits (B, C) into answers; ``COLUMNS`` has their fields, ``unit`` what a difference is measured in.
+
+    Bundles of earlier versions, which do not say, tell labels.
+    """
+    return ANSWERS[manifest.get("answer", {"kind": "label"})["kind"]](manifest)
+
+
 class Predictor:
-    """A text classifier in ONNX Runtime.
+    """A model of texts in ONNX Runtime.
 
     With dynamically quantized activations, the rows that share a batch share their scales, so a probability can differ
     in its third digit with the company it is computed in.
@@ -63,7 +107,7 @@ class Predictor:
         """
         self.directory = Path(directory)
         self.manifest = json.loads((self.directory / "manifest.json").read_text(encoding="utf-8"))
-        self.labels: list[str] = self.manifest["labels"]
+        self.answers = answers(self.manifest)
         self.tokenizer = Tokenizer.from_file(str(self.directory / "tokenizer.json"))
         self.tokenizer.no_padding()
         provider = provider or self.manifest["provider"]
@@ -76,8 +120,8 @@ class Predictor:
         if provider not in self.session.get_providers():
             raise RuntimeError(f"{provider} does not work on this machine; pass provider='CPUExecutionProvider'")
 
-    def probabilities(self, texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:
-        """Probability of every label: texts (B) → (B, C), in the order of the texts.
+    def logits(self, texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:
+        """What the model says of each text: texts (B) → (B, C), in the order of the texts.
 
         Texts of similar length share a batch, so that little is spent on padding.
         """
@@ -86,12 +130,11 @@ class Predictor:
                 raise ValueError(f"row {position}: text must be a string, not {type(text).__name__}")
         rows = self.encode(texts)
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        logits = np.empty((len(rows), len(self.labels)), dtype=np.float32)
+        logits = np.empty((len(rows), len(self.manifest["labels"])), dtype=np.float32)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             logits[chosen] = self._logits([rows[index] for index in chosen])
-        exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        return exponents / exponents.sum(axis=-1, keepdims=True)
+        return logits
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, cut as the model learned texts."""
@@ -111,15 +154,15 @@ class Predictor:
         return self.session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
 
     def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """Label, its probability as ``score``, and ``probabilities`` of all labels, for each text."""
-        return [
-            {
-                "label": self.labels[int(row.argmax())],
-                "score": float(row.max()),
-                "probabilities": dict(zip(self.labels, map(float, row), strict=True)),
-            }
-            for row in self.probabilities(texts)
-        ]
+        """The answer to each text, with the fields of ``answers(manifest).COLUMNS``."""
+        return self.answers(self.logits(texts))
+
+
+def distance(expected: Any, found: Any) -> float:
+    """Largest difference of two numbers, or of those that two objects hold by the same names."""
+    if isinstance(expected, dict):
+        return float(np.max([distance(value, found[name]) for name, value in expected.items()]))
+    return 0.0 if isinstance(expected, str) else abs(expected - found)
 
 
 def self_test(directory: str | Path) -> dict[str, Any]:
@@ -145,11 +188,10 @@ def self_test(directory: str | Path) -> dict[str, Any]:
         if ids != row.get("input_ids", ids):  # bundles of earlier versions do not say
             raise RuntimeError(f"golden row {number}: expected the tokens {row['input_ids']}, found {ids}")
         (found,) = predictor.predict([row["text"]])
-        difference = max(
-            abs(found["probabilities"][label] - row["probabilities"][label]) for label in found["probabilities"]
-        )
+        expected = {name: row[name] for name in predictor.answers.COLUMNS if name in row}
+        difference = distance(expected, found) / predictor.answers.unit
         if not difference <= TOLERANCE:  # also catches NaN; a label can then only differ in a tie
-            raise RuntimeError(f"golden row {number}: expected {row['probabilities']}, found {found['probabilities']}")
+            raise RuntimeError(f"golden row {number}: expected {expected}, found {found}")
         worst = max(worst, difference)
     if heavy := {"torch", "transformers"} & set(sys.modules):
         raise RuntimeError(f"serving loaded {', '.join(sorted(heavy))}")

@@ -16,8 +16,8 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
 
-class TextClassifier(PythonModel):
-    """Column ``text`` → columns ``label``, ``score`` (its probability) and ``probabilities`` (label → probability)."""
+class Served(PythonModel):
+    """Column ``text`` → a column for each field of the predictor's answers."""
 
     def load_context(self, context: Any) -> None:
         bundle = Path(context.artifacts["bundle"])
@@ -36,4 +36,4 @@ class TextClassifier(PythonModel):
         return pd.DataFrame(self.predictor.predict(model_input["text"].tolist()))
 
 
-set_model(TextClassifier())
+set_model(Served())

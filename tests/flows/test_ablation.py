@@ -35,9 +35,9 @@ def test_an_ablation_compares_row_by_row_and_repeats_nothing(recipe: Recipe, tmp
         same = {"latency_p50_ms": first.whole.latency_p50_ms, "throughput_per_s": first.whole.throughput_per_s}
         assert replace(row.used, **same) == first.whole, "what the recipe uses is compared with the recipe itself"
         assert row.used.latency_p50_ms != first.whole.latency_p50_ms, "times are those of rounds taken in turns"
-        difference = row.used.accuracy.measured - row.spared.accuracy.measured
-        assert row.effect.accuracy.measured == pytest.approx(difference)
-        assert row.effect.accuracy.low is not None
+        difference = row.used.quality.measured - row.spared.quality.measured
+        assert row.effect.quality.measured == pytest.approx(difference)
+        assert row.effect.quality.low is not None
         assert row.effect.smaller.measured == pytest.approx(row.spared.size_mb.measured / row.used.size_mb.measured)
     hidden, integers = first.rows
     assert hidden.effect.signs()["size"] == 0, "a loss term weighs nothing"

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tasks.contracts.values import Scorecard
+
 GOLDEN = Path(__file__).parent.parent / "golden" / "smoke.json"
 MODEL_STAGES = ["train", "distill", "prune", "quantize", "export", "validate"]
 EXACT = ("num_parameters", "num_examples", "num_rows", "fused_attention_nodes", "quantized_matmul_nodes")
@@ -83,10 +85,7 @@ def test_the_whole_line_ends_in_a_bundle_that_answers(first: dict[str, Any]) -> 
 
 
 def test_it_comes_to_what_it_came_to_before(first: dict[str, Any]) -> None:
-    cards = {
-        name: {key: value for key, value in stage["scorecard"].items() if value is not None}
-        for name, stage in stages(first).items()
-    }
+    cards = {name: Scorecard(**stage["scorecard"]).metrics() for name, stage in stages(first).items()}
     kept = {
         name: {key: card[key] for key in (*EXACT, *CLOSE, "accuracy") if key in card} for name, card in cards.items()
     }

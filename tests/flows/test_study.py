@@ -50,7 +50,7 @@ def test_a_study_compares_and_repeats_nothing(recipe: Recipe, tmp_path: Path) ->
         assert 0 < seconds[0] < seconds[-1] <= trial.training_s
         assert trial.samples_per_s == pytest.approx(first.rows / trial.training_s)
         assert 50 < trial.peak_memory_mb < 5000
-        assert len(trial.correct) == first.selection_rows
+        assert len(trial.scores) == first.selection_rows
         assert trial.about["cached"] is False
     assert children(first).keys() == {
         "prepare", "baseline, seed 3", "+ AdamW, seed 3", "+ sparse embeddings, seed 3", "adafactor, seed 3"
@@ -61,7 +61,7 @@ def test_a_study_compares_and_repeats_nothing(recipe: Recipe, tmp_path: Path) ->
     metrics = parent.data.metrics
     assert metrics["together/AdamW/samples_per_s"] == first.together[0].summary.samples_per_s.measured
     document = json.loads(tracking.read_text(first.run_id, "study.json") or "")
-    assert document["baseline"]["summary"]["accuracy"]["measured"] == first.baseline.summary.accuracy.measured
+    assert document["baseline"]["summary"]["quality"]["measured"] == first.baseline.summary.quality.measured
     page = comparing.copy(sections, first, tmp_path / "study.html")
     assert page.read_text(encoding="utf-8") == tracking.read_text(first.run_id, "study.html")
     assert json.loads(page.with_suffix(".json").read_text(encoding="utf-8")) == document

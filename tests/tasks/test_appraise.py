@@ -57,7 +57,7 @@ def test_a_candidate_is_measured_without_the_test_split(run_id: str) -> None:
 
     own, rows = appraised(line["train"])
     assert own["agreement_with_teacher"] == 1
-    assert np.array_equal(rows["correct_teacher"].to_numpy(), rows["correct_candidate"].to_numpy())
+    assert np.array_equal(rows["score_teacher"].to_numpy(), rows["score_candidate"].to_numpy())
     assert own["num_parameters"] > card["num_parameters"]
 
     again = appraise(candidate, splits, QUICK, teacher=line["train"], simulated=line["quantize"], run_id=run_id)
@@ -68,5 +68,5 @@ def test_what_was_exported_from_something_else_fails(run_id: str) -> None:
     splits, line = tiny_models.publish_data(), tiny_models.publish_line()
     candidate = export(line["quantize"], ExportConfig(), run_id=run_id).bundle
     assert candidate is not None
-    with pytest.raises(FeatherweightError, match=r"of 78 labels .* differ"):
+    with pytest.raises(FeatherweightError, match=r"of 78 answers .* differ"):
         appraise(candidate, splits, QUICK, teacher=line["train"], simulated=line["train"], run_id=run_id)

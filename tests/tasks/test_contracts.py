@@ -33,7 +33,7 @@ def check(status: CheckStatus, name: str = "quality_drop") -> Check:
 def outcome() -> Outcome:
     teacher = StageResult(
         bundle=Bundle(digest=DIGEST, format="torch", problem="text-classification"),
-        scorecard=Scorecard(split="test", num_examples=7, accuracy=0.857, size_mb=91.0),
+        scorecard=Scorecard(split="test", num_examples=7, quality=0.857, size_mb=91.0),
         stage="train", run_id="r1", seconds=1.5,
     )  # fmt: skip
     prepared = StageResult(splits=Splits(digest=DIGEST, problem="text-classification"), stage="prepare", run_id="r0")
@@ -90,7 +90,7 @@ def test_a_verdict_needs_a_check() -> None:
 
 
 def test_metrics_are_what_was_measured() -> None:
-    assert Scorecard(split="test", accuracy=0.5, num_examples=4).metrics() == {"accuracy": 0.5, "num_examples": 4.0}
+    assert Scorecard(split="test", quality=0.5, num_examples=4).metrics() == {"accuracy": 0.5, "num_examples": 4.0}
 
 
 def test_mendable_errors_are_value_errors() -> None:

@@ -177,7 +177,7 @@ def write_classes(folder: Path, *, classes: dict[str, tuple[int, int, int]]) -> 
         columns["prediction_validate"] += [index] * shipped + [wrong] * (rows - shipped)
     found = {name: np.array(values) for name, values in columns.items()}
     for stage in ("train", "validate"):
-        found[f"correct_{stage}"] = (found[f"prediction_{stage}"] == found["target"]).astype(float)
+        found[f"score_{stage}"] = (found[f"prediction_{stage}"] == found["target"]).astype(float)
     write_evidence(folder)
     write_arrow(folder / "rows.arrow", found)
     document = json.loads((folder / "validation.json").read_text())

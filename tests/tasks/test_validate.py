@@ -106,15 +106,15 @@ def test_a_whole_proof(run_id: str, splits: Splits, lineage: dict[str, Bundle], 
         assert models[stage]["agreement_with_teacher"] == alike
     assert result.scorecard.agreement_with_teacher == models["validate"]["agreement_with_teacher"]
     for stage, model in models.items():
-        correct = rows[f"correct_{stage}"].to_numpy()
+        correct = rows[f"score_{stage}"].to_numpy()
         assert np.array_equal(correct, rows[f"prediction_{stage}"].to_numpy() == rows["target"].to_numpy())
-        assert model["accuracy"] == pytest.approx(correct.mean())
+        assert model["quality"] == pytest.approx(correct.mean())
     lost = tiny_models.read_json(evidence(result), "regressions.json")
-    right, wrong = (rows[f"correct_{stage}"].to_numpy() for stage in ("train", "validate"))
+    right, wrong = (rows[f"score_{stage}"].to_numpy() for stage in ("train", "validate"))
     assert (lost["n"], lost["lost"], lost["gained"]) == (60, int((right > wrong).sum()), int((right < wrong).sum()))
     assert len(lost["rows"]) == min(10, lost["lost"])
     card = result.scorecard
-    assert (card.split, card.num_examples, card.accuracy) == ("test", 60, models["validate"]["accuracy"])
+    assert (card.split, card.num_examples, card.quality) == ("test", 60, models["validate"]["quality"])
     assert card.latency_p50_ms == models["validate"]["latency_p50_ms"]
     assert card.max_abs_error == proof["parity"]["max_abs_error"]
     assert card.label_flips == proof["parity"]["label_flips"]

@@ -37,7 +37,7 @@ def make(source: Annotated[str, Outside(content)], config: TinyConfig, *, seed: 
         (directory / "model").write_text(f"{source} {config.width} {seed}", encoding="utf-8")
         digest = store.publish(directory)
     tracking.current().metrics({"loss": 0.5}, step=1)
-    return StageOutput(bundle=Bundle(digest=digest, format="torch", problem="tiny"), scorecard=Scorecard(accuracy=0.75))
+    return StageOutput(bundle=Bundle(digest=digest, format="torch", problem="tiny"), scorecard=Scorecard(quality=0.75))
 
 
 @stage
@@ -63,11 +63,11 @@ def patient(source: PlainText) -> StageOutput:
     """Takes steps, keeps what it needs to resume after some of them, and is interrupted later, the first time."""
     saved = checkpoint_directory() / "step"
     first = int(saved.read_text(encoding="utf-8")) if saved.is_file() else 0
-    with progress.training("patient") as observer:
+    with progress.training("patient", "accuracy") as observer:
         observer.start(total_steps=STEPS, first_step=first)
         for step in range(first + 1, STEPS + 1):
             observer.step(step, {"loss": 1 / step, "samples_per_s": 1.0})
-            observer.evaluation(step, {"accuracy": 0.5, "loss": 1 / step})
+            observer.evaluation(step, {"quality": 0.5, "loss": 1 / step})
             if not first and step == SAVED_AT:
                 saved.write_text(str(step), encoding="utf-8")
             if not first and step == INTERRUPTED_AT:

@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,13 @@ class Split:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What holds for every split: label names by class index, tokens after which a text is cut, whose ids these are."""
+    """What holds for every split: names of a model's outputs, tokens after which a text is cut, whose ids these are,
+    and numbers that lead from targets back to labels."""
 
     labels: list[str]
     max_length: int
     tokenizer_digest: str
+    units: Mapping[str, float] = field(default_factory=dict)
 
 
 def _whole_lengths(encoded: Sequence[Any], special: int) -> np.ndarray:
@@ -85,7 +87,9 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
         with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as writer:
             writer.write_table(table)
         lengths[name] = _whole_lengths(encoded, special)
-    info = DatasetInfo(list(division.targets.names), max_length, tokenization.digest(tokenizer))
+    info = DatasetInfo(
+        list(division.targets.names), max_length, tokenization.digest(tokenizer), dict(division.targets.units)
+    )
     profile = _profile(division, lengths, max_length)
     (directory / INFO).write_text(json.dumps(asdict(info), indent=1, ensure_ascii=False), encoding="utf-8")
     (directory / PROFILE).write_text(json.dumps(profile, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ class Targets:
         encode: the target of a row with this label.
         missing: the target of a row without a label.
         dtype: of targets.
+        units: numbers that lead from a target back to a label, where its name among the outputs does not.
     """
 
     tables: Mapping[str, Table]
@@ -32,6 +33,7 @@ class Targets:
     encode: Callable[[str], float]
     missing: float
     dtype: Any
+    units: Mapping[str, float] = field(default_factory=dict)
 
     def array(self, labels: Sequence[str]) -> np.ndarray:
         """Targets (N,) of rows with these labels, "" where there is none."""

@@ -18,8 +18,14 @@ from tasks.ml.models.dropout import fields
 logger = logging.getLogger("featherweight")
 
 
-def load(directory: str | Path, labels: Sequence[str], *, dropout: float = 0.1) -> nn.Module:
-    """Loads a pretrained encoder with a classification head for these labels, in fp32, from safetensors only.
+def load(
+    directory: str | Path,
+    labels: Sequence[str],
+    *,
+    dropout: float = 0.1,
+    problem_type: str = "single_label_classification",
+) -> nn.Module:
+    """Loads a pretrained encoder with a head of an output for each of these labels, in fp32, from safetensors only.
 
     A classifier that knows all of these labels, by whatever numbers, keeps its head; else the classifier is new.
 
@@ -32,7 +38,7 @@ def load(directory: str | Path, labels: Sequence[str], *, dropout: float = 0.1) 
         config.num_labels = len(labels)
     for name in fields(config):
         setattr(config, name, dropout)
-    config.problem_type = "single_label_classification"
+    config.problem_type = problem_type
     model, about = AutoModelForSequenceClassification.from_pretrained(
         directory,
         config=config,

@@ -12,6 +12,7 @@ from scipy.special import log_softmax, softmax
 from tasks.contracts.values import Check, ClassRecall
 from tasks.ml.data.tables import Table
 from tasks.ml.data.targets import Targets, classes
+from tasks.ml.problem import Answer
 from tasks.ml.problems import class_labels
 from tasks.ml.proof import drop, recall
 from tasks.ml.quality import classwise
@@ -21,12 +22,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 METRIC = "accuracy"
+WORST = "on which both are surest"
 ONNX_INPUTS = ("input_ids", "attention_mask")
 ONNX_OUTPUTS = ("logits",)
 FIRST_TOKEN_ONLY = True
 """The head reads the last hidden state of the first token and of no other."""
 NO_TARGET = -100
 """Target of a row without a label, as ``torch.nn.functional.cross_entropy`` ignores it."""
+
+
+def objections(training: Mapping[str, Any]) -> tuple[str, ...]:
+    """Everything means something."""
+    return ()
 
 
 def targets(tables: Mapping[str, Table]) -> Targets:
@@ -67,11 +74,6 @@ def predictions(logits: np.ndarray) -> np.ndarray:
     return logits.argmax(axis=-1)
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax of (B, C) over the labels."""
-    return softmax(logits, axis=-1)
-
-
 def soft_loss(student: torch.Tensor, teacher: torch.Tensor, *, temperature: float) -> torch.Tensor:
     """KL(teacher ‖ student) between softened label distributions, in nats per row, of logits (B, C)."""
     from tasks.ml.distillation import losses
@@ -93,6 +95,27 @@ def same(logits: np.ndarray, reference: np.ndarray) -> np.ndarray:
 def scores(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """1.0 where the most likely label of (B, C) is the target (B,), else 0.0."""
     return (predictions(logits) == targets).astype(np.float64)
+
+
+def regret(teacher: np.ndarray, shipped: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """How sure both are where the teacher alone is right: the smaller probability that they give to their answers."""
+    sureness = np.minimum(*(softmax(logits, axis=-1).max(axis=-1) for logits in (teacher, shipped)))
+    return np.where(scores(teacher, targets) > scores(shipped, targets), sureness, 0.0)
+
+
+def shown(logits: np.ndarray, labels: Sequence[str], units: Mapping[str, float]) -> dict[str, Any]:
+    """The most likely label and its probability."""
+    return {"label": labels[int(logits.argmax())], "probability": round(float(softmax(logits).max()), 4)}
+
+
+def shown_target(target: int, labels: Sequence[str], units: Mapping[str, float]) -> str:
+    """The label."""
+    return labels[target]
+
+
+def answer(labels: Sequence[str], units: Mapping[str, float]) -> Answer:
+    """The most likely label, with probabilities."""
+    return Answer("label", labels, f"Tells which of {len(labels)} labels a text has")
 
 
 def describe(labels: Sequence[str], train_targets: np.ndarray) -> dict[str, Any]:
@@ -123,7 +146,7 @@ def weigh(
     fates = classwise.fates(
         rows["prediction_train"], rows["prediction_validate"], rows["target"], len(labels), confidence=level
     )
-    checks = [drop.of_hits(rows["correct_train"], rows["correct_validate"], limit=max_drop, confidence=level)]
+    checks = [drop.of_hits(rows["score_train"], rows["score_validate"], limit=max_drop, confidence=level)]
     if has_floor:
         counts = classwise.tally(rows["prediction_validate"], rows["target"], len(labels))
         checks += [

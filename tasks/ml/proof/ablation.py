@@ -26,7 +26,7 @@ SLIGHT = 0.1
 time, and models of the same time that pruning by measured times chose were as far apart in size."""
 LEVEL = 0.05
 """Most that the chance of any false claim may be, of all comparisons of an ablation together."""
-UNCERTAIN = ("accuracy", "agreement", "faster", "throughput")
+UNCERTAIN = ("quality", "agreement", "faster", "throughput")
 """What is compared with chance in it."""
 
 
@@ -35,10 +35,10 @@ class Measured:
     """One model, on the selection split."""
 
     seed: int
-    correct: np.ndarray
-    """(N,) 1.0 where its label is the true one."""
+    scores: np.ndarray
+    """(N,) How good its answers are, by the problem's metric."""
     agrees: np.ndarray
-    """(N,) 1.0 where its label is the teacher's."""
+    """(N,) 1.0 where its answer is the teacher's."""
     size_mb: float
     pace: Pace
     about: Mapping[str, Any]
@@ -47,7 +47,7 @@ class Measured:
     def metrics(self) -> dict[str, float]:
         """Its numbers, by names with units in them."""
         return {
-            "accuracy": float(self.correct.mean()),
+            "quality": float(self.scores.mean()),
             "agreement_with_teacher": float(self.agrees.mean()),
             "size_mb": self.size_mb,
             "latency_p50_ms": self.pace.latency_p50_ms,
@@ -60,15 +60,15 @@ def read(directory: Path, seed: int) -> Measured:
     measured = json.loads((directory / "appraisal.json").read_text(encoding="utf-8"))
     with pa.memory_map(str(directory / "selection.arrow")) as file:
         rows = pa.ipc.open_file(file).read_all()
-        correct = rows["correct_candidate"].to_numpy().astype(np.float64)
-        agrees = (rows["prediction_candidate"].to_numpy() == rows["prediction_teacher"].to_numpy()).astype(np.float64)
+        scores = rows["score_candidate"].to_numpy().astype(np.float64)
+        agrees = rows["agrees_candidate"].to_numpy().astype(np.float64)
     return Measured(
         seed=seed,
-        correct=correct,
+        scores=scores,
         agrees=agrees,
         size_mb=measured["size_mb"],
         pace=Pace(tuple(measured["latency_p50_rounds_ms"]), (measured["throughput_per_s"],)),
-        about={name: measured[name] for name in ("cpu_model", "kernels", "threads", "provider", "teacher_accuracy")},
+        about={name: measured[name] for name in ("cpu_model", "kernels", "threads", "provider", "teacher_quality")},
     )
 
 
@@ -76,7 +76,7 @@ def read(directory: Path, seed: int) -> Measured:
 class Summary:
     """What the models of one recipe came to: means over seeds, with Student's intervals where there are several."""
 
-    accuracy: Estimate
+    quality: Estimate
     agreement: Estimate
     size_mb: Estimate
     latency_p50_ms: Estimate
@@ -90,7 +90,7 @@ def summarize(models: Sequence[Measured]) -> Summary:
         ValueError: there are no models.
     """
     return Summary(
-        accuracy=mean([float(one.correct.mean()) for one in models]),
+        quality=mean([float(one.scores.mean()) for one in models]),
         agreement=mean([float(one.agrees.mean()) for one in models]),
         size_mb=mean([one.size_mb for one in models]),
         latency_p50_ms=mean([one.pace.latency_p50_ms for one in models]),
@@ -114,10 +114,10 @@ class Claim:
 class Effect:
     """What a technique changes. Differences are of fractions of rows, ratios are above 1 where the technique helps."""
 
-    accuracy: Estimate
+    quality: Estimate
     """With it minus without it, with an interval over rows, and over seeds where there are several."""
     agreement: Estimate
-    """Of labels with the teacher's, likewise."""
+    """Of answers with the teacher's, likewise."""
     smaller: Estimate
     """Size without it over size with it; of several seeds with the least and the largest."""
     faster: Estimate
@@ -132,7 +132,7 @@ class Effect:
         """1 where it is shown to help, −1 where it is shown to harm, else 0, by quantity."""
         shown = {name: claim.adjusted_p_value <= LEVEL for name, claim in self.claims.items()}
         return {
-            "accuracy": shown["accuracy"] * _sign(self.accuracy, neutral=0.0, slight=0.0),
+            "quality": shown["quality"] * _sign(self.quality, neutral=0.0, slight=0.0),
             "agreement": shown["agreement"] * _sign(self.agreement, neutral=0.0, slight=0.0),
             "size": _sign(self.smaller, neutral=1.0, slight=SLIGHT),
             "latency": shown["faster"] * _sign(self.faster, neutral=1.0, slight=SLIGHT),
@@ -203,7 +203,7 @@ def _contrasts(pairs: _Pairs) -> dict[str, Contrast]:
 
     ours, theirs = ([one.pace for one in side] for side in zip(*pairs, strict=True))
     return {
-        "accuracy": rows("correct"),
+        "quality": rows("scores"),
         "agreement": rows("agrees"),
         "faster": rounds([pace.latency_rounds_ms for pace in theirs], [pace.latency_rounds_ms for pace in ours]),
         "throughput": rounds(

@@ -36,8 +36,8 @@ class Appraisal:
     problem: str
 
     def write_rows(self, path: Path) -> None:
-        """Writes target, predictions and correctness of every row, for paired comparisons."""
-        proof.write_rows(path, self.data, self.problem, self.logits, split=SPLIT)
+        """Writes target, predictions and scores of every row, for paired comparisons."""
+        proof.write_rows(path, self.data, self.problem, self.logits, teacher="teacher", split=SPLIT)
 
 
 def measure(
@@ -93,8 +93,9 @@ def measure(
         times |= running[NAME].loaded[NAME]
     measured = {
         **agreement,
-        "accuracy": float(problem.scores(logits[NAME], targets).mean()),
-        "teacher_accuracy": float(problem.scores(logits["teacher"], targets).mean()),
+        "metric": problem.METRIC,
+        "quality": float(problem.scores(logits[NAME], targets).mean()),
+        "teacher_quality": float(problem.scores(logits["teacher"], targets).mean()),
         "agreement_with_teacher": learning.agreement(problem, logits[NAME], logits["teacher"]),
         "num_examples": len(targets),
         "num_parameters": _num_parameters(directory if simulated is None else simulated, problem_name),

@@ -180,7 +180,7 @@ def examine(
     )
     parity.require(agreement, max_flips=max_flips)
     logger.info(
-        "validate: on %s, %d of %d labels differ from the simulated model",
+        "validate: on %s, %d of %d answers differ from the simulated model",
         provider, agreement["label_flips"], agreement["n"],
     )  # fmt: skip
     everyone = [*models, shipped]
@@ -202,7 +202,8 @@ def examine(
             "stage": one.stage,
             "title": one.title,
             "runtime": one.runtime(provider),
-            "accuracy": float(problem.scores(logits[one.stage], targets).mean()),
+            "metric": problem.METRIC,
+            "quality": float(problem.scores(logits[one.stage], targets).mean()),
             "agreement_with_teacher": learning.agreement(problem, logits[one.stage], logits[models[0].stage]),
             "n": len(targets),
             **weight(one, problem=problem_name),
@@ -234,14 +235,21 @@ def examine(
 
 
 def write_rows(
-    path: Path, data: Path, problem_name: str, logits: Mapping[str, np.ndarray], *, split: str = "test"
+    path: Path,
+    data: Path,
+    problem_name: str,
+    logits: Mapping[str, np.ndarray],
+    *,
+    teacher: str = "train",
+    split: str = "test",
 ) -> None:
-    """Writes target, and prediction and correctness per model, of every row of a split: what is resampled later."""
+    """Writes of every row of a split its target, and of each model prediction, score and agreement with the teacher."""
     problem, targets = problem_of(problem_name), datasets.read(data, split).targets
     columns: dict[str, np.ndarray] = {"target": targets}
     for stage, values in logits.items():
         columns[f"prediction_{stage}"] = problem.predictions(values)
-        columns[f"correct_{stage}"] = problem.scores(values, targets)
+        columns[f"score_{stage}"] = problem.scores(values, targets)
+        columns[f"agrees_{stage}"] = problem.same(values, logits[teacher])
     table = pa.table(columns)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)

@@ -81,7 +81,7 @@ def measure(
     reference: np.ndarray | None = None,
     others: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, float]:
-    """Measures ``accuracy``, its ``standard_error``, ``loss`` (nats per row), ``agreement`` with reference logits.
+    """Measures ``quality``, the mean score, its ``standard_error``, ``loss`` a row, ``agreement`` with a reference.
 
     Args:
         logits: (N, C), and ``targets`` (N,) of the same rows.
@@ -89,7 +89,7 @@ def measure(
     """
     scores = problem.scores(logits, targets)
     measured = {
-        "accuracy": float(scores.mean()),
+        "quality": float(scores.mean()),
         "standard_error": float(scores.std() / len(scores) ** 0.5),
         "loss": float(problem.loss(torch.from_numpy(logits), torch.as_tensor(targets))),
     }

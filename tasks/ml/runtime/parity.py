@@ -126,14 +126,14 @@ def stretched(rows: Sequence[Sequence[int]], batch: int, length: int) -> list[li
 
 
 def require(parity: dict[str, Any], *, max_flips: float) -> None:
-    """Raises ``ParityError`` where the runtime gave what is no number, too many other labels, or too large an error."""
+    """Raises ``ParityError`` where the runtime gave no numbers, too many other answers, or too large an error."""
     if parity["non_finite"]:
         count = parity["non_finite"]
         raise ParityError(f"validation: runtime or simulated model gave NaN or infinity as logits of {count} rows")
     n, flips = parity["n"] + parity["shape_rows"], parity["label_flips"] + parity["shape_flips"]
     if flips / n > max_flips:
         raise ParityError(
-            f"validation: {flips} of {n} labels ({flips / n:.2%}) differ between the runtime and "
+            f"validation: {flips} of {n} answers ({flips / n:.2%}) differ between the runtime and "
             f"the simulated model, and max_flips allows {max_flips:.2%}; the largest logit difference is "
             f"{parity['max_abs_error']:.3g}"
         )

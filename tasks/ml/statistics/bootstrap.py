@@ -66,15 +66,16 @@ def paired_difference(
     return Interval(float(counts @ values) / n, *_percentiles(np.concatenate(sums) / n, confidence))
 
 
-def accuracy_difference(
+def quality_difference(
     first: np.ndarray, second: np.ndarray, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """``paired_difference`` of correctness (N,), 0 or 1, with an interval that allows for what was not seen.
+    """``paired_difference`` of scores (N,), with an interval that allows for what was not seen.
 
-    Where no row of N differs, every resample agrees, and a plain bootstrap would be certain after forty rows. So the
-    resamples are taken of N + 2 rows: each model wins one more, as in Bonett & Price 2012, *Adjusted Wald Confidence
-    Interval for a Difference of Binomial Proportions Based on Paired Data*. It matters where N is small only: N equal
-    rows give about ± 3 / N at 95 %.
+    A score is 1 where an answer is right, and 0 where it is as good as one that is given without reading: correctness,
+    or 1 − (error)² in standard deviations. Where no row of N differs, every resample agrees, and a plain bootstrap
+    would be certain after forty rows. So the resamples are taken of N + 2 rows: each model wins one more, as in Bonett
+    & Price 2012, *Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on Paired Data*. It
+    matters where N is small only: N equal rows give about ± 3 / N at 95 %.
     """
     measured = paired_difference(first, second, resamples=1).measured
     _, low, high = paired_difference(
@@ -87,7 +88,7 @@ def accuracy_difference(
     return Interval(measured, min(low, measured), max(high, measured))
 
 
-def accuracy_difference_over_seeds(
+def quality_difference_over_seeds(
     first: np.ndarray, second: np.ndarray, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
     """Mean over seeds and rows of ``first − second``, with an interval that holds for other rows and other seeds.
@@ -97,11 +98,11 @@ def accuracy_difference_over_seeds(
     crossed factors of Owen 2007, *The Pigeonhole Bootstrap*. Of the S seeds S − 1 are drawn, as in McCarthy & Snowden
     1985, *The Bootstrap and Finite Population Sampling*: S draws of so few would show (S − 1) / S of the variance
     between them. With two seeds the interval still rests on a single difference, and is an indication. As in
-    ``accuracy_difference``, each model of a pair gets one more row that only it has right.
+    ``quality_difference``, each model of a pair gets one more row that only it has right.
 
     Args:
-        first: correctness (S, N), 0 or 1, of one model of each seed.
-        second: correctness (S, N) of the other, with the same seeds and rows.
+        first: scores (S, N), as in ``quality_difference``, of one model of each seed.
+        second: scores (S, N) of the other, with the same seeds and rows.
 
     Raises:
         ValueError: the rows do not pair up, or there are none.
@@ -109,7 +110,7 @@ def accuracy_difference_over_seeds(
     require_pairs(first, second, "SN")
     seeds, n = first.shape
     if seeds == 1:
-        return accuracy_difference(first[0], second[0], confidence=confidence, resamples=resamples, seed=seed)
+        return quality_difference(first[0], second[0], confidence=confidence, resamples=resamples, seed=seed)
     difference = first.astype(np.float64) - second
     unseen = np.tile([1.0, -1.0], (seeds, 1))
     patterns, counts = np.unique(np.hstack([difference, unseen]), axis=1, return_counts=True)

@@ -88,19 +88,19 @@ class Trial:
     training_s: float
     peak_memory_mb: float
     curve: tuple[tuple[float, float], ...]
-    """Each evaluation: seconds of training before it, and accuracy on the selection split."""
-    correct: tuple[int, ...]
-    """(N,) 1 where the kept weights were right on a row of the selection split."""
+    """Each evaluation: seconds of training before it, and quality on the selection split."""
+    scores: tuple[float, ...]
+    """(N,) How good the answers of the kept weights are, row by row of the selection split."""
     about: Mapping[str, Any]
     """Where, when and how it ran."""
 
     @property
-    def accuracy(self) -> float:
-        return sum(self.correct) / len(self.correct)
+    def quality(self) -> float:
+        return sum(self.scores) / len(self.scores)
 
-    def seconds_to(self, accuracy: float) -> float | None:
-        """Seconds of training until the first evaluation at or above an accuracy; ``None`` if none was."""
-        return next((seconds for seconds, reached in self.curve if reached >= accuracy), None)
+    def seconds_to(self, quality: float) -> float | None:
+        """Seconds of training until the first evaluation at or above a quality; ``None`` if none was."""
+        return next((seconds for seconds, reached in self.curve if reached >= quality), None)
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,10 @@ class Summary:
     """The largest of all trials."""
     memory: Estimate | None
     """Peak memory over the baseline's."""
-    accuracy: Estimate
+    quality: Estimate
     """Mean over seeds, with its interval over seeds."""
     better: Estimate | None
-    """Accuracy minus the baseline's. The interval is over the rows of the selection split: it resamples them, each with
+    """Quality minus the baseline's. The interval is over the rows of the selection split: it resamples them, each with
     its mean over the seeds."""
 
 
@@ -150,8 +150,8 @@ def summarize(trials: Sequence[Trial], baseline: Sequence[Trial], *, target: flo
         faster=_ratio(pairs, "samples_per_s"),
         peak_memory_mb=max(trial.peak_memory_mb for trial in trials),
         memory=_ratio(pairs, "peak_memory_mb"),
-        accuracy=fraction([trial.accuracy for trial in trials]),
-        better=_accuracy_change(pairs),
+        quality=fraction([trial.quality for trial in trials]),
+        better=_quality_change(pairs),
     )
 
 
@@ -161,8 +161,8 @@ def _ratio(pairs: Sequence[tuple[Trial, Trial]], field: str) -> Estimate | None:
     return ratio([getattr(one, field) for one, _ in pairs], [getattr(other, field) for _, other in pairs])
 
 
-def _accuracy_change(pairs: Sequence[tuple[Trial, Trial]]) -> Estimate | None:
+def _quality_change(pairs: Sequence[tuple[Trial, Trial]]) -> Estimate | None:
     if not pairs:
         return None
-    ours, theirs = (np.mean([trial.correct for trial in column], axis=0) for column in zip(*pairs, strict=True))
-    return Estimate(*bootstrap.accuracy_difference(ours, theirs))
+    ours, theirs = (np.mean([trial.scores for trial in column], axis=0) for column in zip(*pairs, strict=True))
+    return Estimate(*bootstrap.quality_difference(ours, theirs))

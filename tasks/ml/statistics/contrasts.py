@@ -32,11 +32,11 @@ def of_rows(first: np.ndarray, second: np.ndarray) -> Contrast:
 
     A paired Wald test that allows for what was not seen, as in ``multiplicity.non_inferiority_p``. Over several seeds
     the variance is that of rows and seeds resampled independently, S − 1 of the seeds at a time: the one that
-    ``bootstrap.accuracy_difference_over_seeds`` draws, without drawing.
+    ``bootstrap.quality_difference_over_seeds`` draws, without drawing.
 
     Args:
-        first: correctness (S, N), 0 or 1, of one model of each seed.
-        second: correctness (S, N) of the other, with the same seeds and rows.
+        first: scores (S, N), as in ``bootstrap.quality_difference``, of one model of each seed.
+        second: scores (S, N) of the other, with the same seeds and rows.
 
     Raises:
         ValueError: the rows do not pair up, or there are none.

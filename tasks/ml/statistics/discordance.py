@@ -33,7 +33,7 @@ class Discordance(NamedTuple):
 
 
 def count(first: np.ndarray, second: np.ndarray) -> Discordance:
-    """Counts where two models part, from the correctness (N,), 0 or 1, of each on the same rows.
+    """Counts the rows on which one model's answer is better than the other's, from the scores (N,) of both.
 
     Raises:
         ValueError: the rows do not pair up, or there are none.
@@ -43,7 +43,8 @@ def count(first: np.ndarray, second: np.ndarray) -> Discordance:
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """Two-sided p-value of the exact McNemar test that neither model is better.
+    """Two-sided p-value of the exact McNemar test that neither model is better; of scores other than 0 and 1 it is the
+    sign test.
 
     Under that hypothesis each of the lost + gained rows is a fair coin: p = min(1, 2 P[X ≤ min(lost, gained)]) with X
     binomial of that many throws. McNemar 1947, *Note on the Sampling Error of the Difference between Correlated
@@ -114,7 +115,7 @@ def rows_needed(
     ψ = (lost + gained) / n and the drop d = (lost − gained) / n: Connett, Smith & McHugh 1987, *Sample Size and Power
     for Pair-Matched Case-Control Studies*, shifted to a margin as in Nam 1997, *Establishing Equivalence of Two
     Treatments and Sample Size Requirements in Matched-Pairs Design*, with the variance that an interval has. As in
-    ``bootstrap.accuracy_difference`` each model gets one more row that only it has right (Bonett & Price 2012), so
+    ``bootstrap.quality_difference`` each model gets one more row that only it has right (Bonett & Price 2012), so
     that a sample without any discordant row asks for some rows, too; N is then the root of that equation.
 
     Returns:

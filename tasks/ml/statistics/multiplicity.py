@@ -43,13 +43,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def non_inferiority_p(first: np.ndarray, second: np.ndarray, margin: float) -> float:
-    """One-sided p-value of "the second model loses at least ``margin`` of accuracy against the first".
+    """One-sided p-value of "the second model loses at least ``margin`` of quality against the first".
 
     A paired Wald test whose variance allows for what was not seen: one row more for each model, as in Bonett & Price
     2012, *Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on Paired Data*.
 
     Args:
-        first: correctness of each row under the reference, (N,), 0 or 1.
+        first: score of each row under the reference, (N,), as ``bootstrap.quality_difference`` takes it.
         second: the same rows under the model in question, (N,).
     """
     differences = np.append(first.astype(np.float64) - second, [1.0, -1.0])

@@ -148,8 +148,8 @@ class _Best:
 
     def look(self, evaluation: Mapping[str, float]) -> bool:
         """Whether the weights that were evaluated are the ones to keep."""
-        self.highest = max(self.highest, evaluation["accuracy"])
-        good = evaluation["accuracy"] >= self.highest - evaluation.get("standard_error", 0.0)
+        self.highest = max(self.highest, evaluation["quality"])
+        good = evaluation["quality"] >= self.highest - evaluation.get("standard_error", 0.0)
         self.bad = 0 if good else self.bad + 1
         return good
 
@@ -252,11 +252,11 @@ def fit(
 ) -> History:
     """Trains a model in place and leaves it with the weights of the evaluation that it chose.
 
-    Chosen is the latest evaluation whose ``accuracy`` is within one standard error of the highest (Breiman et al. 1984,
+    Chosen is the latest evaluation whose ``quality`` is within one standard error of the highest (Breiman et al. 1984,
     section 3.4.3): smaller differences are noise, and later weights have had more of the decaying learning rate.
 
     Args:
-        evaluate: ``accuracy`` and, if it is measured on a sample, its ``standard_error``, on the selection split.
+        evaluate: ``quality`` and, if it is measured on a sample, its ``standard_error``, on the selection split.
         step_loss: called under autocast.
         lengths: tokens per row (N,).
         epochs: passes over the rows; fractions are fine.

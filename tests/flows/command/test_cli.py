@@ -37,7 +37,7 @@ def outcome(run_id: str, status: CheckStatus = CheckStatus.PASSED) -> Outcome:
         status=status, explanation="accuracy fell by 0.4 points",
     )  # fmt: skip
     stage = StageResult(
-        stage="train", run_id="child", cached=True, seconds=3.5, scorecard=Scorecard(accuracy=0.86, size_mb=90.9),
+        stage="train", run_id="child", cached=True, seconds=3.5, scorecard=Scorecard(quality=0.86, size_mb=90.9),
         bundle=Bundle(digest=digest, format="torch", problem="text-classification"),
     )  # fmt: skip
     passed = status is CheckStatus.PASSED
@@ -297,7 +297,7 @@ def test_show_gives_the_whole_outcome_as_one_document() -> None:
     assert document["verdict"]["status"] == "passed"
     assert document["verdict"]["checks"][0]["n"] == 2121
     assert document["stages"][0]["cached"] is True
-    assert document["stages"][0]["scorecard"] == {"split": "", "accuracy": 0.86, "size_mb": 90.9}
+    assert document["stages"][0]["scorecard"] == {"split": "", "metric": "accuracy", "quality": 0.86, "size_mb": 90.9}
     assert value.release is not None
     assert document["bundle"] == str(store.path(value.release.digest))
 

@@ -11,13 +11,13 @@ from tasks.contracts.values import Scorecard, StageResult
 from tasks.reporting.trials import Limits, Minimize
 from tests.tasks import tiny_models
 
-LIMITS = Limits(max_drop=0.01, max_mb=10, max_ms=2, teacher_accuracy=0.85, rows=900)
+LIMITS = Limits(max_drop=0.01, max_mb=10, max_ms=2, teacher_quality=0.85, rows=900)
 UNKNOWN = Forecast(None, None)
 
 
 def measured(stage: str, accuracy: float, agreement: float | None = None) -> StageResult:
     return StageResult(
-        stage=stage, run_id="none", scorecard=Scorecard(accuracy=accuracy, agreement_with_teacher=agreement)
+        stage=stage, run_id="none", scorecard=Scorecard(quality=accuracy, agreement_with_teacher=agreement)
     )
 
 

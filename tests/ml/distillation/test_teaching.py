@@ -148,7 +148,7 @@ def test_quality_counts_rows_in_order(model: nn.Module, tokenizer: Any, texts: l
         pad_id=0,
         reference=logits,  # type: ignore[arg-type]
     )
-    assert measured["accuracy"] == 0.75
+    assert measured["quality"] == 0.75
     assert measured["agreement"] == 1.0
     expected = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets)).item()
     assert measured["loss"] == pytest.approx(expected, rel=1e-4)

@@ -91,7 +91,7 @@ def test_a_run_resumes_in_another_number_of_processes(
     resumed, recorder, history = train(model, what, after, tmp_path, optimizer=optimizer)
     assert recorder.first_step == history.notes["resumed_at_step"] == 6
     assert recorder.losses == pytest.approx({step: one.losses[step] for step in range(7, 13)}, rel=1e-3)
-    assert [e["accuracy"] for e in history.evaluations] == [e["accuracy"] for e in alone.evaluations]
+    assert [e["quality"] for e in history.evaluations] == [e["quality"] for e in alone.evaluations]
     if optimizer == "adamw":
         assert_same_weights(resumed, whole, model)
 

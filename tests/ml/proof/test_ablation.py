@@ -27,7 +27,7 @@ def measured(
     correct, agrees = np.ones(n), np.ones(n)
     correct[:wrong], agrees[:apart] = 0.0, 0.0
     pace = Pace(tuple(latency_ms), tuple(rows_per_s))
-    return Measured(seed=seed, correct=correct, agrees=agrees, size_mb=size_mb, pace=pace, about={})
+    return Measured(seed=seed, scores=correct, agrees=agrees, size_mb=size_mb, pace=pace, about={})
 
 
 def alone(used: Sequence[Measured], spared: Sequence[Measured]) -> Effect:
@@ -37,7 +37,7 @@ def alone(used: Sequence[Measured], spared: Sequence[Measured]) -> Effect:
 def test_a_technique_that_changes_nothing_has_no_effect() -> None:
     models = [measured(0), measured(1)]
     effect = alone(models, models)
-    for name in ("accuracy", "agreement"):
+    for name in ("quality", "agreement"):
         assert getattr(effect, name).measured == 0.0
     for name in ("smaller", "faster", "throughput"):
         assert getattr(effect, name) == Estimate(1.0, 1.0, 1.0)
@@ -51,11 +51,11 @@ def test_what_helps_is_above_and_what_harms_below(seeds: int) -> None:
         for seed in range(seeds)
     ]
     effect = alone(used, [measured(seed) for seed in range(seeds)])
-    assert effect.accuracy.measured == pytest.approx(-0.08)
+    assert effect.quality.measured == pytest.approx(-0.08)
     assert effect.agreement.measured == pytest.approx(0.04)
     ratios = (effect.smaller.measured, effect.faster.measured, effect.throughput.measured)
     assert ratios == pytest.approx((2.0, 2.0, 600 / 900))
-    assert effect.signs() == {"accuracy": -1, "agreement": 1, "size": 1, "latency": 1, "throughput": -1}
+    assert effect.signs() == {"quality": -1, "agreement": 1, "size": 1, "latency": 1, "throughput": -1}
     turned = alone([measured(seed) for seed in range(seeds)], used)
     assert turned.signs() == {name: -sign for name, sign in effect.signs().items()}
 
@@ -86,7 +86,7 @@ def test_thirty_three_techniques_that_change_nothing_are_not_credited_with_anyth
         def one(random: np.random.Generator = random) -> Measured:
             drawn = measured(0, latency_ms=random.lognormal(0.7, 0.05, 15), rows_per_s=random.lognormal(7, 0.05, 15))
             coins = random.random((2, 400)) < 0.85
-            return replace(drawn, correct=coins[0] * 1.0, agrees=coins[1] * 1.0)
+            return replace(drawn, scores=coins[0] * 1.0, agrees=coins[1] * 1.0)
 
         effects = compare({str(index): ([one()], [one()]) for index in range(33)})
         false += sum(sign != 0 for effect in effects.values() for sign in effect.signs().values())
@@ -97,12 +97,12 @@ def test_thirty_three_techniques_that_change_nothing_are_not_credited_with_anyth
 def test_beside_others_a_claim_needs_more() -> None:
     """A difference that would be shown alone is not, where it is one of a hundred; what is sure stays so."""
     same, slightly, much = measured(0), measured(0, wrong=88), measured(0, wrong=60)
-    assert alone([slightly], [same]).signs()["accuracy"] == 1
+    assert alone([slightly], [same]).signs()["quality"] == 1
     among = {str(index): ([same], [same]) for index in range(33)} | {"slightly": ([slightly], [same])}
     together = compare(among | {"much": ([much], [same])})
-    assert together["slightly"].signs()["accuracy"] == 0
-    assert together["much"].signs()["accuracy"] == 1
-    low = together["slightly"].accuracy.low
+    assert together["slightly"].signs()["quality"] == 0
+    assert together["much"].signs()["quality"] == 1
+    low = together["slightly"].quality.low
     assert low is not None
     assert low < 0
 
@@ -114,17 +114,17 @@ def test_rounds_that_do_not_pair_up_are_refused() -> None:
 
 def test_what_an_interval_leaves_open_is_not_shown() -> None:
     unsure = Effect(
-        accuracy=Estimate(0.01, -0.002, 0.02), agreement=Estimate(0.01, 0.001, 0.02), smaller=Estimate(1.2, 1.1, 1.3),
+        quality=Estimate(0.01, -0.002, 0.02), agreement=Estimate(0.01, 0.001, 0.02), smaller=Estimate(1.2, 1.1, 1.3),
         faster=Estimate(1.02), throughput=Estimate(0.8),
         claims={name: Claim(0.0, 0.0, 0.95) for name in UNCERTAIN},
     )  # fmt: skip
-    assert unsure.signs() == {"accuracy": 0, "agreement": 1, "size": 1, "latency": 0, "throughput": -1}
+    assert unsure.signs() == {"quality": 0, "agreement": 1, "size": 1, "latency": 0, "throughput": -1}
     slightly = replace(unsure, faster=Estimate(1.09, 1.03, 1.15), throughput=Estimate(0.95, 0.94, 0.96))
     assert {slightly.signs()[name] for name in ("latency", "throughput")} == {0}, "two processes differ as much"
 
 
 def test_a_summary_is_a_mean_over_seeds() -> None:
     found = summarize([measured(0, wrong=100, size_mb=10.0), measured(1, wrong=200, size_mb=12.0)])
-    assert found.accuracy.measured == pytest.approx(0.85)
+    assert found.quality.measured == pytest.approx(0.85)
     assert found.size_mb.measured == 11.0
-    assert summarize([measured(0)]).accuracy == Estimate(0.9)
+    assert summarize([measured(0)]).quality == Estimate(0.9)

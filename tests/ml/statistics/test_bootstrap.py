@@ -10,10 +10,10 @@ import pytest
 
 from tasks.ml.statistics.bootstrap import (
     Interval,
-    accuracy_difference,
-    accuracy_difference_over_seeds,
     median,
     paired_difference,
+    quality_difference,
+    quality_difference_over_seeds,
     ratio_of_medians,
 )
 
@@ -129,7 +129,7 @@ def test_rounds_without_a_time_are_refused(rounds: tuple[list[float], list[float
 @pytest.mark.parametrize("n", [40, 400, 2098])
 def test_rows_that_all_agree_leave_room_for_what_was_not_seen(n: int) -> None:
     """About the rule of three: what happened in none of n rows may happen in 3 / n of all (95 %)."""
-    measured, low, high = accuracy_difference(np.ones(n), np.ones(n))
+    measured, low, high = quality_difference(np.ones(n), np.ones(n))
     assert measured == 0.0
     assert low == pytest.approx(-3 / n, rel=0.4)
     assert high == pytest.approx(3 / n, rel=0.4)
@@ -137,7 +137,7 @@ def test_rows_that_all_agree_leave_room_for_what_was_not_seen(n: int) -> None:
 
 def test_with_many_rows_the_allowance_vanishes() -> None:
     teacher, shipped = _correctness(2098, lost=100, gained=80)
-    plain, careful = paired_difference(teacher, shipped), accuracy_difference(teacher, shipped)
+    plain, careful = paired_difference(teacher, shipped), quality_difference(teacher, shipped)
     assert careful.measured == plain.measured
     assert careful == pytest.approx(plain, abs=5e-4)
 
@@ -149,26 +149,26 @@ def test_accuracy_interval_covers_the_truth_with_few_rows(n: int, lost: float, g
     for seed in range(trials):
         difference = random.choice([1.0, 0.0, -1.0], p=[lost, 1 - lost - gained, gained], size=n)
         teacher, shipped = (difference >= 0) * 1.0, (difference <= 0) * 1.0
-        interval = accuracy_difference(teacher, shipped, resamples=1000, seed=seed)
+        interval = quality_difference(teacher, shipped, resamples=1000, seed=seed)
         covered += interval.low <= lost - gained <= interval.high
     assert covered / trials >= 0.92
 
 
 def test_a_certain_loss_stays_inside_its_interval() -> None:
-    measured, low, high = accuracy_difference(np.ones(30), np.zeros(30))
+    measured, low, high = quality_difference(np.ones(30), np.zeros(30))
     assert low < measured == high == 1.0
 
 
 def test_one_seed_is_the_interval_over_rows() -> None:
     teacher, shipped = _correctness(500, lost=30, gained=12)
-    assert accuracy_difference_over_seeds(teacher[None], shipped[None]) == accuracy_difference(teacher, shipped)
+    assert quality_difference_over_seeds(teacher[None], shipped[None]) == quality_difference(teacher, shipped)
 
 
 def test_seeds_that_agree_add_nothing_and_seeds_that_part_widen() -> None:
     one, other = _correctness(2000, lost=60, gained=20), _correctness(2000, lost=120, gained=20)
-    alone = accuracy_difference(*one)
-    alike = accuracy_difference_over_seeds(*(np.stack([row, row]) for row in one))
-    apart = accuracy_difference_over_seeds(*(np.stack(rows) for rows in zip(one, other, strict=True)))
+    alone = quality_difference(*one)
+    alike = quality_difference_over_seeds(*(np.stack([row, row]) for row in one))
+    apart = quality_difference_over_seeds(*(np.stack(rows) for rows in zip(one, other, strict=True)))
     assert alike == pytest.approx(alone, abs=6e-4)
     assert apart.measured == pytest.approx((0.02 + 0.05) / 2)
     assert apart.low < 0.02 < 0.05 < apart.high
@@ -184,9 +184,9 @@ def test_interval_over_seeds_covers_the_mean_of_all_seeds() -> None:
         difference = np.where(random.random((seeds, n)) < 0.05 + drops / 2, 1.0, 0.0)
         difference -= np.where((difference == 0) & (random.random((seeds, n)) < 0.05 - drops / 2), 1.0, 0.0)
         first, second = (difference >= 0) * 1.0, (difference <= 0) * 1.0
-        low, high = accuracy_difference_over_seeds(first, second, resamples=600, seed=seed)[1:]
+        low, high = quality_difference_over_seeds(first, second, resamples=600, seed=seed)[1:]
         covered += low <= truth <= high
-        low, high = accuracy_difference(first[0], second[0], resamples=600, seed=seed)[1:]
+        low, high = quality_difference(first[0], second[0], resamples=600, seed=seed)[1:]
         covered_by_rows += low <= truth <= high
     assert covered / trials >= 0.9
     assert covered_by_rows < covered
@@ -195,7 +195,7 @@ def test_interval_over_seeds_covers_the_mean_of_all_seeds() -> None:
 @pytest.mark.parametrize(("first", "second"), [((3, 2), (2, 3)), ((0, 4), (0, 4)), ((4,), (4,))])
 def test_seeds_that_do_not_pair_are_refused(first: tuple[int, ...], second: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="paired rows"):
-        accuracy_difference_over_seeds(np.zeros(first), np.zeros(second))
+        quality_difference_over_seeds(np.zeros(first), np.zeros(second))
 
 
 def test_median_lies_between_the_rounds() -> None:

@@ -15,7 +15,7 @@ T = {2: 12.706204736432095, 3: 4.302652729911275}
 
 def trial(seed: int = 0, **changes: Any) -> Trial:
     values: dict[str, Any] = {
-        "samples_per_s": 100.0, "training_s": 4.0, "peak_memory_mb": 500.0, "correct": (1, 1, 0, 1),
+        "samples_per_s": 100.0, "training_s": 4.0, "peak_memory_mb": 500.0, "scores": (1, 1, 0, 1),
         "curve": ((1.0, 0.6), (2.0, 0.8), (3.0, 0.7)), "about": {},
     }  # fmt: skip
     return Trial(seed=seed, **values | changes)
@@ -57,7 +57,7 @@ def test_the_target_is_met_at_the_first_evaluation_at_or_above_it() -> None:
     assert trial().seconds_to(0.6) == 1
     assert trial().seconds_to(0.65) == 2
     assert trial().seconds_to(0.81) is None
-    assert trial().accuracy == 0.75
+    assert trial().quality == 0.75
 
 
 def test_a_choice_is_compared_seed_by_seed() -> None:
@@ -95,14 +95,14 @@ def test_a_mean_of_those_that_reached_the_target_alone_is_never_shown() -> None:
 
 
 def test_accuracy_is_paired_by_row_over_the_mean_of_seeds() -> None:
-    baseline = [trial(seed, correct=(1, 0) * 50) for seed in (0, 1)]
-    same = summarize([trial(seed, correct=(1, 0) * 50) for seed in (0, 1)], baseline, target=0.8).better
+    baseline = [trial(seed, scores=(1, 0) * 50) for seed in (0, 1)]
+    same = summarize([trial(seed, scores=(1, 0) * 50) for seed in (0, 1)], baseline, target=0.8).better
     assert same is not None
     assert same.measured == 0
     assert same.low is not None
     assert same.high is not None
     assert -0.05 < same.low < 0 < same.high < 0.05
-    better = summarize([trial(0, correct=(1,) * 100), trial(1, correct=(1, 0) * 50)], baseline, target=0.8).better
+    better = summarize([trial(0, scores=(1,) * 100), trial(1, scores=(1, 0) * 50)], baseline, target=0.8).better
     assert better is not None
     assert better.measured == 0.25, "one seed of two is right on the other half of the rows"
     assert better.low is not None

@@ -33,7 +33,7 @@ def test_an_interval_leaves_zero_out_where_the_p_value_is_at_most_its_level(seed
 def test_of_rows_it_is_what_resampling_and_counting_say() -> None:
     for seeds in (1, 3):
         first, second = models(1, seeds=seeds, gain=0.03)
-        drawn = bootstrap.accuracy_difference_over_seeds(first, second)
+        drawn = bootstrap.quality_difference_over_seeds(first, second)
         found = contrasts.of_rows(first, second).interval(0.05)
         assert (found.measured, found.low, found.high) == pytest.approx(drawn, abs=0.003)
     for gain in (0.01, 0.02, 0.03):

@@ -91,7 +91,7 @@ def test_with_the_rows_needed_four_of_five_samples_decide(lost: int, gained: int
         teacher, shipped = np.ones(needed), np.ones(needed)
         shipped[:drawn_lost] = 0.0
         teacher[drawn_lost : drawn_lost + drawn_gained] = 0.0
-        _, low, high = bootstrap.accuracy_difference(teacher, shipped, resamples=2000)
+        _, low, high = bootstrap.quality_difference(teacher, shipped, resamples=2000)
         decided.append(high < rule_out if below else low > rule_out)
     assert 0.72 < np.mean(decided) < 0.88
 

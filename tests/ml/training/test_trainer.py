@@ -66,7 +66,7 @@ class Regression:
         self.model.eval()
         with torch.no_grad():
             loss = (self.model(self.x) - self.y).square().mean().item()
-        return {"accuracy": 0.0, "loss": loss}
+        return {"quality": 0.0, "loss": loss}
 
     def fit(self, observer: Recorder, **changes: Any) -> trainer.History:
         options: dict[str, Any] = {
@@ -132,7 +132,7 @@ def test_the_best_weights_are_kept_and_patience_stops() -> None:
 
     def evaluate() -> dict[str, float]:
         kept.append(task.model[1].weight.detach().clone())
-        return {"accuracy": next(scores), "loss": 1.0}
+        return {"quality": next(scores), "loss": 1.0}
 
     history = task.fit(observer, evaluate=evaluate, patience=2)
     assert history.notes["stopped_early_at_step"] == 32
@@ -147,7 +147,7 @@ def test_of_evaluations_that_differ_by_noise_the_latest_is_kept() -> None:
 
     def evaluate() -> dict[str, float]:
         kept.append(task.model[1].weight.detach().clone())
-        return {"accuracy": next(scores), "standard_error": 0.01, "loss": 1.0}
+        return {"quality": next(scores), "standard_error": 0.01, "loss": 1.0}
 
     task.fit(Recorder(), evaluate=evaluate, epochs=4)
     assert torch.equal(task.model[1].weight, kept[2])

@@ -111,11 +111,11 @@ def test_a_damaged_record_is_no_record(text: str, home: Path, caplog: pytest.Log
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [('"accuracy": 0.75', '"accuracy": 0.95'), ('"run_id": "r"', '"run_id": "s"')]
+    ("before", "after"), [('"quality": 0.75', '"quality": 0.95'), ('"run_id": "r"', '"run_id": "s"')]
 )
 def test_a_record_that_was_changed_is_no_record(before: str, after: str, home: Path, caplog: Any) -> None:
     digest = publish({"a": "1"})
-    recorded = result(digest).model_copy(update={"scorecard": Scorecard(accuracy=0.75)})
+    recorded = result(digest).model_copy(update={"scorecard": Scorecard(quality=0.75)})
     store.write_record("key", recorded)
     path = home / "store" / "records" / "key.json"
     assert store.read_record("key") == recorded
