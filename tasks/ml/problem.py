@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PROBLEMS = {
     "text-classification": "tasks.ml.problems.text_classification",
+    "text-regression": "tasks.ml.problems.text_regression",
 }
 
 

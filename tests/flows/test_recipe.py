@@ -102,7 +102,10 @@ def test_changes_are_applied_in_order_and_parsed_as_yaml(tmp_path: Path) -> None
             "validation: {device: gpu}\n",
             "recipe mine.yaml: validation.device: must be 'auto', 'cpu' or 'cuda' (got 'gpu')",
         ),
-        ("problem: poetry\n", "recipe mine.yaml: problem: must be 'text-classification' (got 'poetry')"),
+        (
+            "problem: poetry\n",
+            "recipe mine.yaml: problem: must be 'text-classification' or 'text-regression' (got 'poetry')",
+        ),
         ("name: ../up\n", "recipe mine.yaml: name: '../up' does not match"),
         (
             "pruning: {sparsity: wanda}\nquantization: {training: {epochs: 1}}\n",

@@ -32,9 +32,9 @@ def as_classes(tables: Mapping[str, Table]) -> dict[str, Table]:
         raise FeatherweightError(
             f"{table.place(index)}, column {table.label_column!r}: {table.labels[index][:80]!r} "
             + {
-                Kind.SCORES: f"looks like a score, not like a class ({many} have a number with a fraction): that would "
-                "be regression, which problem: text-classification does not learn; name a column of classes in "
-                "data.label, or write classes as words",
+                Kind.SCORES: f"looks like a score, not like a class ({many} have a number with a fraction): set "
+                "problem: text-regression to learn scores; or name a column of classes in data.label, or write classes "
+                "as words",
                 Kind.SETS: f"looks like several labels, separated by {found.separator!r} ({many}): problem: "
                 "text-classification learns one label per text; name a column that holds one in data.label, or, where "
                 f"each combination is a class, write it without {found.separator!r}",

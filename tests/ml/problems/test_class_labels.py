@@ -22,7 +22,7 @@ def table(labels: list[str], origin: str = "rows.csv") -> Table:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["1", "3.5"] * 9, "rows.csv, line 3, .*'3.5' looks like a score, .*9 of 18 rows .* regression"),
+        (["1", "3.5"] * 9, "rows.csv, line 3, .*'3.5' looks like a score, .*9 of 18 rows .* problem: text-regression"),
         (SETS * 9, r"line 3, .*'good\|long' looks like several labels, separated by '\|' .* in data.label"),
         (
             ["1", "nan", "0"] * 9,

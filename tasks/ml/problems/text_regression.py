@@ -1,0 +1,194 @@
+"""Regression on a score: one number per text, in units of its spread among the training rows. N, B = rows.
+
+Scores are learned as (score − mean) / standard deviation of the training rows, so that 1 − (error)² of a row has the
+coefficient of determination, R² against the training rows' mean, as its mean.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import Check, CheckStatus, ClassRecall
+from tasks.ml.data.label_kinds import is_number
+from tasks.ml.data.tables import Table
+from tasks.ml.data.targets import Targets
+from tasks.ml.problem import Answer
+from tasks.ml.proof import drop
+from tasks.ml.proof.decision import as_check
+from tasks.ml.statistics.bootstrap import quality_difference
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+METRIC = "r2"
+WORST = "on which the error grew most"
+ONNX_INPUTS = ("input_ids", "attention_mask")
+ONNX_OUTPUTS = ("logits",)
+FIRST_TOKEN_ONLY = True
+NO_TARGET = -math.inf
+STRATA = 5
+"""Ranges of scores of which every split gets its share."""
+SAME = 0.1
+"""Two answers are the same if they are nearer than that, in standard deviations of the scores."""
+
+
+def objections(training: Mapping[str, Any]) -> Iterator[str]:
+    """Label smoothing spreads probability over labels, and a score has none."""
+    if training["label_smoothing"]:
+        yield f"training.label_smoothing: {training['label_smoothing']:g} means nothing for scores; set it to 0"
+
+
+def targets(tables: Mapping[str, Table]) -> Targets:
+    """Scores of a source's labels, in standard deviations from the mean of the training rows.
+
+    Raises:
+        FeatherweightError: a label is not a finite number, or all are the same.
+    """
+    for table in tables.values():
+        for index, label in enumerate(table.labels):
+            if not is_number(label) or not math.isfinite(float(label)):
+                raise FeatherweightError(
+                    f"{table.place(index)}, column {table.label_column!r}: {label[:80]!r} is not a number; problem: "
+                    "text-regression learns scores: name a column of numbers in data.label"
+                )
+    train = tables["train"]
+    values = np.array([float(label) for label in train.labels])
+    if np.ptp(values) == 0:
+        raise FeatherweightError(
+            f"{train.origin}, column {train.label_column!r}: every row has the score {train.labels[0]}; at least two "
+            "different ones are needed to learn a difference"
+        )
+    mean, spread = float(values.mean()), float(values.std())
+    quantiles = np.unique(np.quantile(values, np.linspace(0, 1, STRATA + 1)[1:-1]))
+    edges = quantiles[quantiles < values.max()].tolist() or [float(values.min())]
+    strata = [f"up to {edge:g}" for edge in edges] + [f"above {edges[-1]:g}"]
+    return Targets(
+        tables=tables,
+        names=[train.label_column],
+        strata=strata,
+        stratum=lambda label: strata[bisect.bisect_left(edges, float(label))],
+        encode=lambda label: (float(label) - mean) / spread,
+        missing=NO_TARGET,
+        dtype=np.float32,
+        units={"mean": mean, "spread": spread},
+    )
+
+
+def load_base(directory: str | Path, labels: Sequence[str], *, dropout: float = 0.1) -> nn.Module:
+    """Loads a pretrained encoder with a new head of one output."""
+    from tasks.ml.problems import heads
+
+    return heads.load(directory, labels, dropout=dropout, problem_type="regression")
+
+
+def build(config: Any) -> nn.Module:
+    """Builds the model of a config."""
+    from tasks.ml.problems import heads
+
+    return heads.build(config)
+
+
+def loss(logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0) -> torch.Tensor:
+    """Mean squared error of logits (B, 1) against targets (B,); rows with ``NO_TARGET`` are ignored."""
+    known = targets != NO_TARGET
+    errors = logits.float().squeeze(-1)[known] - targets[known]
+    return errors.square().sum() / known.sum().clamp_min(1)
+
+
+def soft_loss(student: torch.Tensor, teacher: torch.Tensor, *, temperature: float) -> torch.Tensor:
+    """Mean squared difference of logits (B, 1); a score has no temperature."""
+    return (student.float() - teacher.float()).square().mean()
+
+
+def predictions(logits: np.ndarray) -> np.ndarray:
+    """The score of each row: (N, 1) → (N,)."""
+    return logits[..., 0]
+
+
+def divergence(reference: np.ndarray, logits: np.ndarray) -> float:
+    """Mean squared difference of two arrays of logits (N, 1)."""
+    return float(np.square(predictions(reference).astype(np.float64) - predictions(logits)).mean())
+
+
+def same(logits: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Whether two scores are nearer than ``SAME``, (N,)."""
+    return np.abs(predictions(logits) - predictions(reference)) < SAME
+
+
+def scores(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """1 − squared error of logits (N, 1) against targets (N,)."""
+    return 1 - np.square(predictions(logits).astype(np.float64) - targets)
+
+
+def regret(teacher: np.ndarray, shipped: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Score lost, where the two do not say the same."""
+    lost = scores(teacher, targets) - scores(shipped, targets)
+    return np.where(same(shipped, teacher), 0.0, lost.clip(0))
+
+
+def shown(logits: np.ndarray, labels: Sequence[str], units: Mapping[str, float]) -> dict[str, Any]:
+    """The score, in the unit of the labels."""
+    return {"label": shown_target(logits[0], labels, units)}
+
+
+def shown_target(target: float, labels: Sequence[str], units: Mapping[str, float]) -> str:
+    """The score, in the unit of the labels, with four digits."""
+    return f"{units['mean'] + units['spread'] * float(target):.4g}"
+
+
+def answer(labels: Sequence[str], units: Mapping[str, float]) -> Answer:
+    """A number in the unit of the labels."""
+    return Answer("score", labels, "Gives each text a number", units)
+
+
+def describe(labels: Sequence[str], train_targets: np.ndarray) -> dict[str, Any]:
+    """What the output is called; the mean and the spread of the training rows are 0 and 1 by their unit."""
+    return {"labels": list(labels)}
+
+
+def summary(
+    labels: Sequence[str], train_targets: np.ndarray, logits: np.ndarray, targets: np.ndarray
+) -> dict[str, Any]:
+    """A model's answers to a split beside their targets, as ``floor`` wants them."""
+    return describe(labels, train_targets) | {"answers": predictions(logits).tolist(), "targets": targets.tolist()}
+
+
+def floor(about: Mapping[str, Any], *, who: str, split: str, confidence: float) -> tuple[Check, bool]:
+    """Whether a model beats the answer that is always the mean of the training rows, which two rows could show."""
+    answers, truth = (np.array(about[name], dtype=np.float64) for name in ("answers", "targets"))
+    check = _above_the_mean(scores(answers[:, None], truth), truth, who=who, split=split, confidence=confidence)
+    return check, len(truth) > 1
+
+
+def _above_the_mean(found: np.ndarray, targets: np.ndarray, *, who: str, split: str, confidence: float) -> Check:
+    gain = quality_difference(found, 1 - np.square(targets), confidence=confidence)
+    status = (
+        CheckStatus.PASSED if gain.low > 0 else CheckStatus.FAILED if gain.measured <= 0 else CheckStatus.UNDECIDABLE
+    )
+    explanation = (
+        f"{who} has an R² of {found.mean():.3f} on {len(found):,} {split} rows, {100 * gain.measured:.1f} points above "
+        f"always answering the mean of the training rows ({100 * confidence:g} % interval {100 * gain.low:.1f} to "
+        f"{100 * gain.high:.1f})"
+    )
+    return as_check("floor", gain, 0.0, "at_least", len(found), status, explanation)
+
+
+def weigh(
+    rows: Mapping[str, np.ndarray], about: Mapping[str, Any], *, max_drop: float, has_floor: bool, confidence: float
+) -> tuple[list[Check], tuple[ClassRecall, ...]]:
+    """What of R² was lost; with a floor, whether the shipped model beats the mean."""
+    teacher, shipped = rows["score_train"], rows["score_validate"]
+    checks = [drop.of_scores(teacher, shipped, metric=METRIC, limit=max_drop, confidence=confidence)]
+    if has_floor:
+        checks.append(
+            _above_the_mean(shipped, rows["target"], who="the shipped model", split="test", confidence=confidence)
+        )
+    return checks, ()

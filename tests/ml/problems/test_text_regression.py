@@ -1,0 +1,134 @@
+"""Regression on a score: what is learned of labels, how answers are scored, and what becomes a verdict."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import CheckStatus
+from tasks.ml.data.tables import Table
+from tasks.ml.problems import text_regression as problem
+
+
+def table(labels: list[str], origin: str = "rows.csv") -> Table:
+    texts = [f"text {index}" for index in range(len(labels))]
+    return Table(origin, "line", range(2, len(labels) + 2), texts, labels, "stars")
+
+
+def test_scores_are_learned_in_standard_deviations_of_the_training_rows_and_said_in_their_unit() -> None:
+    made = problem.targets({"train": table(["1", "2.5", "4e0", "4.5"]), "test": table(["-3"])})
+    known = made.array(["1", "2.5", "4e0", "4.5"])
+    assert (known.mean(), known.std()) == (pytest.approx(0, abs=1e-7), pytest.approx(1))
+    assert made.array([""])[0] == problem.NO_TARGET
+    assert made.names == ["stars"]
+    (far,) = made.array(["-3"])
+    assert problem.shown_target(far, made.names, made.units) == "-3"
+    assert problem.shown(np.array([far]), made.names, made.units) == {"label": "-3"}
+
+
+def test_every_split_gets_its_share_of_high_and_of_low_scores() -> None:
+    made = problem.targets({"train": table([str(number) for number in range(100)])})
+    kinds = [made.stratum(str(number)) for number in range(100)]
+    assert made.strata == ["up to 19.8", "up to 39.6", "up to 59.4", "up to 79.2", "above 79.2"]
+    assert [kinds.count(kind) for kind in made.strata] == [20] * 5
+    for rare in ("0", "1"):
+        few = problem.targets({"train": table(["0", "1"] + [str(1 - int(rare))] * 9)})
+        assert (few.stratum("0"), few.stratum("1")) == tuple(few.strata)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["1", "good"], "rows.csv, line 3, column 'stars': 'good' is not a number; .*text-regression"),
+        (["1", "nan"], "line 3, .*'nan' is not a number"),
+        (["1", "1e999"], "line 3, .*'1e999' is not a number"),
+        (["1", "1.0"], "every row has the score 1"),
+    ],
+)
+def test_what_is_no_score_is_refused(labels: list[str], said: str) -> None:
+    with pytest.raises(FeatherweightError, match=said):
+        problem.targets({"train": table(labels)})
+
+
+def test_the_loss_is_the_mean_squared_error_of_rows_that_have_a_score() -> None:
+    logits = torch.tensor([[0.0], [1.0], [5.0]], requires_grad=True)
+    loss = problem.loss(logits, torch.tensor([1.0, 1.0, problem.NO_TARGET]))
+    loss.backward()
+    assert loss.item() == 0.5
+    assert logits.grad is not None
+    assert logits.grad.flatten().tolist() == [-1.0, 0.0, 0.0]
+    nothing = problem.loss(logits, torch.full((3,), problem.NO_TARGET))
+    assert nothing.item() == 0.0
+
+
+def test_the_mean_score_is_the_coefficient_of_determination() -> None:
+    random = np.random.default_rng(0)
+    truth = random.normal(size=500)
+    truth = (truth - truth.mean()) / truth.std()
+    logits = truth[:, None] + random.normal(scale=0.5, size=(500, 1))
+    residual, total = np.square(logits[:, 0] - truth).sum(), np.square(truth - truth.mean()).sum()
+    assert problem.scores(logits, truth).mean() == pytest.approx(1 - residual / total)
+    assert problem.scores(truth[:, None], truth).tolist() == [1.0] * 500
+
+
+def test_a_row_is_lost_where_the_error_grew_and_the_answer_is_another() -> None:
+    targets = np.zeros(4)
+    teacher, shipped = np.array([[0.0], [0.0], [1.0], [0.0]]), np.array([[2.0], [0.05], [0.0], [-1.0]])
+    assert problem.regret(teacher, shipped, targets).tolist() == [4.0, 0.0, 0.0, 1.0]
+    assert problem.same(shipped, teacher).tolist() == [False, True, False, False]
+
+
+def rows(error: float, *, n: int = 400) -> dict[str, np.ndarray]:
+    """Test rows of a good teacher, and of a model that is off by so much more."""
+    random = np.random.default_rng(1)
+    truth = random.normal(size=n)
+    teacher = truth + random.normal(scale=0.4, size=n)
+    shipped = teacher + random.normal(scale=error, size=n)
+    return {
+        "target": truth,
+        **{f"prediction_{name}": values for name, values in (("train", teacher), ("validate", shipped))},
+        **{
+            f"score_{name}": problem.scores(values[:, None], truth)
+            for name, values in (("train", teacher), ("validate", shipped))
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "statuses"),
+    [
+        (0.01, (CheckStatus.PASSED, CheckStatus.PASSED)),
+        (0.6, (CheckStatus.FAILED, CheckStatus.PASSED)),
+        (2.0, (CheckStatus.FAILED, CheckStatus.FAILED)),
+    ],
+)
+def test_quality_lost_and_the_mean_that_is_to_be_beaten(error: float, statuses: tuple[CheckStatus, ...]) -> None:
+    checks, recalls = problem.weigh(rows(error), {}, max_drop=0.05, has_floor=True, confidence=0.95)
+    assert [check.name for check in checks] == ["quality_drop", "floor"]
+    assert tuple(check.status for check in checks) == statuses
+    assert recalls == ()
+    assert all(check.low <= check.measured <= check.high for check in checks)
+    assert checks[0].explanation.startswith("r2 fell by ") == (error > 0.1)
+
+
+def test_few_rows_do_not_decide_and_how_many_would_is_said() -> None:
+    (check,) = problem.weigh(rows(0.4, n=12), {}, max_drop=0.15, has_floor=False, confidence=0.95)[0]
+    assert check.status is CheckStatus.UNDECIDABLE
+    assert "rows are needed to rule out" in check.explanation
+
+
+def test_a_teacher_that_learned_nothing_is_told_from_one_that_did() -> None:
+    truth = np.random.default_rng(2).normal(size=200)
+    for answers, status in ((truth * 0.8, CheckStatus.PASSED), (truth * 0, CheckStatus.FAILED)):
+        about = problem.summary(["stars"], truth, answers[:, None], truth)
+        check, is_decidable = problem.floor(about, who="the teacher", split="selection", confidence=0.95)
+        assert (check.status, is_decidable) == (status, True)
+        assert "always answering the mean of the training rows" in check.explanation
+
+
+def test_label_smoothing_is_refused() -> None:
+    assert list(problem.objections({"label_smoothing": 0.0})) == []
+    (said,) = problem.objections({"label_smoothing": 0.1})
+    assert said == "training.label_smoothing: 0.1 means nothing for scores; set it to 0"
