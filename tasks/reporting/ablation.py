@@ -176,13 +176,9 @@ def _panels(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def whole(found: Ablation) -> list[dict[str, str]]:
     """The recipe's own model: each value with its interval over seeds."""
     one = found.whole
-
-    def share(value: float) -> str:
-        return numbers.percent(min(max(value, 0.0), 1.0))  # Student's interval of two seeds may reach beyond
-
     shown: tuple[tuple[str, Estimate, charts.Format], ...] = (
-        ("quality", one.quality, share),
-        ("agreement", one.agreement, share),
+        ("quality", one.quality, numbers.percent),
+        ("agreement", one.agreement, numbers.percent),
         ("size", one.size_mb, lambda value: numbers.unit(value, "MB")),
         ("p50", one.latency_p50_ms, lambda value: numbers.unit(value, "ms")),
         ("rows/s", one.throughput_per_s, numbers.number),

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from tasks.ml.runtime.timing import Pace
 from tasks.ml.statistics import contrasts, multiplicity
-from tasks.ml.statistics.comparison import Estimate, mean, typical
+from tasks.ml.statistics.comparison import Estimate, mean, of_scores, typical
 from tasks.ml.statistics.contrasts import Contrast
 
 SLIGHT = 0.1
@@ -90,8 +90,8 @@ def summarize(models: Sequence[Measured]) -> Summary:
         ValueError: there are no models.
     """
     return Summary(
-        quality=mean([float(one.scores.mean()) for one in models]),
-        agreement=mean([float(one.agrees.mean()) for one in models]),
+        quality=of_scores([one.scores for one in models]),
+        agreement=of_scores([one.agrees for one in models]),
         size_mb=mean([one.size_mb for one in models]),
         latency_p50_ms=mean([one.pace.latency_p50_ms for one in models]),
         throughput_per_s=mean([one.pace.throughput_per_s for one in models]),

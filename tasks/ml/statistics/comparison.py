@@ -66,16 +66,17 @@ def typical(values: Sequence[float], *, confidence: float = 0.95) -> Estimate:
     return ratio(values, [1.0] * len(values), confidence=confidence)
 
 
-def fraction(values: Sequence[float], *, confidence: float = 0.95) -> Estimate:
-    """Mean over seeds (S,) of values between 0 and 1, whose interval ends there, too.
+def of_scores(scores: Sequence[Sequence[float] | np.ndarray], *, confidence: float = 0.95) -> Estimate:
+    """Mean over seeds of the mean of their rows' scores (S, N), whose interval ends at 1; and at 0, if no row has less.
 
     Raises:
-        ValueError: there are no values.
+        ValueError: there are no seeds.
     """
-    found = mean(values, confidence=confidence)
+    found = mean([float(np.mean(rows)) for rows in scores], confidence=confidence)
     if found.low is None or found.high is None:
         return found
-    return Estimate(found.measured, max(0.0, found.low), min(1.0, found.high))
+    lowest = 0.0 if min(float(np.min(rows)) for rows in scores) >= 0 else -math.inf
+    return Estimate(found.measured, max(lowest, found.low), min(1.0, found.high))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +151,7 @@ def summarize(trials: Sequence[Trial], baseline: Sequence[Trial], *, target: flo
         faster=_ratio(pairs, "samples_per_s"),
         peak_memory_mb=max(trial.peak_memory_mb for trial in trials),
         memory=_ratio(pairs, "peak_memory_mb"),
-        quality=fraction([trial.quality for trial in trials]),
+        quality=of_scores([trial.scores for trial in trials]),
         better=_quality_change(pairs),
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks.ml.statistics.comparison import Estimate, Trial, fraction, mean, ratio, summarize, typical
+from tasks.ml.statistics.comparison import Estimate, Trial, mean, of_scores, ratio, summarize, typical
 
 T = {2: 12.706204736432095, 3: 4.302652729911275}
 """Student's t at 97.5 %, by number of seeds (one more than the degrees of freedom)."""
@@ -79,8 +79,12 @@ def test_no_interval_holds_what_cannot_be() -> None:
     found = typical([10.0, 30.0])
     assert found.low is not None
     assert 0 < found.low < found.measured == pytest.approx(300**0.5)
-    assert (fraction([0.5, 0.9]).low, fraction([0.5, 0.9]).high) == (0.0, 1.0)
-    assert fraction([0.5]) == Estimate(0.5)
+    half, most = [1.0, 0.0] * 5, [1.0] * 9 + [0.0]
+    assert (of_scores([half, most]).low, of_scores([half, most]).high) == (0.0, 1.0)
+    assert of_scores([half]) == Estimate(0.5)
+    errors = of_scores([[1.0, -3.0], [1.0, -2.0]])
+    assert errors.low is not None
+    assert errors.low < errors.measured == -0.75, "scores of a regression may be below 0"
 
 
 def test_a_mean_of_those_that_reached_the_target_alone_is_never_shown() -> None:
