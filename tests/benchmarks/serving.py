@@ -52,7 +52,8 @@ def serve(kind: str, path: str, problem: str, max_length: int, port: int) -> Non
 
         torch.set_num_threads(1)
         model, tokenizer = modeling.load(Path(path), problem), tokenization.load(Path(path))
-        labels = modeling.labels(Path(path))
+        names = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))["id2label"]
+        labels = [names[key] for key in sorted(names, key=int)]
 
         def predict(texts: Sequence[str]) -> list[dict[str, Any]]:
             rows = tokenization.encode(list(texts), tokenizer, max_length=max_length)

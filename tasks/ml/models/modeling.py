@@ -126,9 +126,3 @@ def resize(family: families.Family, layer: nn.Module, *, heads: int, ffn: int) -
 def num_parameters(model: nn.Module) -> int:
     """Number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def labels(directory: Path) -> list[str]:
-    """Label names of a bundle, in the order of the logits."""
-    mapping = json.loads((directory / "config.json").read_text(encoding="utf-8"))["id2label"]
-    return [mapping[key] for key in sorted(mapping, key=int)]

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tasks.contracts.base import FeatherweightError
-from tasks.ml.models import families, modeling, removal, tokenization
+from tasks.ml.models import families, removal, tokenization
 from tasks.ml.pruning import cuts
 from tasks.ml.pruning.importance import LayerImportance
 
@@ -111,13 +111,6 @@ def keep_counts(
 def fraction(shapes: Sequence[Mapping[str, int]], **keep: float) -> list[dict[str, int]]:
     """The same fraction of every layer's ``heads`` and ``ffn``; at least one where there are any."""
     return [{name: cuts.units(shape[name], keep=part) for name, part in keep.items()} for shape in shapes]
-
-
-def keep_top(
-    model: nn.Module, importance: Sequence[LayerImportance], *, keep_heads: float, keep_ffn: float
-) -> nn.Module:
-    """Keeps, in every layer, the most important fraction of heads and FFN channels."""
-    return keep_counts(model, importance, fraction(modeling.shapes(model), heads=keep_heads, ffn=keep_ffn))
 
 
 def choose_tokens(tokenizer: Any, rows: Sequence[Sequence[int]], *, keep: float) -> list[int]:

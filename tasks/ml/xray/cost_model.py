@@ -90,21 +90,6 @@ def forward_flops(architecture: Architecture, *, batch: int, length: int, past: 
     return sum(component_flops(architecture, batch=batch, length=length, past=past).values())
 
 
-def training_flops(architecture: Architecture, *, batch: int, length: int) -> float:
-    """FLOPs of forward and backward: over seconds and peak FLOP/s this is model-FLOPs utilisation (Chowdhery 2022)."""
-    return TRAINING_FACTOR * forward_flops(architecture, batch=batch, length=length)
-
-
-def training_flops_per_token(architecture: Architecture, *, length: int) -> float:
-    """FLOPs of training on one token of a sequence: Kaplan's 6 N, and what attention and the head add to it."""
-    return training_flops(architecture, batch=1, length=length) / length
-
-
-def kaplan_flops_per_token(architecture: Architecture) -> float:
-    """6 N, with N the parameters without embeddings (Kaplan et al. 2020, arXiv:2001.08361): the rule of thumb."""
-    return 6 * (num_parameters(architecture) - parameters(architecture)["embeddings"])
-
-
 def component_bytes(
     architecture: Architecture,
     *,

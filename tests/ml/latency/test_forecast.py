@@ -37,7 +37,8 @@ def test_it_is_exact(
     if rank:
         student = factorization.factorize(student, rank, rows=[])
     scores = [LayerImportance(torch.rand(4), torch.rand(64)) for _ in range(layers)]
-    student = surgery.keep_top(student, scores, keep_heads=keep_heads, keep_ffn=keep_ffn)
+    counts = surgery.fraction(modeling.shapes(student), heads=keep_heads, ffn=keep_ffn)
+    student = surgery.keep_counts(student, scores, counts)
     if keep_vocabulary < 1:
         tokens = surgery.choose_tokens(tokenizer, [[5, 6, 7]], keep=keep_vocabulary)
         student, _ = surgery.keep_tokens(student, tokenizer, tokens)

@@ -28,6 +28,10 @@ def importance(seed: int) -> list[LayerImportance]:
     ]
 
 
+def keep_top(model: nn.Module, scores: list[LayerImportance], *, heads: float, ffn: float) -> nn.Module:
+    return surgery.keep_counts(model, scores, surgery.fraction(modeling.shapes(model), heads=heads, ffn=ffn))
+
+
 def encode(tokenizer: Any, texts: list[str]) -> Any:
     return tokenizer(texts, return_tensors="pt", padding=True)
 
@@ -48,14 +52,14 @@ def test_keeping_everything_changes_nothing(model: nn.Module, tokenizer: Any, te
     batch = encode(tokenizer, texts)
     expected = model(**batch).logits
     same = surgery.keep_layers(model, range(4))
-    same = surgery.keep_top(same, importance(0), keep_heads=1.0, keep_ffn=1.0)
+    same = keep_top(same, importance(0), heads=1.0, ffn=1.0)
     same, tokens = surgery.keep_tokens(same, tokenizer, range(len(tokenizer)))
     assert torch.equal(same(**encode(tokens, texts)).logits, expected)
 
 
 def test_cut_model_equals_the_gated_full_model(model: nn.Module, tokenizer: Any, texts: list[str]) -> None:
     scores = importance(1)
-    smaller = surgery.keep_top(model, scores, keep_heads=0.5, keep_ffn=0.25)
+    smaller = keep_top(model, scores, heads=0.5, ffn=0.25)
     assert modeling.shapes(smaller) == [{"heads": 2, "ffn": 16}] * 4
     handles = []
     for layer, score in zip(families.BERT.layer_list(model), scores, strict=True):
@@ -95,14 +99,14 @@ def test_blocks_cut_out_whole_equal_the_gated_model_and_survive_the_disk(
     # What is gone can be cut again, and stays gone.
     scores = [LayerImportance(heads=x.heads[: c["heads"]], ffn=x.ffn[: c["ffn"]]) for x, c in
               zip(importance(4), counts, strict=True)]  # fmt: skip
-    again = surgery.keep_top(smaller, scores, keep_heads=0.5, keep_ffn=0.5)
+    again = keep_top(smaller, scores, heads=0.5, ffn=0.5)
     assert modeling.shapes(again)[1:] == [{"heads": 0, "ffn": 32}, {"heads": 2, "ffn": 0}, {"heads": 0, "ffn": 0}]
 
 
 def test_the_argument_is_left_alone(model: nn.Module, tokenizer: Any) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     surgery.keep_layers(model, [0])
-    surgery.keep_top(model, importance(0), keep_heads=0.25, keep_ffn=0.1)
+    keep_top(model, importance(0), heads=0.25, ffn=0.1)
     surgery.keep_tokens(model, tokenizer, range(40))
     after = model.state_dict()
     assert before.keys() == after.keys()
@@ -110,7 +114,7 @@ def test_the_argument_is_left_alone(model: nn.Module, tokenizer: Any) -> None:
 
 
 def test_pruned_model_survives_the_disk(tmp_path: Any, model: nn.Module, tokenizer: Any, texts: list[str]) -> None:
-    smaller = surgery.keep_top(surgery.keep_layers(model, [1, 3]), importance(2)[:2], keep_heads=0.75, keep_ffn=0.3)
+    smaller = keep_top(surgery.keep_layers(model, [1, 3]), importance(2)[:2], heads=0.75, ffn=0.3)
     modeling.save(smaller, tokenizer, tmp_path)
     batch = encode(tokenizer, texts)
     assert torch.equal(modeling.load(tmp_path, "text-classification")(**batch).logits, smaller(**batch).logits)

@@ -115,9 +115,8 @@ def test_attention_alone_is_what_torch_counts_as_batched_products(model: nn.Modu
 def test_training_is_three_forward_passes(model: nn.Module) -> None:
     with FlopCounterMode(display=False) as counter:
         profiling.loss(model, ids(2, 9)).backward()
-    assert cost_model.training_flops(architecture(model), batch=2, length=9) == counter.get_total_flops()
-    per_token = cost_model.training_flops_per_token(architecture(model), length=9)
-    assert per_token * 2 * 9 == pytest.approx(counter.get_total_flops())
+    forward = cost_model.forward_flops(architecture(model), batch=2, length=9)
+    assert cost_model.TRAINING_FACTOR * forward == counter.get_total_flops()
 
 
 def test_decoding_after_a_cache_and_the_cache_itself() -> None:
@@ -198,11 +197,11 @@ def test_activations_of_a_layer_are_those_of_the_paper() -> None:
     assert total(3, checkpointing=True) - total(2, checkpointing=True) == 2 * s * b * h
 
 
-def test_six_n_is_near_for_short_sequences_and_low_for_long_ones() -> None:
+def test_two_n_is_near_for_short_sequences_and_low_for_long_ones() -> None:
     known = architecture(MODELS["llama"]())
-    rule = cost_model.kaplan_flops_per_token(known)
-    assert cost_model.training_flops_per_token(known, length=1) == pytest.approx(rule, rel=0.02)
-    assert cost_model.training_flops_per_token(known, length=4096) > 2 * rule
+    rule = 2 * (cost_model.num_parameters(known) - cost_model.parameters(known)["embeddings"])  # of Kaplan et al. 2020
+    assert cost_model.forward_flops(known, batch=1, length=1) == pytest.approx(rule, rel=0.02)
+    assert cost_model.forward_flops(known, batch=1, length=4096) / 4096 > 2 * rule
 
 
 def test_at_the_crossover_attention_costs_as_much_as_the_rest(model: nn.Module) -> None:
