@@ -24,7 +24,7 @@ def influence(
         batches: ``input_ids`` and ``attention_mask`` (B, S).
         first_token_only: whether the head reads the first token and no other.
     """
-    layers = list(families.of(model.config.model_type).layer_list(model))  # type: ignore[union-attr, arg-type]
+    layers = list(families.of_model(model).layer_list(model))
     totals, tokens = [0.0] * len(layers), [0] * len(layers)
 
     def add(number: int, before: torch.Tensor, after: torch.Tensor) -> None:

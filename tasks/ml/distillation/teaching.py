@@ -55,7 +55,7 @@ class Listener:
     is closed."""
 
     def __init__(self, model: nn.Module, layers: Sequence[int], *, relations: Sequence[str]) -> None:
-        family = families.of(model.config.model_type)  # type: ignore[union-attr, arg-type]
+        family = families.of_model(model)
         self.model, self.layers, self.relations = model, tuple(layers), tuple(relations)
         self.caught: dict[int | str, torch.Tensor] = {}
         modules = list(family.layer_list(model))
@@ -160,7 +160,7 @@ def _relation_heads(student: nn.Module, teacher: nn.Module) -> int:
     Raises:
         FeatherweightError: a last layer has no heads to compare.
     """
-    family = families.of(student.config.model_type)  # type: ignore[union-attr, arg-type]
+    family = families.of_model(student)
     lasts = [family.layer_list(model)[-1] for model in (student, teacher)]
     common = math.gcd(*(family.num_heads(layer) * family.head_size(layer) for layer in lasts))
     if not all(family.num_heads(layer) for layer in lasts):

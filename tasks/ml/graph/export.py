@@ -147,8 +147,7 @@ def expected_operators(model: nn.Module, spec: Spec, *, first_token_only: bool) 
     Where only the first token is computed, the last layer's attention is ``first_token.FirstQuery``: its query is a
     linear layer like others, and its key and value are none.
     """
-    config: Any = model.config
-    family = families.of(config.model_type)
+    family = families.of_model(model)
     attentive = [index for index, layer in enumerate(family.layer_list(model)) if family.num_heads(layer)]
     prefix = f"{model.base_model_prefix}.{family.layers}"
     schemes = Counter(how.scheme for how in spec.linears.values())

@@ -18,8 +18,6 @@ from tasks.ml.graph import integers
 from tasks.ml.models import families, quantization_spec
 from tasks.ml.quantization import simulation
 
-TOKEN_TYPES = "embeddings.token_type_embeddings"
-
 
 class IntegerEmbedding(nn.Module):
     """An int8 table with one scale per row; the table stays int8 in file and memory, only gathered rows are widened."""
@@ -114,7 +112,9 @@ def integer_linear(linear: nn.Linear, how: quantization_spec.LinearScheme, block
 
 def lower(model: nn.Module, spec: quantization_spec.Spec) -> None:
     """Replaces, in place, what the spec names by the runtime's integer operators, and what a server can do without."""
-    positions = position_table(model)
+    family = families.of_model(model)
+    backbone = family.backbone(model)
+    positions: Any = backbone.get_submodule(family.position_embeddings)
     # A table that keeps a row for padding counts tokens from the row after it, as RoBERTa's does.
     first = 0 if positions.padding_idx is None else positions.padding_idx + 1
     for name, how in spec.linears.items():
@@ -123,20 +123,8 @@ def lower(model: nn.Module, spec: quantization_spec.Spec) -> None:
         weight = model.get_submodule(name).weight.detach()  # type: ignore[operator]
         table = IntegerEmbedding(weight) if bits == 8 else BlockEmbedding(weight, spec.block_size)
         replace(model, name, table)
-    backbone, family = _backbone(model)
-    token_type = backbone.get_submodule(TOKEN_TYPES).weight.detach()[0].clone()  # type: ignore[operator]
+    token_type = backbone.get_submodule(family.token_types).weight.detach()[0].clone()  # type: ignore[operator]
     # Token-type ids have the shape of the input, whereas position ids are cut from a buffer that bounds it.
-    replace(backbone, TOKEN_TYPES, Positions(position_table(model), first=first, token_type=token_type))
+    positions = backbone.get_submodule(family.position_embeddings)  # plain, or lowered by now
+    replace(backbone, family.token_types, Positions(positions, first=first, token_type=token_type))
     replace(backbone, family.position_embeddings, Nothing())
-
-
-def position_table(model: nn.Module) -> Any:
-    """The position embedding, plain or lowered."""
-    backbone, family = _backbone(model)
-    return backbone.get_submodule(family.position_embeddings)
-
-
-def _backbone(model: nn.Module) -> tuple[nn.Module, families.Family]:
-    config: Any = model.config
-    family = families.of(config.model_type)
-    return family.backbone(model), family

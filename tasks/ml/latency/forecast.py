@@ -38,7 +38,7 @@ def num_bytes(
     with torch.device("meta"):
         whole = modeling.skeleton(teacher, problem)
         model = surgery.keep_layers(whole, surgery.spread(len(modeling.shapes(whole)), layers))
-        family = families.of(model.config.model_type)  # type: ignore[union-attr, arg-type]
+        family = families.of_model(model)
         shapes = surgery.fraction(modeling.shapes(model), heads=keep_heads, ffn=keep_ffn)
         for layer, shape in zip(family.layer_list(model), shapes, strict=True):
             modeling.resize(family, layer, **shape)

@@ -140,7 +140,7 @@ def _stripped(like: nn.Module, problem: str, variants: Sequence[_Variant]) -> nn
 
 def _export(model: nn.Module, variants: Sequence[_Variant], *, integer: bool, path: Path) -> None:
     """Writes one graph with an output per branch, lowered and fused as exported models are."""
-    family = families.of(model.config.model_type)  # type: ignore[union-attr, arg-type]
+    family = families.of_model(model)
     spec = quantization_spec.plan(model, linears=integer, token_bits=8 if integer else 32, block_size=32)
     lowering.lower(model, spec)
     layers = family.layer_list(model)

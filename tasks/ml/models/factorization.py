@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -34,22 +33,19 @@ class Factorized(nn.Module):
 
 def rank(model: nn.Module) -> int:
     """Columns of a model's token table, or 0 if it has one of the hidden size."""
-    config: Any = model.config
-    found = families.of(config.model_type).embedding(model)
+    found = families.of_model(model).embedding(model)
     return found.table.embedding_dim if isinstance(found, Factorized) else 0
 
 
 def vectors(model: nn.Module) -> torch.Tensor:
     """What the layers see of each token: (V, H)."""
-    config: Any = model.config
-    found = families.of(config.model_type).embedding(model)
+    found = families.of_model(model).embedding(model)
     return found.dense() if isinstance(found, Factorized) else found.weight  # type: ignore[return-value]
 
 
 def shape(model: nn.Module, rank: int) -> None:
     """Gives a model, in place, a factorized token table whose weights are yet to be loaded."""
-    config: Any = model.config
-    family = families.of(config.model_type)
+    family = families.of_model(model)
     whole = family.token_embedding(model)
     table = nn.Embedding(whole.num_embeddings, rank, padding_idx=whole.padding_idx, device="meta")
     table = table.to_empty(device=whole.weight.device)
@@ -71,7 +67,6 @@ def factorize(model: nn.Module, rank: int, *, rows: Sequence[Sequence[int]]) -> 
         FeatherweightError: the table has no more columns than that.
     """
     smaller = copy.deepcopy(model)
-    config: Any = smaller.config
     weight = vectors(smaller).detach().double()
     if rank >= weight.shape[1]:
         raise FeatherweightError(
@@ -83,7 +78,7 @@ def factorize(model: nn.Module, rank: int, *, rows: Sequence[Sequence[int]]) -> 
     gram = weight.T @ (counts.double().unsqueeze(1) * weight)
     directions = torch.linalg.eigh(gram).eigenvectors[:, -rank:]  # (H, E), orthonormal
     shape(smaller, rank)
-    found = families.of(config.model_type).embedding(smaller)
+    found = families.of_model(smaller).embedding(smaller)
     assert isinstance(found, Factorized)
     found.table.weight.copy_(weight @ directions)
     found.projection.weight.copy_(directions)

@@ -257,6 +257,12 @@ def of(model_type: str) -> Family:
     raise FeatherweightError(f"base_model: architecture {model_type!r} is not supported; supported: {known}")
 
 
+def of_model(model: nn.Module) -> Family:
+    """Returns the description of a model's architecture, as ``of`` does of its name."""
+    config: Any = model.config
+    return of(config.model_type)
+
+
 def resize_linear(linear: nn.Linear, *, out_features: int | None = None, in_features: int | None = None) -> None:
     """Gives a linear layer new, uninitialised shapes in place; a state dict is expected to fill them."""
     import torch

@@ -101,8 +101,7 @@ def _residual_block(family: families.Family, layer: nn.Module) -> tuple[nn.Modul
 
 
 def _last_layer(model: nn.Module) -> tuple[families.Family, nn.Module]:
-    config: Any = model.config
-    family = families.of(config.model_type)
+    family = families.of_model(model)
     return family, family.layer_list(model)[-1]
 
 

@@ -30,7 +30,7 @@ LAYER_MAP = "layer_map"
 
 def shapes(model: nn.Module) -> list[dict[str, int]]:
     """Heads and FFN width of each layer."""
-    family = families.of(model.config.model_type)  # type: ignore[union-attr, arg-type]
+    family = families.of_model(model)
     return [{"heads": family.num_heads(x), "ffn": family.ffn_width(x)} for x in family.layer_list(model)]
 
 
@@ -55,7 +55,7 @@ def set_layer_map(student: nn.Module, taught: Sequence[int]) -> None:
 
 def reshape(model: nn.Module, described: Mapping[str, Any]) -> None:
     """Gives a new model, in place, the shapes of a ``description``; its weights are then to be loaded."""
-    family = families.of(model.config.model_type)  # type: ignore[union-attr, arg-type]
+    family = families.of_model(model)
     for layer, shape in zip(family.layer_list(model), described["layers"], strict=True):
         resize(family, layer, heads=shape["heads"], ffn=shape["ffn"])
     if rank := described.get("embedding_rank", 0):

@@ -91,7 +91,7 @@ def plan(
     Raises:
         FeatherweightError: the table's width is not a multiple of ``block_size``, or the runtime has no such blocks.
     """
-    family = families.of(model.config.model_type)  # type: ignore[union-attr, arg-type]
+    family = families.of_model(model)
     prefix = model.base_model_prefix
     width = family.token_embedding(model).embedding_dim
     if token_bits == 4 and width % block_size:

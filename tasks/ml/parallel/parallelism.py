@@ -28,11 +28,6 @@ def _mesh(model: nn.Module) -> DeviceMesh:
     return init_device_mesh(next(model.parameters()).device.type, (world.size(),))
 
 
-def _family(model: nn.Module) -> families.Family:
-    config: Any = model.config
-    return families.of(config.model_type)
-
-
 def _start_alike(model: nn.Module) -> None:
     """Gives every process the first one's weights: what was drawn at random differs, such as adapters."""
     for parameter in model.parameters():
@@ -49,13 +44,9 @@ def _sharded(model: nn.Module) -> Iterator[None]:
     _start_alike(model)
     mesh = _mesh(model)
     # The root gives its whole parameters back after the forward pass too: after an evaluation no backward pass does it.
-    for module in (*_family(model).layer_list(model), model):
+    for module in (*families.of_model(model).layer_list(model), model):
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
     yield
-
-
-def _is_linear(module: nn.Module | None) -> bool:
-    return isinstance(module, nn.Linear)
 
 
 @contextmanager
@@ -67,7 +58,7 @@ def _tensor(model: nn.Module) -> Iterator[None]:
     the same place in different processes then drop alike too.
     """
     _start_alike(model)
-    family, mesh = _family(model), _mesh(model)
+    family, mesh = families.of_model(model), _mesh(model)
     for index, layer in enumerate(family.layer_list(model)):
         for what, count in (("heads", family.num_heads(layer)), ("FFN channels", family.ffn_width(layer))):
             if count % mesh.size():
@@ -76,8 +67,8 @@ def _tensor(model: nn.Module) -> Iterator[None]:
                     f"{count} for {mesh.size()}: choose another num_processes, or sharded"
                 )
         there = dict(layer.named_modules())  # what pruning took away whole has no matrices
-        by_output = {name: ColwiseParallel() for name in family.cut_by_output if _is_linear(there.get(name))}
-        by_input = {name: RowwiseParallel() for name in family.cut_by_input if _is_linear(there.get(name))}
+        by_output = {name: ColwiseParallel() for name in family.cut_by_output if isinstance(there.get(name), nn.Linear)}
+        by_input = {name: RowwiseParallel() for name in family.cut_by_input if isinstance(there.get(name), nn.Linear)}
         parallelize_module(layer, mesh, {**by_output, **by_input})
     parallelize_module(family.token_embedding(model), mesh, RowwiseParallel(input_layouts=Replicate()))
     torch.manual_seed(world.first(torch.initial_seed()))

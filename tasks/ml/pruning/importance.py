@@ -36,7 +36,7 @@ class _Block(NamedTuple):
 
 def _blocks(model: nn.Module) -> list[tuple[_Block | None, _Block | None]]:
     """Attention and FFN of each layer; ``None`` where one was pruned away."""
-    family = families.of(model.config.model_type)  # type: ignore[union-attr, arg-type]
+    family = families.of_model(model)
 
     def block(layer: nn.Module, closing: str, units: int) -> _Block | None:
         return _Block(layer.get_submodule(closing), units) if units else None  # type: ignore[arg-type]

@@ -10,7 +10,6 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -136,8 +135,7 @@ def damage(weight: torch.Tensor, other: torch.Tensor, gram: torch.Tensor) -> flo
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
     """The layers that can be sparse, by qualified name: all linear layers of the backbone."""
-    config: Any = model.config
-    return families.of(config.model_type).linears(model)
+    return families.of_model(model).linears(model)
 
 
 def fraction(model: nn.Module) -> float:
@@ -173,8 +171,7 @@ def grams(
 def _in_order(model: nn.Module) -> list[dict[str, nn.Linear]]:
     """The layers, by transformer layer, and what follows the last one."""
     found, groups = linears(model), []
-    config: Any = model.config
-    for layer in families.of(config.model_type).layer_list(model):
+    for layer in families.of_model(model).layer_list(model):
         inside = set(layer.modules())
         groups.append({name: linear for name, linear in found.items() if linear in inside})
     grouped = {name for group in groups for name in group}

@@ -38,7 +38,7 @@ def spread(total: int, keep: int) -> list[int]:
 def keep_layers(model: nn.Module, layers: Sequence[int]) -> nn.Module:
     """Keeps only these transformer layers, in this order."""
     student = copy.deepcopy(model)
-    family = families.of(student.config.model_type)  # type: ignore[union-attr, arg-type]
+    family = families.of_model(student)
     backbone = family.backbone(student)
     kept = nn.ModuleList(family.layer_list(student)[index] for index in layers)
     parent, _, name = family.layers.rpartition(".")
@@ -101,7 +101,7 @@ def keep_counts(
         counts: ``heads`` and ``ffn`` of each layer, as ``modeling.shapes`` gives them.
     """
     smaller = copy.deepcopy(model)
-    family = families.of(smaller.config.model_type)  # type: ignore[union-attr, arg-type]
+    family = families.of_model(smaller)
     for layer, scores, count in zip(family.layer_list(smaller), importance, counts, strict=True):
         _keep_heads(family, layer, _top(scores.heads, count["heads"]))
         _keep_channels(family, layer, _top(scores.ffn, count["ffn"]))
@@ -167,7 +167,7 @@ def keep_tokens(model: nn.Module, tokenizer: Any, tokens: Sequence[int]) -> tupl
             f"{description['model']['type']}; set pruning.keep_vocabulary to 1"
         )
     smaller = copy.deepcopy(model)
-    family = families.of(smaller.config.model_type)  # type: ignore[union-attr, arg-type]
+    family = families.of_model(smaller)
     table = family.token_embedding(smaller)
     index = torch.as_tensor(list(tokens), device=table.weight.device)
     table.weight = nn.Parameter(table.weight.detach()[index].clone())
@@ -181,7 +181,7 @@ def keep_tokens(model: nn.Module, tokenizer: Any, tokens: Sequence[int]) -> tupl
 def _renumber_padding(model: nn.Module, *, old: int, new: int) -> None:
     """Gives the padding token another id; where positions count from it, so many rows of their table go."""
     config: Any = model.config
-    family = families.of(config.model_type)
+    family = families.of_model(model)
     config.pad_token_id = new
     table = family.token_embedding(model)
     if table.padding_idx is not None:

@@ -56,7 +56,7 @@ def keep_hidden(model: nn.Module, index: torch.Tensor) -> nn.Module:
     """
     smaller = copy.deepcopy(model)
     config: Any = smaller.config
-    family = families.of(config.model_type)
+    family = families.of_model(smaller)
     for module in smaller.modules():
         if isinstance(module, nn.Embedding):
             module.weight = nn.Parameter(module.weight.detach()[:, index].clone())

@@ -9,7 +9,7 @@ channels, I = input channels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import nn
@@ -138,9 +138,8 @@ def apply(
     Returns:
         Each layer's squared error over that of rounding to nearest, at most 1.
     """
-    config: Any = model.config
     ratios: dict[str, float] = {}
-    for group in families.of(config.model_type).linear_groups(model):
+    for group in families.of_model(model).linear_groups(model):
         names = [name for name in group if name in spec.linears]
         if not names:
             continue

@@ -11,7 +11,6 @@ import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from torch import nn
 
@@ -94,10 +93,8 @@ def protect(
             first_token.narrow(simulated)
         return problem.divergence(reference, evaluation.logits(simulated, rows, pad_id=pad_id))
 
-    config: Any = model.config
     groups = [
-        tuple(name for name in group if name in spec.linears)
-        for group in families.of(config.model_type).linear_groups(model)
+        tuple(name for name in group if name in spec.linears) for group in families.of_model(model).linear_groups(model)
     ]
     alone = {group: damage(spec, group) for group in groups if group}
     now, chosen = dict(alone), spec

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -60,8 +59,7 @@ def smooth(
         alpha: 0 leaves all difficulty with the activations, 1 moves all of it into the weights.
         first_token_only: whether the head reads the first token and no other.
     """
-    config: Any = model.config
-    family = families.of(config.model_type)
+    family = families.of_model(model)
     groups = [group for group in family.linear_groups(model) if all(name in spec.linears for name in group)]
     maxima = calibration.channel_maxima(
         model, [group[0] for group in groups], batches(), first_token_only=first_token_only

@@ -69,8 +69,7 @@ class Layers:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        config: Any = getattr(model, "config", None)
-        layers = families.of(config.model_type).layer_list(model) if config is not None else [model]
+        layers = families.of_model(model).layer_list(model) if hasattr(model, "config") else [model]
         self.layers = [layer for layer in layers if not _is_listened_to(layer)]
         self.compiled = False
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 
@@ -20,8 +19,7 @@ MULTIPLE = 16
 
 
 def _fitting(model: nn.Module) -> dict[str, nn.Linear]:
-    config: Any = model.config
-    linears = families.of(config.model_type).linears(model)
+    linears = families.of_model(model).linears(model)
     return {name: m for name, m in linears.items() if not any(size % MULTIPLE for size in m.weight.shape)}
 
 

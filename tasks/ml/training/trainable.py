@@ -21,11 +21,6 @@ LORA_ALPHA_PER_RANK = 2
 """Scale of the update: α/r = 2, so that a learning rate suits all ranks (Hu et al. 2021, section 4.1)."""
 
 
-def _linear_names(model: nn.Module) -> list[str]:
-    config: Any = model.config
-    return list(families.of(config.model_type).linears(model))
-
-
 def _add_adapters(model: nn.Module, rank: int) -> None:
     """LoRA, Hu et al. 2021 (arXiv:2106.09685): W + (α/r)·B·A on the linear layers of the backbone; the head in full."""
     try:
@@ -34,7 +29,7 @@ def _add_adapters(model: nn.Module, rank: int) -> None:
         raise FeatherweightError("lora_rank: needs the package peft: pip install 'featherweight[training]'") from error
     backbone = f"{model.base_model_prefix}."
     head = [p for name, p in model.named_parameters() if not name.startswith(backbone)]
-    targets = _linear_names(model)
+    targets = list(families.of_model(model).linears(model))
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=LORA_ALPHA_PER_RANK * rank, target_modules=targets), model)
     for parameter in head:
         parameter.requires_grad_(True)
@@ -95,8 +90,7 @@ def prepared(
     reason = unsuited(parallelism, optimizer=optimizer, precision=precision, lora_rank=lora_rank)
     if world.size() > 1 and reason:
         raise FeatherweightError(reason)
-    config: Any = model.config
-    table = families.of(config.model_type).token_embedding(model)
+    table = families.of_model(model).token_embedding(model)
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     with ExitStack() as undo:
         if lora_rank:
