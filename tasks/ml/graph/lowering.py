@@ -92,12 +92,6 @@ class Nothing(nn.Module):
         return 0.0
 
 
-def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts a module at a qualified name."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
-
-
 def integer_linear(linear: nn.Linear, how: quantization_spec.LinearScheme, block_size: int) -> nn.Module:
     """The operators that a scheme asks for."""
     lowered: nn.Module
@@ -118,13 +112,13 @@ def lower(model: nn.Module, spec: quantization_spec.Spec) -> None:
     # A table that keeps a row for padding counts tokens from the row after it, as RoBERTa's does.
     first = 0 if positions.padding_idx is None else positions.padding_idx + 1
     for name, how in spec.linears.items():
-        replace(model, name, integer_linear(model.get_submodule(name), how, spec.block_size))  # type: ignore[arg-type]
+        model.set_submodule(name, integer_linear(model.get_submodule(name), how, spec.block_size))  # type: ignore[arg-type]
     for name, bits in spec.embeddings.items():
         weight = model.get_submodule(name).weight.detach()  # type: ignore[operator]
         table = IntegerEmbedding(weight) if bits == 8 else BlockEmbedding(weight, spec.block_size)
-        replace(model, name, table)
+        model.set_submodule(name, table)
     token_type = backbone.get_submodule(family.token_types).weight.detach()[0].clone()  # type: ignore[operator]
     # Token-type ids have the shape of the input, whereas position ids are cut from a buffer that bounds it.
     positions = backbone.get_submodule(family.position_embeddings)  # plain, or lowered by now
-    replace(backbone, family.token_types, Positions(positions, first=first, token_type=token_type))
-    replace(backbone, family.position_embeddings, Nothing())
+    backbone.set_submodule(family.token_types, Positions(positions, first=first, token_type=token_type))
+    backbone.set_submodule(family.position_embeddings, Nothing())

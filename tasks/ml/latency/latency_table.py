@@ -147,8 +147,7 @@ def _export(model: nn.Module, variants: Sequence[_Variant], *, integer: bool, pa
     for layer, variant in zip(layers, variants, strict=True):
         if variant.last:
             first_token.narrow_layer(family, layer)
-    parent, _, name = family.layers.rpartition(".")
-    setattr(family.backbone(model).get_submodule(parent), name, nn.ModuleList())
+    family.backbone(model).set_submodule(family.layers, nn.ModuleList())
     hidden = family.backbone(model).config.hidden_size  # type: ignore[union-attr]
     example = (torch.ones((2, 8), dtype=torch.int64), torch.ones((2, 8), dtype=torch.int32), torch.ones((2, 8, hidden)))  # type: ignore[arg-type]
     names = [f"branch{index}" for index in range(len(variants) + 2)]

@@ -10,7 +10,7 @@ D = head size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -94,10 +94,9 @@ def _masked(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.where(mask, scores, torch.finfo(scores.dtype).min)
 
 
-def _residual_block(family: families.Family, layer: nn.Module) -> tuple[nn.Module, str]:
-    """The first residual block of a layer, as its parent and its name there."""
-    parent, _, name = family.attention_output.rpartition(".")[0].rpartition(".")
-    return layer.get_submodule(parent), name
+def _residual_block(family: families.Family) -> str:
+    """Name of the first residual block in a layer."""
+    return family.attention_output.rpartition(".")[0]
 
 
 def _last_layer(model: nn.Module) -> tuple[families.Family, nn.Module]:
@@ -107,16 +106,14 @@ def _last_layer(model: nn.Module) -> tuple[families.Family, nn.Module]:
 
 def narrow_layer(family: families.Family, layer: nn.Module) -> None:
     """Makes a layer, in place, compute its first token only; the hidden states it returns are (B, 1, H)."""
-    parent, name = _residual_block(family, layer)
-    block = parent.get_submodule(name)
+    name = _residual_block(family)
+    block = layer.get_submodule(name)
     if is_absorbed(family, layer):
         query, key, value = (layer.get_submodule(part) for part in (family.query, family.key, family.value))
-        attention = FirstQuery(query, key, value, heads=family.num_heads(layer))
-        holder, _, place = family.attention.rpartition(".")
-        setattr(layer.get_submodule(holder), place, attention)
-        setattr(parent, name, FirstToken(block))
+        layer.set_submodule(family.attention, FirstQuery(query, key, value, heads=family.num_heads(layer)))
+        layer.set_submodule(name, FirstToken(block))
     else:
-        setattr(parent, name, FirstTokenOfAll(block))
+        layer.set_submodule(name, FirstTokenOfAll(block))
 
 
 def narrow(model: nn.Module) -> None:
@@ -139,24 +136,19 @@ def as_read(model: nn.Module) -> Iterator[None]:
     def for_all(_: nn.Module, __: object, query: torch.Tensor) -> torch.Tensor:
         return query.expand(-1, tokens, -1)  # attention wants one per token
 
-    handles = []
-    if family.num_heads(layer):
-        query = layer.get_submodule(family.query)
-        handles = [query.register_forward_pre_hook(first), query.register_forward_hook(for_all)]
-    try:
-        with narrowed(model):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        if family.num_heads(layer):
+            query = layer.get_submodule(family.query)
+            hooks.enter_context(query.register_forward_pre_hook(first))
+            hooks.enter_context(query.register_forward_hook(for_all))
+        hooks.enter_context(narrowed(model))
+        yield
 
 
 @contextmanager
 def narrowed(model: nn.Module) -> Iterator[None]:
     """Narrows while it is open, and keeps the names of all parameters: for training. No gradient changes by it."""
-    parent, name = _residual_block(*_last_layer(model))
-    hook = parent.get_submodule(name).register_forward_pre_hook(lambda _, states: tuple(x[:, :1] for x in states))
-    try:
+    family, layer = _last_layer(model)
+    block = layer.get_submodule(_residual_block(family))
+    with block.register_forward_pre_hook(lambda _, states: tuple(x[:, :1] for x in states)):
         yield
-    finally:
-        hook.remove()

@@ -9,7 +9,7 @@ B = rows, S = tokens, T = tokens that count for a module, K and M = widths of it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import torch
 from torch import nn
@@ -47,12 +47,11 @@ def listen(
         return hook
 
     model.eval()
-    with first_token.as_read(model) if first_token_only else nullcontext():
-        handles = [module.register_forward_hook(hear(number)) for number, module in enumerate(modules)]
-        try:
-            for batch in batches:
-                mask = batch["attention_mask"].bool()
-                model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        finally:
-            for handle in handles:
-                handle.remove()
+    with ExitStack() as hooks:
+        if first_token_only:
+            hooks.enter_context(first_token.as_read(model))
+        for number, module in enumerate(modules):
+            hooks.enter_context(module.register_forward_hook(hear(number)))
+        for batch in batches:
+            mask = batch["attention_mask"].bool()
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])

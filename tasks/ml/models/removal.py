@@ -49,20 +49,15 @@ class OnlyBias(nn.Module):
         return self.bias
 
 
-def _replace(layer: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(layer.get_submodule(parent), child, module)
-
-
 def remove_heads(family: Family, layer: nn.Module) -> None:
     """Takes a layer's attention away, in place."""
     size = family.head_size(layer)
-    _replace(layer, family.attention, NoHeads())
-    _replace(layer, family.attention_output, OnlyBias(layer.get_submodule(family.attention_output)))  # type: ignore[arg-type]
+    layer.set_submodule(family.attention, NoHeads())
+    layer.set_submodule(family.attention_output, OnlyBias(layer.get_submodule(family.attention_output)))  # type: ignore[arg-type]
     family.set_num_heads(layer, 0, size)
 
 
 def remove_channels(family: Family, layer: nn.Module) -> None:
     """Takes a layer's FFN away, in place."""
-    _replace(layer, family.ffn_up, NoChannels(layer.get_submodule(family.ffn_up).in_features))  # type: ignore[arg-type]
-    _replace(layer, family.ffn_down, OnlyBias(layer.get_submodule(family.ffn_down)))  # type: ignore[arg-type]
+    layer.set_submodule(family.ffn_up, NoChannels(layer.get_submodule(family.ffn_up).in_features))  # type: ignore[arg-type]
+    layer.set_submodule(family.ffn_down, OnlyBias(layer.get_submodule(family.ffn_down)))  # type: ignore[arg-type]

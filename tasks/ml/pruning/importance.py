@@ -6,8 +6,8 @@ second FFN matrix for a channel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,49 +28,29 @@ class LayerImportance:
 
 
 class _Block(NamedTuple):
-    """The matrix that closes a block with units left, and how many units its columns belong to."""
+    """The matrix that closes a block, and how many units its columns belong to: 0 where it was pruned away."""
 
     closing: nn.Linear
     units: int
 
 
-def _blocks(model: nn.Module) -> list[tuple[_Block | None, _Block | None]]:
-    """Attention and FFN of each layer; ``None`` where one was pruned away."""
+def _blocks(model: nn.Module) -> list[_Block]:
+    """Attention and FFN of each layer in turn."""
     family = families.of_model(model)
-
-    def block(layer: nn.Module, closing: str, units: int) -> _Block | None:
-        return _Block(layer.get_submodule(closing), units) if units else None  # type: ignore[arg-type]
-
     return [
-        (
-            block(layer, family.attention_output, family.num_heads(layer)),
-            block(layer, family.ffn_down, family.ffn_width(layer)),
-        )
+        _Block(layer.get_submodule(closing), units)  # type: ignore[arg-type]
         for layer in family.layer_list(model)
-    ]
+        for closing, units in (
+            (family.attention_output, family.num_heads(layer)), (family.ffn_down, family.ffn_width(layer))
+        )
+    ]  # fmt: skip
 
 
-def _by_layer(
-    blocks: Sequence[tuple[_Block | None, _Block | None]], scores: Sequence[torch.Tensor]
-) -> list[LayerImportance]:
+def _by_layer(blocks: Sequence[_Block], scores: Iterable[torch.Tensor]) -> list[LayerImportance]:
     """Deals out the scores of the blocks that are there, in order."""
     left = iter(scores)
-
-    def take(block: _Block | None) -> torch.Tensor:
-        return torch.zeros(0) if block is None else next(left)
-
-    return [LayerImportance(heads=take(attention), ffn=take(ffn)) for attention, ffn in blocks]
-
-
-@contextmanager
-def _hooked(blocks: Iterable[_Block], hook: Callable[[int, _Block], Callable[..., object]]) -> Iterator[None]:
-    """While it is open, each block's closing matrix has a pre-hook, which is made of the block and its number."""
-    handles = [one.closing.register_forward_pre_hook(hook(number, one)) for number, one in enumerate(blocks)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    found = [next(left) if block.units else torch.zeros(0) for block in blocks]
+    return [LayerImportance(heads, ffn) for heads, ffn in zip(found[::2], found[1::2], strict=True)]
 
 
 def taylor(
@@ -88,8 +68,8 @@ def taylor(
         batches: ``input_ids`` and ``attention_mask`` (B, S), plus whatever ``loss`` needs.
         loss: from the model's logits and the batch to a mean over rows.
     """
-    layers = _blocks(model)
-    there = [block for pair in layers for block in pair if block]
+    blocks = _blocks(model)
+    there = [block for block in blocks if block.units]
     gates: dict[int, torch.Tensor] = {}
 
     def gate_input(number: int, block: _Block) -> Callable[..., object]:
@@ -107,7 +87,9 @@ def taylor(
     totals: list[torch.Tensor] = []
     rows = 0
     model.eval()
-    with _hooked(there, gate_input):
+    with ExitStack() as hooks:
+        for number, block in enumerate(there):
+            hooks.enter_context(block.closing.register_forward_pre_hook(gate_input(number, block)))
         for batch in batches:
             output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             size = len(batch["input_ids"])
@@ -115,7 +97,7 @@ def taylor(
             per_gate = [gradient.abs().sum(dim=0).flatten() for gradient in gradients]
             totals = [a + b for a, b in zip(totals, per_gate, strict=True)] if totals else per_gate
             rows += size
-    return _by_layer(layers, [total / rows for total in totals])
+    return _by_layer(blocks, [total / rows for total in totals])
 
 
 @torch.no_grad()
@@ -133,8 +115,8 @@ def activation(
         batches: ``input_ids`` and ``attention_mask`` (B, S).
         first_token_only: whether the head reads the first token and no other.
     """
-    layers = _blocks(model)
-    there = [block for pair in layers for block in pair if block]
+    blocks = _blocks(model)
+    there = [block for block in blocks if block.units]
     squares: list[torch.Tensor | float] = [0.0] * len(there)
     tokens = [0] * len(there)
 
@@ -148,4 +130,4 @@ def activation(
         (square / count * block.closing.weight.square().sum(dim=0)).unflatten(0, (block.units, -1)).sum(dim=1)
         for block, square, count in zip(there, squares, tokens, strict=True)
     ]
-    return _by_layer(layers, scores)
+    return _by_layer(blocks, scores)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -221,23 +221,14 @@ def held(model: nn.Module, zeros: Mapping[str, torch.Tensor]) -> Iterator[None]:
         zeros: bool (O, I) by qualified name of a linear layer.
     """
     chosen = {name: layer for name, layer in linears(model).items() if name in zeros}
-    masks = {name: ~zeros[name].to(linear.weight.device) for name, linear in chosen.items()}
 
-    def hold(linear: nn.Linear, kept: torch.Tensor) -> list[torch.utils.hooks.RemovableHandle]:
-        def masked(gradient: torch.Tensor) -> torch.Tensor:
-            return gradient * kept
+    def mask(linear: nn.Linear, kept: torch.Tensor) -> None:
+        linear.weight.data.mul_(kept)  # not seen by autograd, for which nothing changes
 
-        def mask(module: nn.Module, _: object) -> None:
-            # Not seen by autograd, for which nothing changes.
-            module.weight.data.mul_(kept)  # type: ignore[operator]
-
-        return [linear.weight.register_hook(masked), linear.register_forward_pre_hook(mask)]
-
-    handles = [handle for name, linear in chosen.items() for handle in hold(linear, masks[name])]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as undo:
         for name, linear in chosen.items():
-            linear.weight.data.mul_(masks[name])
+            kept = ~zeros[name].to(linear.weight.device)
+            undo.callback(mask, linear, kept)
+            undo.enter_context(linear.weight.register_hook(lambda gradient, kept=kept: gradient * kept))
+            undo.enter_context(linear.register_forward_pre_hook(lambda module, _, kept=kept: mask(module, kept)))
+        yield

@@ -39,10 +39,8 @@ def keep_layers(model: nn.Module, layers: Sequence[int]) -> nn.Module:
     """Keeps only these transformer layers, in this order."""
     student = copy.deepcopy(model)
     family = families.of_model(student)
-    backbone = family.backbone(student)
     kept = nn.ModuleList(family.layer_list(student)[index] for index in layers)
-    parent, _, name = family.layers.rpartition(".")
-    setattr(backbone.get_submodule(parent), name, kept)
+    family.backbone(student).set_submodule(family.layers, kept)
     student.config.num_hidden_layers = len(kept)  # type: ignore[union-attr]
     return student
 

@@ -186,9 +186,8 @@ def simulate_table(weight: torch.Tensor, bits: int, block_size: int) -> torch.Te
 def simulate(model: nn.Module, spec: Spec) -> None:
     """Replaces, in place, what the spec names by its simulation. Idempotent on weights that are already rounded."""
     for name, how in spec.linears.items():
-        parent, _, child = name.rpartition(".")
         linear: nn.Linear = model.get_submodule(name)  # type: ignore[assignment]
-        setattr(model.get_submodule(parent), child, SimulatedLinear(linear, how, spec.block_size))
+        model.set_submodule(name, SimulatedLinear(linear, how, spec.block_size))
     for name, bits in spec.embeddings.items():
         table = model.get_submodule(name)
         with torch.no_grad():

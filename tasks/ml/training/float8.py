@@ -47,7 +47,6 @@ def linears(model: nn.Module, *, emulate: bool = False) -> Iterator[None]:
         yield
     finally:
         for name, original in originals.items():
-            parent, _, child = name.rpartition(".")
             trained = model.get_submodule(name)
             original.weight, original.bias = trained.weight, trained.bias  # type: ignore[assignment]
-            setattr(model.get_submodule(parent), child, original.train(trained.training))
+            model.set_submodule(name, original.train(trained.training))

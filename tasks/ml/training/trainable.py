@@ -42,8 +42,7 @@ def _merge_adapters(model: nn.Module) -> None:
     adapted = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
     for name, module in adapted:
         module.merge()
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, module.base_layer)
+        model.set_submodule(name, module.base_layer)
     if hasattr(model, "peft_config"):
         del model.peft_config
 

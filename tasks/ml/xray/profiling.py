@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ def loss(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def labelled(model: nn.Module) -> Iterator[None]:
     """While it lasts, every module that is a component records a range of its name for the profiler."""
-    handles, ranges = [], []
+    ranges = []
 
     def enter(component: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
@@ -53,16 +53,13 @@ def labelled(model: nn.Module) -> Iterator[None]:
     def leave(*_: Any) -> None:
         ranges.pop().__exit__(None, None, None)
 
-    for name, module in model.named_modules():
-        component = next((component for pattern, component in MODULES if re.search(pattern, name)), None)
-        if component:
-            handles.append(module.register_forward_pre_hook(enter(component)))
-            handles.append(module.register_forward_hook(leave))
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            component = next((component for pattern, component in MODULES if re.search(pattern, name)), None)
+            if component:
+                hooks.enter_context(module.register_forward_pre_hook(enter(component)))
+                hooks.enter_context(module.register_forward_hook(leave))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def cpu_seconds(event: Any) -> float:
