@@ -21,18 +21,14 @@ def influence(
     ShortGPT, Men et al. 2024 (arXiv:2403.03853, eq. 1): a layer that hardly turns the hidden state is hardly missed.
 
     Args:
-        batches: ``input_ids`` and ``attention_mask`` (B, S).
-        first_token_only: whether the head reads the first token and no other.
+        batches, first_token_only: see ``listening.listen``.
     """
+
+    def turned(before: torch.Tensor, after: torch.Tensor) -> float:
+        return float((1 - F.cosine_similarity(before, after, dim=-1)).sum())
+
     layers = list(families.of_model(model).layer_list(model))
-    totals, tokens = [0.0] * len(layers), [0] * len(layers)
-
-    def add(number: int, before: torch.Tensor, after: torch.Tensor) -> None:
-        totals[number] += float((1 - F.cosine_similarity(before, after, dim=-1)).sum())
-        tokens[number] += len(after)
-
-    listening.listen(model, batches, layers, add, first_token_only=first_token_only)
-    return [total / count for total, count in zip(totals, tokens, strict=True)]
+    return listening.means(model, batches, layers, turned, first_token_only=first_token_only)
 
 
 def most_influential(scores: Sequence[float], keep: int) -> list[int]:

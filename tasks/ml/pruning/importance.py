@@ -112,22 +112,16 @@ def activation(
     no label is asked for.
 
     Args:
-        batches: ``input_ids`` and ``attention_mask`` (B, S).
-        first_token_only: whether the head reads the first token and no other.
+        batches, first_token_only: see ``listening.listen``.
     """
     blocks = _blocks(model)
     there = [block for block in blocks if block.units]
-    squares: list[torch.Tensor | float] = [0.0] * len(there)
-    tokens = [0] * len(there)
-
-    def add_squares(number: int, before: torch.Tensor, _: torch.Tensor) -> None:
-        squares[number] = squares[number] + before.square().sum(dim=0)
-        tokens[number] += len(before)
-
     closings = [block.closing for block in there]
-    listening.listen(model, batches, closings, add_squares, first_token_only=first_token_only)
+    squares = listening.means(
+        model, batches, closings, lambda before, _: before.square().sum(dim=0), first_token_only=first_token_only
+    )
     scores = [
-        (square / count * block.closing.weight.square().sum(dim=0)).unflatten(0, (block.units, -1)).sum(dim=1)
-        for block, square, count in zip(there, squares, tokens, strict=True)
+        (square * block.closing.weight.square().sum(dim=0)).unflatten(0, (block.units, -1)).sum(dim=1)
+        for block, square in zip(there, squares, strict=True)
     ]
     return _by_layer(blocks, scores)

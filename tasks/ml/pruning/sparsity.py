@@ -154,17 +154,15 @@ def grams(
     """G of each of these layers, over the tokens that count for it.
 
     Args:
-        batches: ``input_ids`` and ``attention_mask`` (B, S).
-        first_token_only: whether the head reads the first token and no other.
+        batches, first_token_only: see ``listening.listen``.
     """
     sums: dict[str, torch.Tensor] = {}
-    names = list(layers)
 
-    def add(number: int, x: torch.Tensor, _: torch.Tensor) -> None:
-        name, product = names[number], (x.T @ x).double()
+    def add(name: str, x: torch.Tensor, _: torch.Tensor) -> None:
+        product = (x.T @ x).double()
         sums[name] = sums[name] + product if name in sums else product
 
-    listening.listen(model, batches, list(layers.values()), add, first_token_only=first_token_only)
+    listening.listen(model, batches, layers, add, first_token_only=first_token_only)
     return sums
 
 
@@ -191,9 +189,8 @@ def sparsify(
     Each transformer layer is given what those before it, with their zeros, put out.
 
     Args:
-        batches: ``input_ids`` and ``attention_mask`` (B, S).
+        batches, first_token_only: see ``listening.listen``.
         method: one of ``METHODS``.
-        first_token_only: whether the head reads the first token and no other.
     """
     sparse = copy.deepcopy(model)
     damages: dict[str, float] = {}

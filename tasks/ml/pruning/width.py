@@ -24,19 +24,13 @@ def importance(
     Minitron, Muralidharan et al. 2024 (arXiv:2407.14679, section 2.2, F_emb), with the mean over all tokens.
 
     Args:
-        batches: ``input_ids`` and ``attention_mask`` (B, S).
-        first_token_only: whether the head reads the first token and no other.
+        batches, first_token_only: see ``listening.listen``.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
-    totals = [torch.zeros_like(norm.weight) for norm in norms]
-    tokens = [0] * len(norms)
-
-    def add(number: int, _: torch.Tensor, after: torch.Tensor) -> None:
-        totals[number] += after.abs().sum(dim=0)
-        tokens[number] += len(after)
-
-    listening.listen(model, batches, norms, add, first_token_only=first_token_only)
-    return torch.stack([total / count for total, count in zip(totals, tokens, strict=True)]).sum(dim=0)
+    means = listening.means(
+        model, batches, norms, lambda _, after: after.abs().sum(dim=0), first_token_only=first_token_only
+    )
+    return torch.stack(means).sum(dim=0)
 
 
 def top(scores: torch.Tensor, *, keep: float, head_size: int) -> torch.Tensor:

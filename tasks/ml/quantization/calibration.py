@@ -6,7 +6,7 @@ B = rows of a batch, S = tokens, I = input channels, T = tokens that count for a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,10 +14,9 @@ from torch import nn
 
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import listening
-from tasks.ml.models.quantization_spec import INT8_STATIC, LinearScheme, Spec
-from tasks.ml.quantization.simulation import UINT8_MAX
+from tasks.ml.models.quantization_spec import INT8_STATIC, Spec
+from tasks.ml.quantization.simulation import UINT8_MAX, divided
 
-METHODS = ("min-max", "percentile", "entropy")
 PERCENTILE = 99.99
 """Per cent of the values that ``percentile`` keeps within the range."""
 BINS = 2048
@@ -26,36 +25,19 @@ LEVELS = 128
 """Codes that magnitudes have: half of 256."""
 
 Batches = Iterable[Mapping[str, torch.Tensor]]
-Reader = Callable[[str, torch.Tensor], None]
-
-
-def read_inputs(
-    model: nn.Module, names: Sequence[str], batches: Batches, reader: Reader, *, first_token_only: bool = False
-) -> None:
-    """Runs a model and hands the input of each named linear layer to a reader, as (T, I), of tokens that count.
-
-    Args:
-        batches: ``input_ids`` and ``attention_mask`` (B, S).
-        reader: called with the name and the input, once per layer and batch.
-        first_token_only: whether the head reads the first token and no other.
-    """
-    modules = [model.get_submodule(name) for name in names]
-    listening.listen(
-        model, batches, modules, lambda number, x, _: reader(names[number], x), first_token_only=first_token_only
-    )
 
 
 def channel_maxima(
-    model: nn.Module, names: Sequence[str], batches: Batches, *, first_token_only: bool = False
+    model: nn.Module, layers: Mapping[str, nn.Module], batches: Batches, *, first_token_only: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Largest magnitude of each input channel (I,) of each named layer, as ``read_inputs`` hears it."""
+    """Largest magnitude of each input channel (I,) of each layer, over the tokens that count for it."""
     maxima: dict[str, torch.Tensor] = {}
 
-    def look(name: str, x: torch.Tensor) -> None:
+    def look(name: str, x: torch.Tensor, _: torch.Tensor) -> None:
         largest = x.abs().amax(dim=0)
         maxima[name] = torch.maximum(maxima[name], largest) if name in maxima else largest
 
-    read_inputs(model, names, batches, look, first_token_only=first_token_only)
+    listening.listen(model, batches, layers, look, first_token_only=first_token_only)
     return maxima
 
 
@@ -151,35 +133,31 @@ def calibrate(
 
     Args:
         batches: gives the calibration split, anew each time.
-        method: one of ``METHODS``.
+        method: one of ``RANGES``.
         first_token_only: whether the head reads the first token and no other.
 
     Raises:
         FeatherweightError: the calibration split is empty.
     """
-    names = [name for name, how in spec.linears.items() if how.scheme == INT8_STATIC]
-    values = {name: Values() for name in names}
+    linears = dict(spec.linears)
+    values = {name: Values() for name, how in linears.items() if how.scheme == INT8_STATIC}
+    layers = {name: model.get_submodule(name) for name in values}
 
-    def smoothed(name: str, x: torch.Tensor) -> torch.Tensor:
-        how = spec.linears[name]
-        return x / x.new_tensor(how.smoothing) if how.smoothing else x
+    def read(take: Callable[[Values, torch.Tensor], None]) -> None:
+        def hear(name: str, x: torch.Tensor, _: torch.Tensor) -> None:
+            take(values[name], divided(x, spec.linears[name]))
 
-    def read(reader: Reader) -> None:
-        read_inputs(
-            model, names, batches(), lambda name, x: reader(name, smoothed(name, x)), first_token_only=first_token_only
-        )
+        listening.listen(model, batches(), layers, hear, first_token_only=first_token_only)
 
-    read(lambda name, x: values[name].widen(x))
+    read(Values.widen)
     if any(seen.largest == 0 for seen in values.values()):
         raise FeatherweightError(
             "quantization: int8-static needs rows to take ranges from, and the calibration split has none; "
             "raise data.calibration_fraction, or choose int8-dynamic"
         )
     if method != "min-max":
-        read(lambda name, x: values[name].count(x))
-    found = {name: affine(*RANGES[method](values[name])) for name in names}
-    filled: dict[str, LinearScheme] = {
-        name: replace(how, scale=found[name][0], zero_point=found[name][1]) if name in found else how
-        for name, how in spec.linears.items()
-    }
-    return replace(spec, linears=filled)
+        read(Values.count)
+    for name, seen in values.items():
+        scale, zero_point = affine(*RANGES[method](seen))
+        linears[name] = replace(linears[name], scale=scale, zero_point=zero_point)
+    return replace(spec, linears=linears)

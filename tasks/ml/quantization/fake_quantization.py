@@ -15,7 +15,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from tasks.ml.models.quantization_spec import INT8_STATIC, LinearScheme, Spec
-from tasks.ml.quantization.simulation import UINT8_MAX, input_on_grid, simulate_table, smoothed, weight_on_grid
+from tasks.ml.quantization.simulation import (
+    UINT8_MAX,
+    SimulatedLinear,
+    divided,
+    input_on_grid,
+    simulate_table,
+    smoothed,
+    weight_on_grid,
+)
 
 
 def straight_through(x: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -25,8 +33,7 @@ def straight_through(x: torch.Tensor, rounding: Callable[[torch.Tensor], torch.T
 
 def _linear(linear: nn.Linear, how: LinearScheme, block_size: int, x: torch.Tensor) -> torch.Tensor:
     """Computes what ``simulation.SimulatedLinear`` does, in fp32 as it does."""
-    if how.smoothing:
-        x = x / x.new_tensor(how.smoothing)
+    x = divided(x, how)
     if how.scheme == INT8_STATIC:
         x = x.clamp(-how.zero_point * how.scale, (UINT8_MAX - how.zero_point) * how.scale)
     x = straight_through(x, lambda values: input_on_grid(values, how, block_size))
@@ -63,5 +70,4 @@ def settle(model: nn.Module, spec: Spec) -> None:
     """Puts, in place, the weights of all linear layers that the spec names onto their grid."""
     for name, how in spec.linears.items():
         linear: nn.Linear = model.get_submodule(name)  # type: ignore[assignment]
-        rounded = weight_on_grid(smoothed(linear.weight, how), how, spec.block_size)
-        linear.weight.copy_(rounded / rounded.new_tensor(how.smoothing) if how.smoothing else rounded)
+        linear.weight.copy_(SimulatedLinear(linear, how, spec.block_size).dense())

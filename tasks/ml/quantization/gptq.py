@@ -14,13 +14,14 @@ from typing import NamedTuple, Self
 import torch
 from torch import nn
 
-from tasks.ml.models import families
+from tasks.ml.models import families, listening
 from tasks.ml.models.quantization_spec import INT4, LinearScheme, Spec
 from tasks.ml.quantization import calibration
 from tasks.ml.quantization.simulation import (
     INT4_MAX,
     INT8_MAX,
     PAIR_MAX,
+    divided,
     in_pairs,
     input_on_grid,
     pair_sums,
@@ -140,25 +141,22 @@ def apply(
     """
     ratios: dict[str, float] = {}
     for group in families.of_model(model).linear_groups(model):
-        names = [name for name in group if name in spec.linears]
-        if not names:
-            continue
+        linears: dict[str, nn.Linear] = {name: model.get_submodule(name) for name in group if name in spec.linears}  # type: ignore[misc]
         hessians: dict[str, torch.Tensor] = {}
 
-        def add(name: str, x: torch.Tensor, hessians: dict[str, torch.Tensor] = hessians) -> None:
+        def add(name: str, x: torch.Tensor, _: object, hessians: dict[str, torch.Tensor] = hessians) -> None:
             how = spec.linears[name]
-            x = x / x.new_tensor(how.smoothing) if how.smoothing else x
-            x = input_on_grid(x, how, spec.block_size)
+            x = input_on_grid(divided(x, how), how, spec.block_size)
             hessians[name] = hessians[name] + x.T @ x if name in hessians else x.T @ x
 
-        calibration.read_inputs(model, names, batches(), add, first_token_only=first_token_only)
-        for name in names:
+        if linears:
+            listening.listen(model, batches(), linears, add, first_token_only=first_token_only)
+        for name, linear in linears.items():
             how = spec.linears[name]
-            linear: nn.Linear = model.get_submodule(name)  # type: ignore[assignment]
             weight = smoothed(linear.weight.detach(), how)
             rounded = round_weight(weight, hessians[name], scheme=how.scheme, block_size=spec.block_size)
             nearest = weight_on_grid(weight, how, spec.block_size)
             errors = [layer_error(weight, one, hessians[name]).sum().item() for one in (rounded, nearest)]
             ratios[name] = errors[0] / errors[1] if errors[1] else 1.0
-            linear.weight.copy_(rounded / rounded.new_tensor(how.smoothing) if how.smoothing else rounded)
+            linear.weight.copy_(divided(rounded, how))
     return ratios

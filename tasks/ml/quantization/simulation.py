@@ -141,6 +141,11 @@ def smoothed(weight: torch.Tensor, how: LinearScheme) -> torch.Tensor:
     return weight * weight.new_tensor(how.smoothing) if how.smoothing else weight
 
 
+def divided(x: torch.Tensor, how: LinearScheme) -> torch.Tensor:
+    """An input (…, I), or a ``smoothed`` weight (O, I), without the scale that its channels gave away or took over."""
+    return x / x.new_tensor(how.smoothing) if how.smoothing else x
+
+
 class SimulatedLinear(nn.Module):
     """What a quantized linear layer computes, in floating point.
 

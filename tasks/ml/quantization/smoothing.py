@@ -61,9 +61,8 @@ def smooth(
     """
     family = families.of_model(model)
     groups = [group for group in family.linear_groups(model) if all(name in spec.linears for name in group)]
-    maxima = calibration.channel_maxima(
-        model, [group[0] for group in groups], batches(), first_token_only=first_token_only
-    )
+    first = {group[0]: model.get_submodule(group[0]) for group in groups}
+    maxima = calibration.channel_maxima(model, first, batches(), first_token_only=first_token_only)
     linears = dict(spec.linears)
     for group in groups:
         members: list[nn.Linear] = [model.get_submodule(name) for name in group]  # type: ignore[misc]

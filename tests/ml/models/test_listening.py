@@ -53,8 +53,8 @@ def test_all_that_listens_hears_what_is_read(
 ) -> None:
     linears = sparsity.linears(model)
     heard: dict[str, torch.Tensor] = {}
-    calibration.read_inputs(model, list(linears), [batch], heard.__setitem__, first_token_only=True)
-    maxima = calibration.channel_maxima(model, list(linears), [batch], first_token_only=True)
+    listening.listen(model, [batch], linears, lambda name, x, _: heard.update({name: x}), first_token_only=True)
+    maxima = calibration.channel_maxima(model, linears, [batch], first_token_only=True)
     grams = sparsity.grams(model, linears, [batch], first_token_only=True)
     for name in linears:
         torch.testing.assert_close(heard[name], read[name], msg=name)
@@ -82,7 +82,7 @@ def test_a_model_says_and_is_what_it_was(model: nn.Module, batch: dict[str, torc
         expected = model(**batch).logits
         with first_token.as_read(model):
             torch.testing.assert_close(model(**batch).logits, expected)
-    listening.listen(model, [batch], [model.get_submodule(LAST)], lambda *_: None, first_token_only=True)
+    listening.listen(model, [batch], {LAST: model.get_submodule(LAST)}, lambda *_: None, first_token_only=True)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 

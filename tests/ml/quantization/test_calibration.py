@@ -57,7 +57,7 @@ def test_static_with_the_range_of_a_tensor_is_dynamic() -> None:
     torch.testing.assert_close(simulation.static_uint8(x, scale, zero_point), simulation.dynamic_uint8(x))
 
 
-@pytest.mark.parametrize("method", calibration.METHODS)
+@pytest.mark.parametrize("method", calibration.RANGES)
 def test_every_static_layer_gets_a_range_of_its_own(model: nn.Module, method: str) -> None:
     spec = quantization_spec.plan(model, linears=True, scheme="int8-static", token_bits=8, block_size=32)
     calibrated = calibration.calibrate(model, spec, rows_of(model), method=method)

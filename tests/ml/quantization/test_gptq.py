@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.ml.models import families, quantization_spec
+from tasks.ml.models import families, listening, quantization_spec
 from tasks.ml.models.quantization_spec import LinearScheme
 from tasks.ml.pruning import sparsity
-from tasks.ml.quantization import calibration, gptq, simulation
+from tasks.ml.quantization import gptq, simulation
 from tasks.ml.quantization.simulation import weight_on_grid
 from tests.ml.quantization.rows import rows_of
 
@@ -98,5 +98,6 @@ def test_smoothed_layers_are_rounded_as_the_runtime_multiplies_them(model: nn.Mo
 def test_the_calibration_is_read_with_padding_left_out(model: nn.Module) -> None:
     name = "bert.encoder.layer.1.output.dense"
     counted: list[int] = []
-    calibration.read_inputs(model, [name], rows_of(model)(), lambda _, x: counted.append(len(x)))
+    chosen = {name: model.get_submodule(name)}
+    listening.listen(model, rows_of(model)(), chosen, lambda _, x, __: counted.append(len(x)))
     assert counted == [int(batch["attention_mask"].sum()) for batch in rows_of(model)()]
