@@ -122,13 +122,8 @@ class Passes:
             loss.backward()
         synchronize(self.device)
         passed = time.perf_counter() - started
-        self.forget()
+        self.model.zero_grad()
         return passed
-
-    def forget(self) -> None:
-        """Leaves no gradients behind."""
-        for parameter in self.model.parameters():
-            parameter.grad = None
 
     def key(self, lengths: Sequence[int]) -> str:
         """Digest of all that their speed depends on: runs with the same need not try again."""
@@ -224,7 +219,7 @@ def decide(layers: Layers, passes: Passes, *, lengths: Sequence[int], steps: int
             mine = _try(layers, passes, path, steps=steps)
         except Exception as error:  # compilers fail in many ways; what is wrong without one as well will recur
             mine = Decision(False, f"eager: the trial failed: {type(error).__name__}: {str(error).strip()[:300]}")
-            passes.forget()
+            passes.model.zero_grad()
     found = world.everybody([mine])
     decision = next((one for one in found if not one.compiled), found[0])
     if world.rank() == 0 and decision.compile_s is not None and not decision.recalled:

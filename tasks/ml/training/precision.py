@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import torch
 
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.parallel import world
+from tasks.ml.xray.roofline import best_seconds
 
 SIDE = {"cpu": 768, "cuda": 4096}
 """Rows and columns of the square product that is timed: large enough for the peak, small enough for a moment."""
@@ -51,12 +51,6 @@ class Choice:
         return cls(**{**said, "autocast": getattr(torch, said["autocast"]) if said["autocast"] else None})
 
 
-def _clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """left · rightᵀ; of fp8, scaled by one and rounded to bf16."""
     if left.dtype != torch.float8_e4m3fn:
@@ -75,31 +69,13 @@ def matmul_rate(device_type: str, dtype: torch.dtype, seconds: float = 0.1) -> f
     side = SIDE.get(device.type, SIDE["cpu"])
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
-    best = float("inf")
-    deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline:
-        started = _clock(device)
-        _product(left, right)
-        best = min(best, _clock(device) - started)
-    return 2 * side**3 / best
-
-
-def _fp32(device: torch.device) -> Choice:
-    return Choice(None, "fp32 (as asked)")
+    return 2 * side**3 / best_seconds(lambda: _product(left, right), device, seconds)
 
 
 def _tf32(device: torch.device) -> Choice:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         raise FeatherweightError(f"precision: tf32 needs an NVIDIA GPU of Ampere or later, and this is {_name(device)}")
     return Choice(None, "tf32 products (as asked)", tf32=True)
-
-
-def _bf16(device: torch.device) -> Choice:
-    return Choice(torch.bfloat16, "bf16 autocast (as asked)")
-
-
-def _fp16(device: torch.device) -> Choice:
-    return Choice(torch.float16, "fp16 autocast with loss scaling (as asked)", scaled=True)
 
 
 def _fp8(device: torch.device) -> Choice:
@@ -127,10 +103,10 @@ def _auto(device: torch.device) -> Choice:
 
 PRECISIONS: dict[str, Callable[[torch.device], Choice]] = {
     "auto": _auto,
-    "fp32": _fp32,
+    "fp32": lambda _: Choice(None, "fp32 (as asked)"),
     "tf32": _tf32,
-    "bf16": _bf16,
-    "fp16": _fp16,
+    "bf16": lambda _: Choice(torch.bfloat16, "bf16 autocast (as asked)"),
+    "fp16": lambda _: Choice(torch.float16, "fp16 autocast with loss scaling (as asked)", scaled=True),
     "fp8": _fp8,
 }
 

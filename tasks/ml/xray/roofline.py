@@ -42,7 +42,7 @@ class Machine:
         )  # fmt: skip
 
 
-def _best_seconds(call: Callable[[], Any], device: torch.device, seconds: float) -> float:
+def best_seconds(call: Callable[[], Any], device: torch.device, seconds: float) -> float:
     """Shortest of repeated calls within the time given, after one to warm up."""
     best, deadline = float("inf"), time.perf_counter() + seconds
     call()
@@ -78,13 +78,13 @@ def measure(device: torch.device, *, seconds: float) -> Machine:
         numbers = torch.rand(size, size, generator=generator, device=device)
         for precision, dtype in DTYPES.items():
             matrix = numbers.to(dtype)
-            best = _best_seconds(lambda matrix=matrix: F.linear(matrix, matrix), device, seconds / 2)  # type: ignore[misc]
+            best = best_seconds(lambda matrix=matrix: F.linear(matrix, matrix), device, seconds / 2)  # type: ignore[misc]
             peaks[precision] = max(peaks[precision], 2 * size**3 / best)
 
     def copied(num_bytes: int) -> float:
         source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
         target = torch.ones_like(source)
-        return 2 * num_bytes / _best_seconds(lambda: target.copy_(source), device, seconds)
+        return 2 * num_bytes / best_seconds(lambda: target.copy_(source), device, seconds)
 
     name = torch.cuda.get_device_name(device) if cuda else machine.description()
     large = min(512 << 20, free_bytes(device) // 8)
