@@ -74,6 +74,34 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
+def trace(
+    module: nn.Module,
+    model: nn.Module,
+    example: tuple[torch.Tensor, ...],
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    opset: int,
+) -> ir.Model:
+    """The graph of a module, called with ``*values``, for any batch and length; attention is fused in the ``model``.
+
+    Args:
+        example: of the inputs, each (B, S, …).
+    """
+    with uncollected(), quietly(), fused_attention.emitted(model), torch.no_grad():
+        program: Any = torch.onnx.export(
+            module,
+            example,
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=(tuple({0: "batch", 1: "sequence"} for _ in inputs),),
+            verbose=False,
+        )
+    return program.model
+
+
 def export_onnx(
     model: nn.Module,
     directory: Path,
@@ -98,19 +126,9 @@ def export_onnx(
     lowered.to(FLOATS[spec.floats])  # integer codes stay as they are
     if first_token_only:
         first_token.narrow(lowered)
-    example = torch.ones((2, 8), dtype=torch.int64)
-    with uncollected(), quietly(), fused_attention.emitted(lowered), torch.no_grad():
-        program: Any = torch.onnx.export(
-            _Positional(lowered, inputs, outputs),
-            tuple(example.clone() for _ in inputs),
-            dynamo=True,
-            opset_version=opset,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            dynamic_shapes=(tuple({0: "batch", 1: "sequence"} for _ in inputs),),
-            verbose=False,
-        )
-    graph: ir.Model = program.model
+    example = tuple(torch.ones((2, 8), dtype=torch.int64) for _ in inputs)
+    module = _Positional(lowered, inputs, outputs)
+    graph = trace(module, lowered, example, inputs=inputs, outputs=outputs, opset=opset)
     fusion.fuse(graph, for_cpu=bool(spec.linears))
     counts = Counter(node.op_type for node in graph.graph)
     require_operators(counts, expected)

@@ -21,15 +21,16 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx.utils import Extractor
+from pydantic import TypeAdapter
 from torch import nn
 from transformers.initialization import no_init_weights
 
 from tasks.ml import machine
-from tasks.ml.graph import export, fused_attention, fusion, lowering
+from tasks.ml.graph import export, fusion, lowering
 from tasks.ml.models import factorization, families, first_token, modeling, quantization_spec
 from tasks.ml.problem import problem_of
 from tasks.ml.pruning import cuts
-from tasks.ml.runtime import stopwatch  # fmt: skip
+from tasks.ml.runtime import stopwatch
 
 TOKENS = 1000
 """Rows of the token table in timed graphs."""
@@ -77,13 +78,7 @@ class LatencyTable:
 
     @classmethod
     def from_json(cls, text: str) -> LatencyTable:
-        values = json.loads(text)
-
-        def times(one: Mapping[str, Any]) -> LayerTimes:
-            by_units = ({int(units): ms for units, ms in one[kind].items()} for kind in ("heads", "ffn"))
-            return LayerTimes(one["base"], *by_units)
-
-        return cls(values["rest"], times(values["inner"]), times(values["last"]))
+        return TypeAdapter(cls).validate_json(text)
 
 
 @dataclass(frozen=True)
@@ -114,7 +109,8 @@ class _Branches(nn.Module):
         super().__init__()
         self.model, self.layers = model, layers
 
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ids, mask, hidden = values
         outputs = [layer(hidden, mask) for layer in self.layers]
         return self.model(input_ids=ids, attention_mask=mask).logits, hidden * 2.0, *outputs
 
@@ -151,19 +147,9 @@ def _export(model: nn.Module, variants: Sequence[_Variant], *, integer: bool, pa
     hidden = family.backbone(model).config.hidden_size  # type: ignore[union-attr]
     example = (torch.ones((2, 8), dtype=torch.int64), torch.ones((2, 8), dtype=torch.int32), torch.ones((2, 8, hidden)))  # type: ignore[arg-type]
     names = [f"branch{index}" for index in range(len(variants) + 2)]
-    with export.quietly(), fused_attention.emitted(model), torch.no_grad():
-        program: Any = torch.onnx.export(
-            _Branches(model, layers),
-            example,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(INPUTS),
-            output_names=names,
-            dynamic_shapes=tuple({0: "batch", 1: "sequence"} for _ in INPUTS),
-            verbose=False,
-        )
-    fusion.fuse(program.model, for_cpu=integer)
-    ir.save(program.model, path)
+    graph = export.trace(_Branches(model, layers), model, example, inputs=INPUTS, outputs=names, opset=OPSET)
+    fusion.fuse(graph, for_cpu=integer)
+    ir.save(graph, path)
 
 
 INPUTS = ("ids", "mask", "hidden")

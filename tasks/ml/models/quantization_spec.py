@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from tasks.contracts.base import FeatherweightError
@@ -62,11 +63,7 @@ class Spec:
         values = json.loads(text)
         if values.pop("format") != SPEC_FORMAT:
             raise ValueError(f"{SPEC_FILE}: format must be {SPEC_FORMAT}")
-        linears = {
-            name: LinearScheme(**{**how, "smoothing": tuple(how["smoothing"])})
-            for name, how in values.pop("linears").items()
-        }
-        return Spec(linears=linears, **values)
+        return TypeAdapter(Spec).validate_python(values)
 
     def of(self, names: Sequence[str]) -> Spec:
         """The same with these linear layers only."""

@@ -16,10 +16,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from tasks.ml.runtime import probe
 
@@ -87,9 +87,7 @@ class Probe:
     def __enter__(self) -> Probe:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.kill()
@@ -149,8 +147,7 @@ def write_paces(path: Path, found: Sequence[Pace]) -> None:
 
 def read_paces(path: Path) -> list[Pace]:
     """Reads what ``write_paces`` wrote."""
-    written = json.loads(path.read_text(encoding="utf-8"))
-    return [Pace(**{name: tuple(rounds) for name, rounds in pace.items()}) for pace in written]
+    return TypeAdapter(list[Pace]).validate_json(path.read_bytes())
 
 
 def summary(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
