@@ -52,9 +52,8 @@ def hidden_states(
 
 def relations(vectors: torch.Tensor, mask: torch.Tensor, num_heads: int) -> torch.Tensor:
     """Log of the scaled dot-product self-relation of queries, keys or values: (B, S, H) → (B, A, S, S)."""
-    rows, length, width = vectors.shape
-    heads = vectors.float().view(rows, length, num_heads, width // num_heads).transpose(1, 2)
-    scores = heads @ heads.transpose(-1, -2) / (width // num_heads) ** 0.5
+    heads = vectors.float().unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    scores = heads @ heads.transpose(-1, -2) / heads.shape[-1] ** 0.5
     return F.log_softmax(scores.masked_fill(~mask.bool()[:, None, None, :], float("-inf")), dim=-1)
 
 

@@ -84,6 +84,12 @@ class StaticLinear(IntegerWeight):
         )
 
 
+def two_to_a_byte(codes: torch.Tensor) -> torch.Tensor:
+    """Packs 4-bit codes as operators read them, with zero at 8 and low bits first: −8…7 (…, K) → uint8 (…, K / 2)."""
+    unsigned = (codes + 8).to(torch.uint8)
+    return unsigned[..., 0::2] | (unsigned[..., 1::2] << 4)
+
+
 class BlockLinear(nn.Module):
     """``MatMulNBits``: 4-bit weights with a scale per block of a row, two codes to a byte, and an int8 input."""
 
@@ -97,9 +103,7 @@ class BlockLinear(nn.Module):
         rows, self.columns = weight.shape
         padded = F.pad(weight, (0, -self.columns % block_size))
         codes, scale = simulation.quantize_blocks(padded, block_size)
-        # The operator reads uint8 as unsigned with zero point 8, low bits first.
-        unsigned = (codes + 8).to(torch.uint8).reshape(rows, -1, block_size)
-        self.register_buffer("codes", unsigned[..., 0::2] | (unsigned[..., 1::2] << 4))
+        self.register_buffer("codes", two_to_a_byte(codes.reshape(rows, -1, block_size)))
         self.register_buffer("scale", scale)
         self.bias = linear.bias
         self.block_size = block_size

@@ -49,9 +49,7 @@ class BlockEmbedding(nn.Module):
         if block_size < 16 or block_size & (block_size - 1):
             raise FeatherweightError(f"quantization: block_size {block_size} is not a power of two from 16 on")
         codes, scale = simulation.quantize_blocks(weight, block_size)
-        # The operator reads uint8 as unsigned with zero point 8, low bits first.
-        unsigned = (codes + 8).to(torch.uint8)
-        self.register_buffer("codes", unsigned[:, 0::2] | (unsigned[:, 1::2] << 4))
+        self.register_buffer("codes", integers.two_to_a_byte(codes))
         self.register_buffer("scale", scale)
         self.hidden, self.block_size = weight.shape[1], block_size
 

@@ -36,20 +36,15 @@ def mask(shape: torch.Size, probability: float) -> torch.Tensor:
     return lanes.ge_(dropped - LEVELS // 2).mul_(LEVELS / (LEVELS - dropped)).view(shape)
 
 
-def dropout(x: torch.Tensor, probability: float) -> torch.Tensor:
-    """Srivastava et al. 2014: zeroes elements at random and scales up the others."""
-    return x * mask(x.shape, probability).to(x.dtype)
-
-
 class Dropout(nn.Module):
-    """Stands in for ``nn.Dropout``."""
+    """Stands in for ``nn.Dropout``: zeroes elements at random and scales up the others (Srivastava et al. 2014)."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return dropout(x, self.p) if self.training else x
+        return x * mask(x.shape, self.p).to(x.dtype) if self.training else x
 
 
 def _attention(

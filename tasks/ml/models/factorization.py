@@ -49,7 +49,7 @@ def shape(model: nn.Module, rank: int) -> None:
     whole = family.token_embedding(model)
     table = nn.Embedding(whole.num_embeddings, rank, padding_idx=whole.padding_idx, device="meta")
     table = table.to_empty(device=whole.weight.device)
-    family.set_embedding(model, Factorized(table, whole.embedding_dim))
+    family.backbone(model).set_submodule(family.embeddings, Factorized(table, whole.embedding_dim))
 
 
 @torch.no_grad()

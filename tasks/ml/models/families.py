@@ -134,9 +134,6 @@ class Family:
         """What makes vectors of the hidden size of token ids."""
         return self.backbone(model).get_submodule(self.embeddings)
 
-    def set_embedding(self, model: nn.Module, module: nn.Module) -> None:
-        self.backbone(model).set_submodule(self.embeddings, module)
-
     def count_positions(self, model: nn.Module) -> None:
         """Has a model, in place, count positions from the left whatever its tokens are, as its graph does.
 

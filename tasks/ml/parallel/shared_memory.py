@@ -25,21 +25,18 @@ CHUNK = 2**16
 """Gradients that are added and squared at a time: few enough to stay in a core's cache between the two."""
 
 
-def _bytes(parameters: Sequence[nn.Parameter]) -> int:
-    return 4 * (1 + distributed.get_world_size()) * sum(p.numel() for p in parameters)
-
-
 def is_possible(parameters: Sequence[nn.Parameter]) -> bool:
     """Whether all processes are on this machine, train in fp32 on its CPU, and it offers memory to share.
 
     All processes are to ask, and get the same answer.
     """
+    needed = 4 * (1 + distributed.get_world_size()) * sum(p.numel() for p in parameters)
     suits = (
         distributed.get_backend() == "gloo"
         and os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
         and all(p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters)
         and FOLDER.is_dir()
-        and shutil.disk_usage(FOLDER).free > 2 * _bytes(parameters)
+        and shutil.disk_usage(FOLDER).free > 2 * needed
     )
     all_suit = torch.tensor(int(suits))
     distributed.all_reduce(all_suit, op=distributed.ReduceOp.MIN)

@@ -16,12 +16,11 @@ from torch import nn
 
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import families, listening
+from tasks.ml.quantization import gptq
 
 UNSTRUCTURED = "unstructured"
 BLOCK = 128
 """Columns that SparseGPT chooses from at once (section 3.2; the paper's value)."""
-DAMPING = 0.01
-"""Added to the diagonal of G, times its mean."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,8 @@ def keep_highest(scores: torch.Tensor, pattern: Pattern) -> torch.Tensor:
 def magnitude(weight: torch.Tensor, gram: torch.Tensor | None, pattern: Pattern) -> torch.Tensor:
     """Sets the smallest weights to zero, of the whole matrix if the pattern allows (Han et al. 2015,
     arXiv:1506.02626)."""
-    scores = weight.abs()
-    if not pattern.group:
-        return weight * keep_highest(scores.view(1, -1), pattern).view_as(weight)
-    return weight * keep_highest(scores, pattern)
+    scores = weight.abs() if pattern.group else weight.abs().view(1, -1)
+    return weight * keep_highest(scores, pattern).view_as(weight)
 
 
 def wanda(weight: torch.Tensor, gram: torch.Tensor | None, pattern: Pattern) -> torch.Tensor:
@@ -93,8 +90,7 @@ def sparsegpt(weight: torch.Tensor, gram: torch.Tensor | None, pattern: Pattern)
     """
     assert gram is not None
     work, columns = weight.double(), weight.shape[1]
-    damped = gram.double() + DAMPING * gram.double().diagonal().mean() * torch.eye(columns, device=weight.device)
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    upper = gptq.inverse_factor(gram)
     block = BLOCK // pattern.group * pattern.group if pattern.group else BLOCK
     for start in range(0, columns, max(block, pattern.group)):
         end = min(start + max(block, pattern.group), columns)

@@ -15,15 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tasks.ml.models.quantization_spec import INT8_STATIC, LinearScheme, Spec
-from tasks.ml.quantization.simulation import (
-    UINT8_MAX,
-    SimulatedLinear,
-    divided,
-    input_on_grid,
-    simulate_table,
-    smoothed,
-    weight_on_grid,
-)
+from tasks.ml.quantization import simulation
 
 
 def straight_through(x: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -33,11 +25,12 @@ def straight_through(x: torch.Tensor, rounding: Callable[[torch.Tensor], torch.T
 
 def _linear(linear: nn.Linear, how: LinearScheme, block_size: int, x: torch.Tensor) -> torch.Tensor:
     """Computes what ``simulation.SimulatedLinear`` does, in fp32 as it does."""
-    x = divided(x, how)
+    x = simulation.divided(x, how)
     if how.scheme == INT8_STATIC:
-        x = x.clamp(-how.zero_point * how.scale, (UINT8_MAX - how.zero_point) * how.scale)
-    x = straight_through(x, lambda values: input_on_grid(values, how, block_size))
-    weight = straight_through(smoothed(linear.weight, how), lambda values: weight_on_grid(values, how, block_size))
+        x = x.clamp(-how.zero_point * how.scale, (simulation.UINT8_MAX - how.zero_point) * how.scale)
+    x = straight_through(x, lambda values: simulation.input_on_grid(values, how, block_size))
+    weight = simulation.smoothed(linear.weight, how)
+    weight = straight_through(weight, lambda values: simulation.weight_on_grid(values, how, block_size))
     return F.linear(x, weight, linear.bias)
 
 
@@ -57,7 +50,7 @@ def linears(model: nn.Module, spec: Spec | None) -> Iterator[None]:
         with torch.no_grad():
             for name, bits in spec.embeddings.items():
                 table: nn.Embedding = model.get_submodule(name)  # type: ignore[assignment]
-                table.weight.copy_(simulate_table(table.weight, bits, spec.block_size))
+                table.weight.copy_(simulation.simulate_table(table.weight, bits, spec.block_size))
     try:
         yield
     finally:
@@ -70,4 +63,4 @@ def settle(model: nn.Module, spec: Spec) -> None:
     """Puts, in place, the weights of all linear layers that the spec names onto their grid."""
     for name, how in spec.linears.items():
         linear: nn.Linear = model.get_submodule(name)  # type: ignore[assignment]
-        linear.weight.copy_(SimulatedLinear(linear, how, spec.block_size).dense())
+        linear.weight.copy_(simulation.SimulatedLinear(linear, how, spec.block_size).dense())

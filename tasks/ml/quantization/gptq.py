@@ -16,20 +16,7 @@ from torch import nn
 
 from tasks.ml.models import families, listening
 from tasks.ml.models.quantization_spec import INT4, LinearScheme, Spec
-from tasks.ml.quantization import calibration
-from tasks.ml.quantization.simulation import (
-    INT4_MAX,
-    INT8_MAX,
-    PAIR_MAX,
-    divided,
-    in_pairs,
-    input_on_grid,
-    pair_sums,
-    quantize_weight,
-    row_scale,
-    smoothed,
-    weight_on_grid,
-)
+from tasks.ml.quantization import calibration, simulation
 
 DAMPING = 0.01
 """Added to the Hessian's diagonal, in its mean (section 3.3, step 3)."""
@@ -41,7 +28,7 @@ def layer_error(weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Tens
     return ((difference @ hessian.double()) * difference).sum(dim=-1)
 
 
-def _factor(hessian: torch.Tensor) -> torch.Tensor:
+def inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
     """Upper Cholesky factor of the damped inverse Hessian (I, I), which algorithm 1 reads row by row."""
     damped = hessian.double().clone()
     diagonal = damped.diagonal()
@@ -65,25 +52,26 @@ class _Grid(NamedTuple):
         largest = weight.abs().argmax(dim=-1, keepdim=True)
         kept = torch.zeros_like(weight, dtype=torch.bool).scatter_(-1, largest, True)
         if scheme == INT4:
-            scale = weight.gather(-1, largest) / -(INT4_MAX + 1)
+            scale = weight.gather(-1, largest) / -(simulation.INT4_MAX + 1)
             return cls(torch.where(scale.abs() < 1e-12, torch.full_like(scale, 1e-12), scale), kept, weight)
-        codes, scale = quantize_weight(weight)
-        sums = pair_sums(in_pairs(weight))
+        codes, scale = simulation.quantize_weight(weight)
+        sums = simulation.pair_sums(simulation.in_pairs(weight))
         pair = torch.zeros_like(sums, dtype=torch.bool).scatter_(-1, sums.argmax(dim=-1, keepdim=True), True)
         pair = pair.repeat_interleave(2, dim=-1)[:, : weight.shape[1]]
-        return cls(scale, torch.where(scale > row_scale(weight), pair, kept), codes * scale)
+        return cls(scale, torch.where(scale > simulation.row_scale(weight), pair, kept), codes * scale)
 
     def codes(self) -> torch.Tensor:
         """Those of the elements that are kept, and 0 (O, B rounded up to whole pairs)."""
-        return in_pairs((self.nearest / self.scale).round() * self.kept).flatten(-2)
+        return simulation.in_pairs((self.nearest / self.scale).round() * self.kept).flatten(-2)
 
 
 def _limits(codes: torch.Tensor, column: int, scheme: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Least and largest code of a column (O,) beside the codes of its neighbour."""
     if scheme == INT4:
-        return codes.new_tensor(-(INT4_MAX + 1)), codes.new_tensor(INT4_MAX)
+        return codes.new_tensor(-(simulation.INT4_MAX + 1)), codes.new_tensor(simulation.INT4_MAX)
     neighbour = codes[:, column ^ 1]
-    low, high = ((PAIR_MAX - side.clamp_min(0)).clamp_max(INT8_MAX) for side in (-neighbour, neighbour))
+    rooms = (simulation.PAIR_MAX - side.clamp_min(0) for side in (-neighbour, neighbour))
+    low, high = (room.clamp_max(simulation.INT8_MAX) for room in rooms)
     return -low, high
 
 
@@ -100,8 +88,8 @@ def round_weight(
     Args:
         hessian: XᵀX over tokens (I, I), of the input that the weight is multiplied by.
     """
-    nearest = weight_on_grid(weight, LinearScheme(scheme), block_size)
-    factor = _factor(hessian).to(weight.dtype)
+    nearest = simulation.weight_on_grid(weight, LinearScheme(scheme), block_size)
+    factor = inverse_factor(hessian).to(weight.dtype)
     width = block_size if scheme == INT4 else weight.shape[1]
     work, rounded, there = weight.clone(), torch.empty_like(weight), weight != 0
     for start in range(0, weight.shape[1], width):
@@ -146,17 +134,17 @@ def apply(
 
         def add(name: str, x: torch.Tensor, _: object, hessians: dict[str, torch.Tensor] = hessians) -> None:
             how = spec.linears[name]
-            x = input_on_grid(divided(x, how), how, spec.block_size)
+            x = simulation.input_on_grid(simulation.divided(x, how), how, spec.block_size)
             hessians[name] = hessians[name] + x.T @ x if name in hessians else x.T @ x
 
         if linears:
             listening.listen(model, batches(), linears, add, first_token_only=first_token_only)
         for name, linear in linears.items():
             how = spec.linears[name]
-            weight = smoothed(linear.weight.detach(), how)
+            weight = simulation.smoothed(linear.weight.detach(), how)
             rounded = round_weight(weight, hessians[name], scheme=how.scheme, block_size=spec.block_size)
-            nearest = weight_on_grid(weight, how, spec.block_size)
+            nearest = simulation.weight_on_grid(weight, how, spec.block_size)
             errors = [layer_error(weight, one, hessians[name]).sum().item() for one in (rounded, nearest)]
             ratios[name] = errors[0] / errors[1] if errors[1] else 1.0
-            linear.weight.copy_(divided(rounded, how))
+            linear.weight.copy_(simulation.divided(rounded, how))
     return ratios

@@ -15,6 +15,7 @@ from tasks.ml.data.datasets import Split
 from tasks.ml.jobs import lessons
 from tasks.ml.pruning import sparse_gain, sparsity
 from tasks.ml.pruning.sparsity import Pattern
+from tasks.ml.quantization import gptq
 
 HALF = Pattern(0.5)
 TWO_OF_FOUR = Pattern.parse("2:4", 0.0)
@@ -99,7 +100,7 @@ def test_sparsegpt_equals_least_squares_where_only_one_weight_is_left() -> None:
     x = torch.tensor([[1.0, 1.0], [2.0, 1.8], [-1.0, -1.1]])
     gram = x.T @ x
     sparse = sparsity.sparsegpt(torch.tensor([[0.1, 1.0]]), gram, HALF)
-    expected = 1.0 + 0.1 * gram[0, 1] / (gram[1, 1] + sparsity.DAMPING * gram.diagonal().mean())
+    expected = 1.0 + 0.1 * gram[0, 1] / (gram[1, 1] + gptq.DAMPING * gram.diagonal().mean())
     assert sparse[0, 0] == 0
     assert sparse[0, 1].item() == pytest.approx(expected.item(), rel=1e-4)
 
