@@ -42,14 +42,6 @@ def _dense(linear: nn.Module) -> torch.Tensor:
     return linear.dense() if hasattr(linear, "dense") else linear.weight  # type: ignore[operator, return-value]
 
 
-def is_absorbed(family: families.Family, layer: nn.Module) -> bool:
-    """Whether ``FirstQuery`` can stand for a layer's attention: it attends, and no byte of the weights of its keys and
-    values holds two codes, which would have to be taken apart first."""
-    if family.num_heads(layer) == 0:
-        return False
-    return not any(getattr(layer.get_submodule(name), "packed", False) for name in (family.key, family.value))
-
-
 class FirstQuery(nn.Module):
     """Attention of the first token to all tokens: (B, S, H) → (B, 1, N·D), without a key or a value.
 
@@ -108,9 +100,11 @@ def narrow_layer(family: families.Family, layer: nn.Module) -> None:
     """Makes a layer, in place, compute its first token only; the hidden states it returns are (B, 1, H)."""
     name = _residual_block(family)
     block = layer.get_submodule(name)
-    if is_absorbed(family, layer):
-        query, key, value = (layer.get_submodule(part) for part in (family.query, family.key, family.value))
-        layer.set_submodule(family.attention, FirstQuery(query, key, value, heads=family.num_heads(layer)))
+    names = (family.query, family.key, family.value) if family.num_heads(layer) else ()
+    parts = [layer.get_submodule(part) for part in names]
+    # Two codes in a byte of the weights of keys and values would have to be taken apart first.
+    if parts and not any(getattr(part, "packed", False) for part in parts[1:]):
+        layer.set_submodule(family.attention, FirstQuery(*parts, heads=family.num_heads(layer)))
         layer.set_submodule(name, FirstToken(block))
     else:
         layer.set_submodule(name, FirstTokenOfAll(block))

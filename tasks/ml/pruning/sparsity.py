@@ -76,19 +76,17 @@ def magnitude(weight: torch.Tensor, gram: torch.Tensor | None, pattern: Pattern)
     return weight * keep_highest(scores, pattern).view_as(weight)
 
 
-def wanda(weight: torch.Tensor, gram: torch.Tensor | None, pattern: Pattern) -> torch.Tensor:
+def wanda(weight: torch.Tensor, gram: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     """Sets those to zero whose |W_ij| · ‖X_j‖₂ is smallest in its row (Sun et al. 2023, arXiv:2306.11695, eq. 1)."""
-    assert gram is not None
     return weight * keep_highest(weight.abs() * gram.diagonal().sqrt(), pattern)
 
 
-def sparsegpt(weight: torch.Tensor, gram: torch.Tensor | None, pattern: Pattern) -> torch.Tensor:
+def sparsegpt(weight: torch.Tensor, gram: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     """Sets weights to zero column by column, and lets the columns to the right make up for it.
 
     Frantar & Alistarh 2023 (arXiv:2301.00774), algorithm 1: with U the upper Cholesky factor of (G + λI)⁻¹, the weights
     of smallest w² / U_cc² go, of a block of columns at once or of each group of the pattern.
     """
-    assert gram is not None
     work, columns = weight.double(), weight.shape[1]
     upper = gptq.inverse_factor(gram)
     block = BLOCK // pattern.group * pattern.group if pattern.group else BLOCK
@@ -112,7 +110,7 @@ def sparsegpt(weight: torch.Tensor, gram: torch.Tensor | None, pattern: Pattern)
     return work.to(weight.dtype)
 
 
-METHODS: Mapping[str, Callable[[torch.Tensor, torch.Tensor | None, Pattern], torch.Tensor]] = {
+METHODS: Mapping[str, Callable[[torch.Tensor, torch.Tensor, Pattern], torch.Tensor]] = {
     "magnitude": magnitude,
     "wanda": wanda,
     "sparsegpt": sparsegpt,

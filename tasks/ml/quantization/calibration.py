@@ -62,11 +62,6 @@ class Values:
         self.negative += torch.histc(-x[x < 0], BINS, 0, self.largest).cpu()
 
 
-def min_max(values: Values) -> tuple[float, float]:
-    """The range of all values seen."""
-    return values.low, values.high
-
-
 def percentile(values: Values, share: float = PERCENTILE) -> tuple[float, float]:
     """The range without the outermost (100 − share) per cent of the values, half of them on either side."""
     spared = (values.negative.sum() + values.positive.sum()).item() * (1 - share / 100) / 2
@@ -109,7 +104,7 @@ def _kl(p: torch.Tensor, q: torch.Tensor) -> float:
 
 
 RANGES: dict[str, Callable[[Values], tuple[float, float]]] = {
-    "min-max": min_max,
+    "min-max": lambda values: (values.low, values.high),
     "percentile": percentile,
     "entropy": entropy,
 }

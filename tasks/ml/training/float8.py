@@ -18,11 +18,6 @@ MULTIPLE = 16
 """The hardware multiplies matrices whose dimensions are multiples of this."""
 
 
-def _fitting(model: nn.Module) -> dict[str, nn.Linear]:
-    linears = families.of_model(model).linears(model)
-    return {name: m for name, m in linears.items() if not any(size % MULTIPLE for size in m.weight.shape)}
-
-
 @contextmanager
 def linears(model: nn.Module, *, emulate: bool = False) -> Iterator[None]:
     """Computes the linear layers of the backbone in fp8 while it is open; the head and odd dimensions stay as they are.
@@ -39,7 +34,11 @@ def linears(model: nn.Module, *, emulate: bool = False) -> Iterator[None]:
         raise FeatherweightError(
             "precision: fp8 needs the package torchao: pip install 'featherweight[training]'"
         ) from error
-    originals = _fitting(model)
+    originals = {
+        name: linear
+        for name, linear in families.of_model(model).linears(model).items()
+        if not any(size % MULTIPLE for size in linear.weight.shape)
+    }
     # The gradient of a weight sums over the tokens of a batch, of which there may be any number: hence the padding.
     config = Float8LinearConfig(pad_inner_dim=True, emulate=emulate)
     convert_to_float8_training(model, module_filter_fn=lambda _, name: name in originals, config=config)

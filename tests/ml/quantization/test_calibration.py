@@ -23,7 +23,7 @@ def normal(count: int = 100_000) -> torch.Tensor:
 
 def test_min_max_takes_all() -> None:
     x = torch.tensor([-1.5, 0.2, 4.0])
-    assert calibration.min_max(seen(x)) == (-1.5, 4.0)
+    assert calibration.RANGES["min-max"](seen(x)) == (-1.5, 4.0)
 
 
 def test_percentile_leaves_out_the_outermost() -> None:
