@@ -30,7 +30,7 @@ from tasks.ml.graph import export, fusion, lowering
 from tasks.ml.models import factorization, families, first_token, modeling, quantization_spec
 from tasks.ml.problem import problem_of
 from tasks.ml.pruning import cuts
-from tasks.ml.runtime import stopwatch
+from tasks.ml.runtime import timing
 
 TOKENS = 1000
 """Rows of the token table in timed graphs."""
@@ -192,7 +192,7 @@ def measure(
             "mask": {"shape": [batch, length], "dtype": "int32", "high": 1, "low": 1},
             "hidden": {"shape": [batch, length, hidden], "dtype": "float32", "high": 3, "low": -1},
         }
-        rest, nothing, *times = stopwatch.milliseconds(files, feeds, threads=threads or machine.num_cores())
+        rest, nothing, *times = timing.graphs(files, feeds, threads=threads or machine.num_cores())
 
     def layer_times(last: bool) -> LayerTimes:
         mine = {(one.heads, one.ffn): ms for one, ms in zip(variants, times, strict=True) if one.last is last}

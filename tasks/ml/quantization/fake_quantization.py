@@ -40,17 +40,14 @@ def linears(model: nn.Module, spec: Spec | None) -> Iterator[None]:
 
     The token table is rounded once, on entering: trained with ``embeddings: frozen`` it stays on its grid.
     """
-    named: dict[nn.Module, LinearScheme] = (
-        {model.get_submodule(name): how for name, how in spec.linears.items()} if spec is not None else {}
-    )
+    spec = spec or Spec()
+    named = {model.get_submodule(name): how for name, how in spec.linears.items()}
     for linear, how in named.items():
-        assert spec is not None
         linear.forward = partial(_linear, linear, how, spec.block_size)  # type: ignore[arg-type]
-    if spec is not None:
-        with torch.no_grad():
-            for name, bits in spec.embeddings.items():
-                table: nn.Embedding = model.get_submodule(name)  # type: ignore[assignment]
-                table.weight.copy_(simulation.simulate_table(table.weight, bits, spec.block_size))
+    with torch.no_grad():
+        for name, bits in spec.embeddings.items():
+            table: nn.Embedding = model.get_submodule(name)  # type: ignore[assignment]
+            table.weight.copy_(simulation.simulate_table(table.weight, bits, spec.block_size))
     try:
         yield
     finally:

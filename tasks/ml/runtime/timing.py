@@ -50,9 +50,10 @@ class Probe:
             cwd=Path(__file__).parents[3],
         )
         self.pid = self._process.pid
-        self.loaded: dict[str, dict[str, float]] = self._ask({"models": models, **setup})
+        self.loaded: dict[str, dict[str, float]] = self.ask({"models": models, **setup})
 
-    def _ask(self, question: Mapping[str, Any]) -> Any:
+    def ask(self, question: Mapping[str, Any]) -> Any:
+        """The answer to a line of JSON; the process that was asked last has gone to sleep by then."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         answer = ""
@@ -74,15 +75,15 @@ class Probe:
 
     def latencies(self, model: str) -> list[float]:
         """Milliseconds of each row alone."""
-        return self._ask({"measure": "latencies", "model": model})
+        return self.ask({"measure": "latencies", "model": model})
 
     def throughput(self, model: str, batch_sizes: Sequence[int] = (1, 8, 32)) -> float:
         """Rows per second at the best batch size."""
-        return self._ask({"measure": "throughput", "model": model, "batch_sizes": list(batch_sizes)})
+        return self.ask({"measure": "throughput", "model": model, "batch_sizes": list(batch_sizes)})
 
     def grid(self, model: str, shapes: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
         """``batch``, ``length``, ``p50_ms`` and ``rows_per_s`` of each shape."""
-        return self._ask({"measure": "grid", "model": model, "shapes": [list(shape) for shape in shapes]})
+        return self.ask({"measure": "grid", "model": model, "shapes": [list(shape) for shape in shapes]})
 
     def __enter__(self) -> Probe:
         return self
@@ -93,6 +94,19 @@ class Probe:
         self._process.kill()
         self._process.wait()
         self._errors.close()
+
+
+def graphs(files: Sequence[Path], feeds: Mapping[str, Mapping[str, Any]], *, threads: int) -> list[float]:
+    """Times ONNX graphs on the CPU, each alone, in a process of their own: milliseconds of each.
+
+    Args:
+        feeds: by input name ``shape``, ``dtype`` and ``high``, below which random whole numbers are drawn, to which
+            ``low`` is added; a graph gets those that it has.
+    """
+    from tasks.ml.runtime import sessions  # not by those who only read what was measured
+
+    with Probe(models={}, runtime="onnx", provider=sessions.CPU, threads=threads) as one:
+        return one.ask({"measure": "graphs", "files": list(map(str, files)), "feeds": feeds, "threads": threads})
 
 
 def interleaved(probes: Mapping[str, Probe], *, rounds: int) -> dict[str, list[list[float]]]:
