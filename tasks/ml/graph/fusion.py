@@ -10,6 +10,9 @@ from onnx_ir.passes import common
 
 from tasks.ml.graph import integers
 
+WIDEST = 2**16
+"""Elements of the largest constant that is looked at for another one like it: one per channel."""
+
 
 def drop_round_trips(graph: ir.Graph) -> None:
     """Removes chains of Reshape that end in the shape they began with: (B, S, N·D) → (B, S, N, D) → (B, S, N·D)."""
@@ -55,7 +58,10 @@ def fuse(model: ir.Model, *, for_cpu: bool) -> None:
     """
     drop_round_trips(model.graph)
     drop_zero_additions(model.graph)
-    integers.share_smoothing(model.graph)
+    # Query, key and value of a layer read the same divided by the same: as one product they can be packed.
+    ir.passes.Sequential(
+        common.DeduplicateInitializersPass(size_limit=WIDEST), common.CommonSubexpressionEliminationPass()
+    )(model)
     integers.pack_attention(model.graph)
     if for_cpu:
         keep_norms_apart(model.graph)

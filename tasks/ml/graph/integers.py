@@ -139,20 +139,6 @@ class SmoothedLinear(nn.Module):
         return self.linear(x * self.factor)
 
 
-def share_smoothing(graph: ir.Graph) -> None:
-    """Makes layers that read the same divided by the same read one product: query, key and value of a layer do."""
-    seen: dict[tuple[ir.Value | None, bytes], ir.Value] = {}
-    for node in list(graph):
-        if node.op_type != "Mul" or node.inputs[1] is None:
-            continue
-        factor = ir.convenience.get_const_tensor(node.inputs[1])
-        if factor is None or "factor" not in str(factor.name):
-            continue
-        first = seen.setdefault((node.inputs[0], factor.numpy().tobytes()), node.outputs[0])
-        if first is not node.outputs[0]:
-            node.outputs[0].replace_all_uses_with(first)
-
-
 CONSTANTS = {"DynamicQuantizeMatMul": (1, 2, 3, 4), "MatMulIntegerToFloat": (1, 3, 5, 6)}
 """Where an integer product has its codes, scale, zero point and bias among its inputs."""
 
