@@ -24,10 +24,6 @@ def of(student: nn.Module) -> nn.Module:
     return dict(student.named_children()).get(NAME) or nn.Identity()
 
 
-def _hidden_size(model: nn.Module) -> int:
-    return int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
-
-
 @torch.no_grad()
 def _start(student: nn.Module, teacher: nn.Module) -> torch.Tensor:
     """The matrix (H, h) that best gives the teacher's token table of the student's, (V, h) → (V, H).
@@ -51,7 +47,7 @@ def attached(student: nn.Module, teacher: nn.Module, *, parallelism: str = "repl
     Raises:
         FeatherweightError: each process holds a part of the student, or the vocabularies differ.
     """
-    narrow, wide = _hidden_size(student), _hidden_size(teacher)
+    narrow, wide = (int(model.config.hidden_size) for model in (student, teacher))  # type: ignore[union-attr, arg-type]
     if narrow == wide:
         yield
         return

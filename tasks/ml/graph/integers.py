@@ -9,6 +9,8 @@ K = inputs, M = outputs, S = tokens, B = rows.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -19,6 +21,19 @@ from tasks.ml.models import quantization_spec
 from tasks.ml.quantization import simulation
 
 CONTRIB = "com.microsoft"
+
+
+def contrib(
+    operator: str,
+    inputs: tuple[torch.Tensor | None, ...],
+    attributes: dict[str, Any] | None = None,
+    *,
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """What an operator of ONNX Runtime's own gives, for a graph that is exported."""
+    name = f"{CONTRIB}::{operator}"
+    return torch.onnx.ops.symbolic(name, inputs, attributes, dtype=dtype, shape=shape, version=1)
 
 
 class IntegerWeight(nn.Module):
@@ -48,13 +63,8 @@ class DynamicLinear(IntegerWeight):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.onnx.ops.symbolic(
-            "com.microsoft::DynamicQuantizeMatMul",
-            (x, self.codes, self.scale, self.zero_point, self.bias),
-            dtype=torch.float32,
-            shape=(*x.shape[:-1], self.codes.shape[1]),
-            version=1,
-        )
+        inputs = (x, self.codes, self.scale, self.zero_point, self.bias)
+        return contrib("DynamicQuantizeMatMul", inputs, shape=(*x.shape[:-1], self.codes.shape[1]))
 
 
 class StaticLinear(IntegerWeight):
@@ -75,13 +85,9 @@ class StaticLinear(IntegerWeight):
             dtype=torch.uint8,
             shape=x.shape,
         )
-        return torch.onnx.ops.symbolic(
-            "com.microsoft::MatMulIntegerToFloat",
-            (quantized, self.codes, self.input_scale, self.scale, self.input_zero_point, self.zero_point, self.bias),
-            dtype=torch.float32,
-            shape=(*x.shape[:-1], self.codes.shape[1]),
-            version=1,
-        )
+        scales, zero_points = (self.input_scale, self.scale), (self.input_zero_point, self.zero_point)
+        inputs = (quantized, self.codes, *scales, *zero_points, self.bias)
+        return contrib("MatMulIntegerToFloat", inputs, shape=(*x.shape[:-1], self.codes.shape[1]))
 
 
 def two_to_a_byte(codes: torch.Tensor) -> torch.Tensor:
@@ -110,14 +116,9 @@ class BlockLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = self.codes.shape[0]
-        return torch.onnx.ops.symbolic(
-            "com.microsoft::MatMulNBits",
-            (x, self.codes, self.scale, None, None, self.bias),
-            {"K": self.columns, "N": rows, "bits": 4, "block_size": self.block_size, "accuracy_level": 4},
-            dtype=torch.float32,
-            shape=(*x.shape[:-1], rows),
-            version=1,
-        )
+        inputs = (x, self.codes, self.scale, None, None, self.bias)
+        how = {"K": self.columns, "N": rows, "bits": 4, "block_size": self.block_size, "accuracy_level": 4}
+        return contrib("MatMulNBits", inputs, how, shape=(*x.shape[:-1], rows))
 
 
 class SmoothedLinear(nn.Module):

@@ -54,14 +54,9 @@ class BlockEmbedding(nn.Module):
         self.hidden, self.block_size = weight.shape[1], block_size
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return torch.onnx.ops.symbolic(
-            "com.microsoft::GatherBlockQuantized",
-            (self.codes, ids, self.scale),
-            {"bits": 4, "block_size": self.block_size, "gather_axis": 0, "quantize_axis": 1},
-            dtype=self.scale.dtype,
-            shape=(*ids.shape, self.hidden),
-            version=1,
-        )
+        inputs, shape = (self.codes, ids, self.scale), (*ids.shape, self.hidden)
+        how = {"bits": 4, "block_size": self.block_size, "gather_axis": 0, "quantize_axis": 1}
+        return integers.contrib("GatherBlockQuantized", inputs, how, shape=shape, dtype=self.scale.dtype)
 
 
 class Positions(nn.Module):

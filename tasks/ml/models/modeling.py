@@ -93,8 +93,7 @@ def skeleton(directory: Path, problem: str) -> nn.Module:
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     with no_init_weights():  # they come from the file, and random numbers take longer than reading it
         model = problem_of(problem).build(config)
-    described = json.loads((directory / "config.json").read_text(encoding="utf-8")).get(SHAPES)
-    if described:
+    if described := getattr(config, SHAPES, None):
         reshape(model, described)
     return model
 

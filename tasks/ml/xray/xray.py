@@ -166,8 +166,7 @@ def build(config: Any, architecture: Architecture, *, precision: str, device: to
         model = auto.from_config(
             config, dtype=roofline.DTYPES[precision], attn_implementation="sdpa", trust_remote_code=False
         )
-    described = getattr(config, modeling.SHAPES, None)
-    if described and not architecture.causal:
+    if (described := getattr(config, modeling.SHAPES, None)) and not architecture.causal:
         modeling.reshape(model, described)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
