@@ -92,13 +92,10 @@ class _Variant:
 
 def _variants(*, heads: int, ffn: int) -> list[_Variant]:
     found = []
-    for last, counts, widths in (
-        (False, list(range(1, heads + 1)) if heads <= 16 else cuts.evenly(heads, 16), cuts.evenly(ffn, cuts.WIDTHS)),
-        (True, cuts.evenly(heads, cuts.SPARSE_WIDTHS), cuts.evenly(ffn, cuts.SPARSE_WIDTHS)),
-    ):
+    for last, counts, widths in ((False, 16, cuts.WIDTHS), (True, cuts.SPARSE_WIDTHS, cuts.SPARSE_WIDTHS)):
         found.append(_Variant(last, 0, 0))
-        found += [_Variant(last, count, 0) for count in counts]
-        found += [_Variant(last, 0, width) for width in widths]
+        found += [_Variant(last, count, 0) for count in cuts.evenly(heads, counts)]
+        found += [_Variant(last, 0, width) for width in cuts.evenly(ffn, widths)]
     return found
 
 
