@@ -35,13 +35,6 @@ def divisors(inputs: torch.Tensor, weights: torch.Tensor, *, alpha: float) -> to
 
 
 @torch.no_grad()
-def fold_into_rows(before: nn.Module, divisor: torch.Tensor) -> None:
-    """Divides, in place, the outputs of a linear layer or norm: weight (O, …) and bias (O,) by output channel."""
-    for parameter in before.parameters(recurse=False):
-        parameter.div_(divisor.reshape(-1, *(1,) * (parameter.dim() - 1)))
-
-
-@torch.no_grad()
 def smooth(
     model: nn.Module,
     spec: Spec,
@@ -70,7 +63,8 @@ def smooth(
         divisor = divisors(maxima[group[0]], columns, alpha=alpha)
         layer, is_attention_output, _ = group[0].partition(f".{family.attention_output}")
         if is_attention_output:
-            fold_into_rows(model.get_submodule(f"{layer}.{family.value}"), divisor)
+            for parameter in model.get_submodule(f"{layer}.{family.value}").parameters():  # by output channel
+                parameter.div_(divisor.unsqueeze(-1) if parameter.dim() > 1 else divisor)
             members[0].weight *= divisor
         else:
             linears |= {name: replace(linears[name], smoothing=tuple(divisor.tolist())) for name in group}

@@ -21,20 +21,9 @@ def test_alpha_decides_who_gets_the_outliers() -> None:
     assert half.log().mean().item() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("before", [nn.Linear(8, 6), nn.LayerNorm(6)])
-def test_folding_is_exact(before: nn.Module) -> None:
-    torch.manual_seed(0)
-    nn.init.normal_(before.bias)  # type: ignore[arg-type]
-    after, x = nn.Linear(6, 4), torch.randn(5, 8 if isinstance(before, nn.Linear) else 6)
-    expected = after(before(x))
-    divisor = torch.rand(6) + 0.1
-    smoothing.fold_into_rows(before, divisor)
-    with torch.no_grad():
-        after.weight *= divisor
-    torch.testing.assert_close(after(before(x)), expected)
-
-
 def test_before_quantization_nothing_changes(model: nn.Module) -> None:
+    for layer in model.bert.encoder.layer:
+        nn.init.normal_(layer.attention.self.value.bias)
     spec = quantization_spec.plan(model, linears=True, token_bits=32, block_size=16)
     batch = next(rows_of(model)())
     before, weight = model(**batch).logits, model.bert.encoder.layer[0].attention.output.dense.weight.clone()
