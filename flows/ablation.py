@@ -37,12 +37,11 @@ class AblationConfig(Contract):
     techniques: tuple[str, ...] = Field(
         (),
         title="Techniques",
-        description="Names of the techniques to measure; none: all that there are.",
         json_schema_extra={"items": {"type": "string", "enum": [one.name for one in techniques.TECHNIQUES]}},
     )
-    seeds: int = Field(
-        1, ge=1, le=100, title="Seeds", description="Times that everything is made anew, the teacher as well."
-    )
+    """Names of the techniques to measure; none: all that there are."""
+    seeds: int = Field(1, ge=1, le=100, title="Seeds")
+    """Times that everything is made anew, the teacher as well."""
 
     @field_validator("techniques")
     @classmethod

@@ -47,54 +47,31 @@ BEST = "best-so-far"
 class SearchConfig(Contract):
     """What is looked for, and how long."""
 
-    minimize: Minimize = Field(
-        Minimize.LATENCY,
-        title="Minimize",
-        description="latency: p50 of one sentence; size: bytes of the weights. Within the recipe's budget.",
-    )
-    target_ms: float = Field(
-        0, ge=0, title="Target latency", description="p50 of one sentence that is allowed, in milliseconds. 0: any."
-    )
-    target_mb: float = Field(0, ge=0, title="Target size", description="Size that is allowed, in MB. 0: any.")
-    trials: int = Field(40, ge=1, le=100_000, title="Trials", description="Variations to look at.")
-    minutes: float = Field(
-        0, ge=0, title="Minutes", description="Begin no further trial after so many minutes. 0: no limit of time."
-    )
-    finalists: int = Field(
-        3,
-        ge=1,
-        le=100,
-        title="Finalists",
-        description="How many of the best on the selection split are shown the test split, once.",
-    )
-    sampler: SamplerName = Field(
-        SamplerName.TPE,
-        title="Sampler",
-        description="Optuna's tpe learns where good variations are; nsga2 breeds them.",
-    )
-    seed: int = Field(0, ge=0, le=2**31 - 1, title="Seed", description="Seeds the sampler; training has the recipe's.")
-    parallel: int = Field(
-        1,
-        ge=1,
-        le=1024,
-        title="Parallel trials",
-        description="Trials at once. Workers of dask on this machine share its cores.",
-    )
-    runner: Runner = Field(
-        Runner.THREADS,
-        title="Runner",
-        description="threads of this process, of which one at a time is in a stage, or dask, whose workers are "
-        "processes here or elsewhere; needs the extra 'dask'.",
-    )
-    dask_address: str = Field(
-        "", title="Dask scheduler", description="Address such as tcp://HOST:8786. Empty: workers on this machine."
-    )
-    space: dict[str, list[Any]] = Field(
-        {},
-        title="Space",
-        description="Values of a field instead of the usual ones, such as pruning.keep_ffn: [0.5, 0.25]. One value "
-        "keeps it fixed.",
-    )
+    minimize: Minimize = Field(Minimize.LATENCY, title="Minimize")
+    """latency: p50 of one sentence; size: bytes of the weights. Within the recipe's budget."""
+    target_ms: float = Field(0, ge=0, title="Target latency")
+    """p50 of one sentence that is allowed, in milliseconds. 0: any."""
+    target_mb: float = Field(0, ge=0, title="Target size")
+    """Size that is allowed, in MB. 0: any."""
+    trials: int = Field(40, ge=1, le=100_000, title="Trials")
+    """Variations to look at."""
+    minutes: float = Field(0, ge=0, title="Minutes")
+    """Begin no further trial after so many minutes. 0: no limit of time."""
+    finalists: int = Field(3, ge=1, le=100, title="Finalists")
+    """How many of the best on the selection split are shown the test split, once."""
+    sampler: SamplerName = Field(SamplerName.TPE, title="Sampler")
+    """Optuna's tpe learns where good variations are; nsga2 breeds them."""
+    seed: int = Field(0, ge=0, le=2**31 - 1, title="Seed")
+    """Seeds the sampler; training has the recipe's."""
+    parallel: int = Field(1, ge=1, le=1024, title="Parallel trials")
+    """Trials at once. Workers of dask on this machine share its cores."""
+    runner: Runner = Field(Runner.THREADS, title="Runner")
+    """threads of this process, of which one at a time is in a stage, or dask, whose workers are processes here or
+    elsewhere; needs the extra 'dask'."""
+    dask_address: str = Field("", title="Dask scheduler")
+    """Address such as tcp://HOST:8786. Empty: workers on this machine."""
+    space: dict[str, list[Any]] = Field({}, title="Space")
+    """Values of a field instead of the usual ones, such as pruning.keep_ffn: [0.5, 0.25]. One value keeps it fixed."""
 
 
 CONFIG = SearchConfig

@@ -43,14 +43,10 @@ class StudyConfig(Contract):
         title="Preset",
         description="; ".join(f"{name}: {one.note}" for name, one in choices.PRESETS.items()) + ".",
     )
-    target_accuracy: float = Field(
-        0,
-        ge=0,
-        lt=1,
-        title="Target accuracy",
-        description="Accuracy on the selection split to which time is measured. 0: the preset's.",
-    )
-    seeds: int = Field(0, ge=0, le=100, title="Seeds", description="Trials of each choice. 0: the preset's.")
+    target_accuracy: float = Field(0, ge=0, lt=1, title="Target accuracy")
+    """Accuracy on the selection split to which time is measured. 0: the preset's."""
+    seeds: int = Field(0, ge=0, le=100, title="Seeds")
+    """Trials of each choice. 0: the preset's."""
 
 
 CONFIG = StudyConfig

@@ -15,12 +15,8 @@ from tasks.engine.step import step
 class DeploymentConfig(StageConfig):
     """Where a passed model goes."""
 
-    alias: str = Field(
-        registry.CHAMPION,
-        title="Alias",
-        description="Registry alias that is moved to the model once it passed.",
-        pattern=r"^[a-z][a-z0-9_-]{0,62}$",
-    )
+    alias: str = Field(registry.CHAMPION, title="Alias", pattern=r"^[a-z][a-z0-9_-]{0,62}$")
+    """Registry alias that is moved to the model once it passed."""
 
     @field_validator("alias")
     @classmethod

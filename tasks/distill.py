@@ -22,36 +22,23 @@ class LayerChoice(StrEnum):
 class DistillationConfig(tutoring.TutoringConfig):
     """How many layers the student keeps, and what it learns from."""
 
-    epochs: float = Field(4, gt=0, le=1000, title="Epochs", description="Passes over the distillation texts.")
-    learning_rate: float = Field(3e-4, gt=0, le=1, title="Learning rate", description="Peak learning rate of AdamW.")
-    attention_weight: float = Field(
-        0.5, ge=0, title="Attention weight", description="Weight of the loss between attention relations."
-    )
-    layers: int = Field(
-        3, ge=1, le=1000, title="Student layers", description="Transformer layers, spread evenly over the teacher's."
-    )
-    layer_choice: LayerChoice = Field(
-        LayerChoice.SPREAD,
-        title="Which layers",
-        description="spread: evenly over the teacher's, the last included; influence: those that turn the hidden state "
-        "most on the calibration split.",
-    )
-    keep_hidden: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        title="Hidden width kept",
-        description="Fraction of the teacher's hidden size, rounded to whole head sizes; a learned projection compares "
-        "hidden states in training.",
-    )
-    embedding_rank: int = Field(
-        0,
-        ge=0,
-        le=2**16,
-        title="Embedding rank",
-        description="Columns of the student's token table, which a projection then makes as wide as the hidden state; "
-        "0: a table of that width.",
-    )
+    epochs: float = Field(4, gt=0, le=1000, title="Epochs")
+    """Passes over the distillation texts."""
+    learning_rate: float = Field(3e-4, gt=0, le=1, title="Learning rate")
+    """Peak learning rate of AdamW."""
+    attention_weight: float = Field(0.5, ge=0, title="Attention weight")
+    """Weight of the loss between attention relations."""
+    layers: int = Field(3, ge=1, le=1000, title="Student layers")
+    """Transformer layers, spread evenly over the teacher's."""
+    layer_choice: LayerChoice = Field(LayerChoice.SPREAD, title="Which layers")
+    """spread: evenly over the teacher's, the last included; influence: those that turn the hidden state most on the
+    calibration split."""
+    keep_hidden: float = Field(1.0, gt=0, le=1, title="Hidden width kept")
+    """Fraction of the teacher's hidden size, rounded to whole head sizes; a learned projection compares hidden states
+    in training."""
+    embedding_rank: int = Field(0, ge=0, le=2**16, title="Embedding rank")
+    """Columns of the student's token table, which a projection then makes as wide as the hidden state; 0: a table of
+    that width."""
 
 
 @stage

@@ -51,83 +51,41 @@ class ServedAs(StrEnum):
 class PruningConfig(tutoring.TutoringConfig):
     """How much width to keep, and how long to recover."""
 
-    epochs: float = Field(
-        2, gt=0, le=1000, title="Recovery epochs", description="Passes over the texts after the cut, in all rounds."
-    )
-    learning_rate: float = Field(2e-4, gt=0, le=1, title="Learning rate", description="Peak learning rate of recovery.")
-    keep_ffn: float = Field(
-        0.5, gt=0, le=1, title="FFN width kept", description="Fraction of FFN channels kept per layer."
-    )
-    keep_heads: float = Field(
-        0.75, gt=0, le=1, title="Heads kept", description="Fraction of attention heads kept per layer."
-    )
-    target_speedup: float = Field(
-        0.0,
-        ge=0,
-        le=100,
-        title="Target speed-up",
-        description="How many times faster than the unpruned student, by a table of times measured on this machine; "
-        "each layer then keeps what is missed most for its time, and may lose attention or FFN whole. "
-        "0: keep_ffn and keep_heads in every layer.",
-    )
-    served_as: ServedAs = Field(
-        ServedAs.INT8_DYNAMIC,
-        title="Served as",
-        description="What the table of times is measured in; for target_speedup.",
-    )
-    request_rows: int = Field(
-        1,
-        ge=1,
-        le=4096,
-        title="Rows per request",
-        description="Rows of a typical request, of the median length of the calibration split; for target_speedup.",
-    )
-    importance: Importance = Field(
-        Importance.TAYLOR,
-        title="Importance",
-        description="taylor: by how much the loss would change, to first order; activation: by how much a unit adds to "
-        "the output of its block.",
-    )
-    rounds: int = Field(
-        1,
-        ge=1,
-        le=100,
-        title="Rounds",
-        description="Cuts on the way to the last one, each with its own measure of importance and its share of the "
-        "recovery epochs.",
-    )
-    keep_vocabulary: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        title="Vocabulary kept",
-        description="Fraction of tokens kept, the most frequent; rarer words fall back to sub-words.",
-    )
-    heal_rounding: bool = Field(
-        False,
-        title="Heal rounding",
-        description="Token embeddings are rounded as quantization will do it before recovery, which then heals that, "
-        "too, instead of afterwards; for embeddings: frozen.",
-    )
-    sparsity: Sparsity = Field(
-        Sparsity.NONE,
-        title="Sparsity",
-        description="How single weights of the linear layers are chosen to be zero, and stay it. Their files compress "
-        "better; ONNX Runtime computes with zeros as with other numbers, so nothing gets faster or smaller by itself.",
-    )
+    epochs: float = Field(2, gt=0, le=1000, title="Recovery epochs")
+    """Passes over the texts after the cut, in all rounds."""
+    learning_rate: float = Field(2e-4, gt=0, le=1, title="Learning rate")
+    """Peak learning rate of recovery."""
+    keep_ffn: float = Field(0.5, gt=0, le=1, title="FFN width kept")
+    """Fraction of FFN channels kept per layer."""
+    keep_heads: float = Field(0.75, gt=0, le=1, title="Heads kept")
+    """Fraction of attention heads kept per layer."""
+    target_speedup: float = Field(0.0, ge=0, le=100, title="Target speed-up")
+    """How many times faster than the unpruned student, by a table of times measured on this machine; each layer then
+    keeps what is missed most for its time, and may lose attention or FFN whole. 0: keep_ffn and keep_heads in every
+    layer."""
+    served_as: ServedAs = Field(ServedAs.INT8_DYNAMIC, title="Served as")
+    """What the table of times is measured in; for target_speedup."""
+    request_rows: int = Field(1, ge=1, le=4096, title="Rows per request")
+    """Rows of a typical request, of the median length of the calibration split; for target_speedup."""
+    importance: Importance = Field(Importance.TAYLOR, title="Importance")
+    """taylor: by how much the loss would change, to first order; activation: by how much a unit adds to the output of
+    its block."""
+    rounds: int = Field(1, ge=1, le=100, title="Rounds")
+    """Cuts on the way to the last one, each with its own measure of importance and its share of the recovery epochs."""
+    keep_vocabulary: float = Field(1.0, gt=0, le=1, title="Vocabulary kept")
+    """Fraction of tokens kept, the most frequent; rarer words fall back to sub-words."""
+    heal_rounding: bool = Field(False, title="Heal rounding")
+    """Token embeddings are rounded as quantization will do it before recovery, which then heals that, too, instead of
+    afterwards; for embeddings: frozen."""
+    sparsity: Sparsity = Field(Sparsity.NONE, title="Sparsity")
+    """How single weights of the linear layers are chosen to be zero, and stay it. Their files compress better; ONNX
+    Runtime computes with zeros as with other numbers, so nothing gets faster or smaller by itself."""
     sparsity_pattern: PlainText = Field(
-        "unstructured",
-        pattern=r"^(unstructured|[1-9][0-9]*:[1-9][0-9]*)$",
-        title="Sparsity pattern",
-        description="unstructured: zeros anywhere; n:m, such as 2:4: n of every m neighbouring weights are kept.",
+        "unstructured", pattern=r"^(unstructured|[1-9][0-9]*:[1-9][0-9]*)$", title="Sparsity pattern"
     )
-    sparsity_fraction: float = Field(
-        0.5,
-        ge=0,
-        lt=1,
-        title="Sparsity fraction",
-        description="Fraction of the weights that become zero with pattern unstructured; n:m has its own.",
-    )
+    """unstructured: zeros anywhere; n:m, such as 2:4: n of every m neighbouring weights are kept."""
+    sparsity_fraction: float = Field(0.5, ge=0, lt=1, title="Sparsity fraction")
+    """Fraction of the weights that become zero with pattern unstructured; n:m has its own."""
 
     @model_validator(mode="after")
     def _rounding_can_stay(self) -> Self:

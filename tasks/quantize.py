@@ -60,21 +60,15 @@ class Rounding(StrEnum):
 class AwareTrainingConfig(tutoring.TutoringConfig):
     """Quantization-aware training: the teacher corrects the model while it computes as if it were quantized."""
 
-    epochs: float = Field(
-        0, ge=0, le=1000, title="Epochs", description="Passes over the texts with quantization simulated; 0: none."
-    )
-    learning_rate: float = Field(2e-5, gt=0, le=1, title="Learning rate", description="Peak learning rate.")
-    embeddings: Embeddings = Field(
-        Embeddings.FROZEN,
-        title="Token embeddings",
-        description="frozen keeps the table as it was rounded; sparse and dense train it, and it is rounded again.",
-    )
-    precision: Precision = Field(
-        Precision.AUTO,
-        title="Precision",
-        description="auto is fp32, as the simulation is: in fewer bits the rest of the model would be rounded about as "
-        "much as quantization rounds. Others are refused.",
-    )
+    epochs: float = Field(0, ge=0, le=1000, title="Epochs")
+    """Passes over the texts with quantization simulated; 0: none."""
+    learning_rate: float = Field(2e-5, gt=0, le=1, title="Learning rate")
+    """Peak learning rate."""
+    embeddings: Embeddings = Field(Embeddings.FROZEN, title="Token embeddings")
+    """frozen keeps the table as it was rounded; sparse and dense train it, and it is rounded again."""
+    precision: Precision = Field(Precision.AUTO, title="Precision")
+    """auto is fp32, as the simulation is: in fewer bits the rest of the model would be rounded about as much as
+    quantization rounds. Others are refused."""
 
     @model_validator(mode="after")
     def _layers_can_be_simulated(self) -> Self:
@@ -91,47 +85,25 @@ class AwareTrainingConfig(tutoring.TutoringConfig):
 class QuantizationConfig(StageConfig):
     """What becomes integer, and how its scales and codes are chosen."""
 
-    scheme: Scheme = Field(
-        Scheme.INT8_DYNAMIC,
-        title="Scheme",
-        description="int8-dynamic: int8 weights per channel, uint8 activations scaled at run time; int8-static: "
-        "scales from the calibration split, so that rows do not depend on their batch; int4: 4-bit weights in blocks, "
-        "smallest and not faster than fp32; fp16 and bf16: for GPUs.",
-    )
-    embeddings: EmbeddingScheme = Field(
-        EmbeddingScheme.INT8,
-        title="Embeddings",
-        description="Precision of the token embeddings: int8 per row, or int4 in blocks.",
-    )
-    block_size: int = Field(
-        32, ge=16, le=256, title="Block size", description="Columns that share a scale where codes have 4 bits."
-    )
-    calibration: Calibration = Field(
-        Calibration.MIN_MAX,
-        title="Calibration",
-        description="Ranges of activations for int8-static: all values, 99.99 % of them, or what loses least "
-        "information (KL divergence).",
-    )
-    smoothing: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        title="SmoothQuant",
-        description="How far outliers of activations move into the weights (alpha, 0.5 is usual); 0: not at all.",
-    )
-    rounding: Rounding = Field(
-        Rounding.NEAREST,
-        title="Rounding",
-        description="Of the weights of linear layers: to nearest, or by GPTQ, which lets later columns make up for "
-        "earlier ones on the calibration split.",
-    )
-    max_damage: float = Field(
-        0.0,
-        ge=0,
-        title="Damage allowed",
-        description="Divergence (nats per row, calibration split) that quantized linear layers may cause; the layers "
-        "that cause most get more bits until it is kept. 0: no limit, and no scan.",
-    )
+    scheme: Scheme = Field(Scheme.INT8_DYNAMIC, title="Scheme")
+    """int8-dynamic: int8 weights per channel, uint8 activations scaled at run time; int8-static: scales from the
+    calibration split, so that rows do not depend on their batch; int4: 4-bit weights in blocks, smallest and not faster
+    than fp32; fp16 and bf16: for GPUs."""
+    embeddings: EmbeddingScheme = Field(EmbeddingScheme.INT8, title="Embeddings")
+    """Precision of the token embeddings: int8 per row, or int4 in blocks."""
+    block_size: int = Field(32, ge=16, le=256, title="Block size")
+    """Columns that share a scale where codes have 4 bits."""
+    calibration: Calibration = Field(Calibration.MIN_MAX, title="Calibration")
+    """Ranges of activations for int8-static: all values, 99.99 % of them, or what loses least information (KL
+    divergence)."""
+    smoothing: float = Field(0.0, ge=0, le=1, title="SmoothQuant")
+    """How far outliers of activations move into the weights (alpha, 0.5 is usual); 0: not at all."""
+    rounding: Rounding = Field(Rounding.NEAREST, title="Rounding")
+    """Of the weights of linear layers: to nearest, or by GPTQ, which lets later columns make up for earlier ones on the
+    calibration split."""
+    max_damage: float = Field(0.0, ge=0, title="Damage allowed")
+    """Divergence (nats per row, calibration split) that quantized linear layers may cause; the layers that cause most
+    get more bits until it is kept. 0: no limit, and no scan."""
     training: AwareTrainingConfig = Field(AwareTrainingConfig(), title="Quantization-aware training")
 
     @model_validator(mode="after")

@@ -43,50 +43,30 @@ class AugmentationKind(StrEnum):
 class TutoringConfig(OptimizerConfig):
     """What a model learns from its teacher, and on which text."""
 
-    temperature: float = Field(
-        2.0, gt=0, le=100, title="Temperature", description="Softens the logits of teacher and student."
-    )
-    logit_weight: float = Field(1.0, ge=0, title="Logit weight", description="Weight of the loss between logits.")
-    hidden_weight: float = Field(
-        1.0, ge=0, title="Hidden weight", description="Weight of the loss between hidden states."
-    )
-    attention_weight: float = Field(
-        0.0, ge=0, title="Attention weight", description="Weight of the loss between attention relations."
-    )
-    map_weight: float = Field(
-        0.0, ge=0, title="Attention map weight", description="Weight of the loss between attention scores."
-    )
-    label_weight: float = Field(0.0, ge=0, title="Label weight", description="Weight of the supervised loss.")
-    dropout: float = Field(
-        -1.0,
-        ge=-1,
-        lt=1,
-        title="Dropout",
-        description="Probability in hidden layers, attention and head. Below 0: as the teacher was trained, or the "
-        "model in the stage before.",
-    )
-    augmentation: float = Field(
-        1.0, ge=0, le=20, title="Augmentation", description="Texts to make of training texts, per training text."
-    )
-    augmentation_kind: AugmentationKind = Field(
-        AugmentationKind.SPANS,
-        title="Kind of augmentation",
-        description="spans: parts of texts; replacements: texts with some words replaced by similar ones; "
-        "both: half of each.",
-    )
-    augmentation_model: Annotated[str, Outside(_model_digest)] = Field(
-        "",
-        title="Model for replacements",
-        description="Masked language model that proposes words: package:PACKAGE/PATH, a local directory, or a hub "
-        "name. Empty: the nearest words in the teacher's embeddings.",
-    )
-    steps: int = Field(
-        0,
-        ge=0,
-        le=10**9,
-        title="Steps",
-        description="Optimizer steps in all, instead of epochs: as much work for few texts as for many. 0: epochs.",
-    )
+    temperature: float = Field(2.0, gt=0, le=100, title="Temperature")
+    """Softens the logits of teacher and student."""
+    logit_weight: float = Field(1.0, ge=0, title="Logit weight")
+    """Weight of the loss between logits."""
+    hidden_weight: float = Field(1.0, ge=0, title="Hidden weight")
+    """Weight of the loss between hidden states."""
+    attention_weight: float = Field(0.0, ge=0, title="Attention weight")
+    """Weight of the loss between attention relations."""
+    map_weight: float = Field(0.0, ge=0, title="Attention map weight")
+    """Weight of the loss between attention scores."""
+    label_weight: float = Field(0.0, ge=0, title="Label weight")
+    """Weight of the supervised loss."""
+    dropout: float = Field(-1.0, ge=-1, lt=1, title="Dropout")
+    """Probability in hidden layers, attention and head. Below 0: as the teacher was trained, or the model in the stage
+    before."""
+    augmentation: float = Field(1.0, ge=0, le=20, title="Augmentation")
+    """Texts to make of training texts, per training text."""
+    augmentation_kind: AugmentationKind = Field(AugmentationKind.SPANS, title="Kind of augmentation")
+    """spans: parts of texts; replacements: texts with some words replaced by similar ones; both: half of each."""
+    augmentation_model: Annotated[str, Outside(_model_digest)] = Field("", title="Model for replacements")
+    """Masked language model that proposes words: package:PACKAGE/PATH, a local directory, or a hub name. Empty: the
+    nearest words in the teacher's embeddings."""
+    steps: int = Field(0, ge=0, le=10**9, title="Steps")
+    """Optimizer steps in all, instead of epochs: as much work for few texts as for many. 0: epochs."""
 
     def compared_attention(self) -> list[str]:
         """Fields by which the last layer's attention is learned."""

@@ -274,7 +274,7 @@ def _fields(path: Sequence[str]) -> list[str]:
 
 
 def _description(path: Sequence[str]) -> str:
-    return _model(path[:-1]).model_fields[path[-1]].description or ""
+    return " ".join((_model(path[:-1]).model_fields[path[-1]].description or "").split())
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -96,7 +96,8 @@ def _model(model: type[BaseModel], prefix: str, title: str) -> Iterator[str]:
     yield from (f"#### {title}", "", " ".join((model.__doc__ or "").split()), "")
     yield from ("| field | default | allowed | meaning |", "|---|---|---|---|")
     for name, field in rows.items():
-        cells = (f"`{prefix}{name}`", f"`{_default(field)}`", _allowed(field), field.description or "")
+        meaning = " ".join((field.description or "").split())
+        cells = (f"`{prefix}{name}`", f"`{_default(field)}`", _allowed(field), meaning)
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield ""
     for name, field in groups.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -19,10 +21,17 @@ class FeatherweightError(ValueError):
         return "\n".join(self.args)
 
 
-class Contract(BaseModel):
-    """Base of everything that travels: frozen, and closed to unknown fields."""
+def _sentences(schema: dict[str, Any]) -> None:
+    """Puts each description, which may be a docstring of several lines, on one."""
+    for field in schema.get("properties", {}).values():
+        if "description" in field:
+            field["description"] = " ".join(field["description"].split())
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class Contract(BaseModel):
+    """Base of everything that travels: frozen, and closed to unknown fields. A field's docstring describes it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, json_schema_extra=_sentences)
 
 
 class StageConfig(Contract):
