@@ -81,112 +81,62 @@ class Compile(StrEnum):
 class OptimizerConfig(StageConfig):
     """An optimizer, its schedule and what it may use, the same in every stage that trains."""
 
-    epochs: float = Field(3, gt=0, le=1000, title="Epochs", description="Passes over the training rows.")
-    optimizer: Optimizer = Field(
-        Optimizer.ADAMW,
-        title="Optimizer",
-        description="Each has its own scale of learning rates. lion, schedule-free-adamw and adamw-8bit need the extra "
-        "'training'.",
-    )
-    learning_rate: float = Field(1e-4, gt=0, le=100, title="Learning rate", description="Peak learning rate.")
-    batch_size: int = Field(32, ge=1, le=65536, title="Batch size", description="Rows per optimizer step.")
-    batch_tokens: int = Field(
-        0,
-        ge=0,
-        le=2**24,
-        title="Tokens per batch",
-        description="A batch holds as many rows as fit into this many tokens, padding included, instead of a number of "
-        "rows. 0: batch_size rows.",
-    )
-    batching: Batching = Field(
-        Batching.BUCKETED,
-        title="Batching",
-        description="bucketed puts rows of similar length together: little is computed on padding; shuffled any.",
-    )
-    schedule: Schedule = Field(
-        Schedule.LINEAR, title="Schedule", description="How the learning rate falls after warm-up."
-    )
-    warmup: float = Field(
-        0.1, ge=0, lt=1, title="Warm-up", description="Fraction of the steps in which the learning rate rises."
-    )
-    weight_decay: float = Field(
-        0.01, ge=0, le=10, title="Weight decay", description="Decoupled weight decay of matrices."
-    )
-    clip_norm: float = Field(1.0, gt=0, title="Gradient clipping", description="Largest global gradient norm.")
-    precision: Precision = Field(
-        Precision.AUTO,
-        title="Precision",
-        description="auto takes bf16 where the hardware runs it natively and faster than fp32, and never fp8, which "
-        "needs an NVIDIA GPU of compute capability 8.9 and the extra 'training'.",
-    )
-    layer_decay: float = Field(
-        1.0, gt=0, le=1, title="Layer decay", description="Factor on the learning rate per layer below the head."
-    )
-    micro_batch: int = Field(
-        0,
-        ge=0,
-        le=65536,
-        title="Micro-batch",
-        description="Rows computed at once, to save memory; their gradients add up to the batch's. 0: the whole batch.",
-    )
-    max_memory: float = Field(
-        0.0,
-        ge=0,
-        le=1e6,
-        title="Memory limit",
-        description="Most that training may hold, in GB (10^9 bytes): a machine's processes together, or each GPU. "
-        "How many rows are computed at once, up to micro_batch, and whether activations are computed again is then "
-        "chosen to stay below it; the batch stays the same. 0: nothing is planned.",
-    )
-    embeddings: Embeddings = Field(
-        Embeddings.SPARSE,
-        title="Token embeddings",
-        description="sparse trains the rows of the table that a batch touched (on a CPU, and with optimizers of Adam's "
-        "scale; else dense), dense all of them, frozen none: least memory, fastest steps.",
-    )
-    activation_checkpointing: bool = Field(
-        False,
-        title="Activation checkpointing",
-        description="Computes activations again in the backward pass instead of keeping them: less memory, "
-        "a third more time.",
-    )
-    offload_optimizer: bool = Field(
-        False,
-        title="Optimizer offload",
-        description="Keeps the optimizer's state in the host's memory and updates the weights there: 8 bytes per "
-        "parameter less on a GPU, for slower steps. Changes nothing on a CPU.",
-    )
+    epochs: float = Field(3, gt=0, le=1000, title="Epochs")
+    """Passes over the training rows."""
+    optimizer: Optimizer = Field(Optimizer.ADAMW, title="Optimizer")
+    """Each has its own scale of learning rates. lion, schedule-free-adamw and adamw-8bit need the extra 'training'."""
+    learning_rate: float = Field(1e-4, gt=0, le=100, title="Learning rate")
+    """Peak learning rate."""
+    batch_size: int = Field(32, ge=1, le=65536, title="Batch size")
+    """Rows per optimizer step."""
+    batch_tokens: int = Field(0, ge=0, le=2**24, title="Tokens per batch")
+    """A batch holds as many rows as fit into this many tokens, padding included, instead of a number of rows. 0:
+    batch_size rows."""
+    batching: Batching = Field(Batching.BUCKETED, title="Batching")
+    """bucketed puts rows of similar length together: little is computed on padding; shuffled any."""
+    schedule: Schedule = Field(Schedule.LINEAR, title="Schedule")
+    """How the learning rate falls after warm-up."""
+    warmup: float = Field(0.1, ge=0, lt=1, title="Warm-up")
+    """Fraction of the steps in which the learning rate rises."""
+    weight_decay: float = Field(0.01, ge=0, le=10, title="Weight decay")
+    """Decoupled weight decay of matrices."""
+    clip_norm: float = Field(1.0, gt=0, title="Gradient clipping")
+    """Largest global gradient norm."""
+    precision: Precision = Field(Precision.AUTO, title="Precision")
+    """auto takes bf16 where the hardware runs it natively and faster than fp32, and never fp8, which needs an NVIDIA
+    GPU of compute capability 8.9 and the extra 'training'."""
+    layer_decay: float = Field(1.0, gt=0, le=1, title="Layer decay")
+    """Factor on the learning rate per layer below the head."""
+    micro_batch: int = Field(0, ge=0, le=65536, title="Micro-batch")
+    """Rows computed at once, to save memory; their gradients add up to the batch's. 0: the whole batch."""
+    max_memory: float = Field(0.0, ge=0, le=1e6, title="Memory limit")
+    """Most that training may hold, in GB (10^9 bytes): a machine's processes together, or each GPU. How many rows are
+    computed at once, up to micro_batch, and whether activations are computed again is then chosen to stay below it; the
+    batch stays the same. 0: nothing is planned."""
+    embeddings: Embeddings = Field(Embeddings.SPARSE, title="Token embeddings")
+    """sparse trains the rows of the table that a batch touched (on a CPU, and with optimizers of Adam's scale; else
+    dense), dense all of them, frozen none: least memory, fastest steps."""
+    activation_checkpointing: bool = Field(False, title="Activation checkpointing")
+    """Computes activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    offload_optimizer: bool = Field(False, title="Optimizer offload")
+    """Keeps the optimizer's state in the host's memory and updates the weights there: 8 bytes per parameter less on a
+    GPU, for slower steps. Changes nothing on a CPU."""
     compile: Annotated[Compile, BeforeValidator(lambda value: "off" if value is False else value)] = Field(
         Compile.OFF,  # which YAML reads as false
         title="Compile",
-        description="auto compiles the layers with torch.compile if that is faster in a trial on the first batches; "
-        "runs under a minute are not tried.",
     )
-    lora_rank: int = Field(
-        0,
-        ge=0,
-        le=4096,
-        title="LoRA rank",
-        description="Trains low-rank updates of the linear layers, merged at the end; needs the extra 'training'. "
-        "0: trains the layers themselves.",
-    )
+    """auto compiles the layers with torch.compile if that is faster in a trial on the first batches; runs under a
+    minute are not tried."""
+    lora_rank: int = Field(0, ge=0, le=4096, title="LoRA rank")
+    """Trains low-rank updates of the linear layers, merged at the end; needs the extra 'training'. 0: trains the layers
+    themselves."""
 
-    num_processes: int = Field(
-        1,
-        ge=1,
-        le=1024,
-        title="Processes",
-        description="Processes on this machine that train together (torchrun): one per GPU, or a share of the "
-        "cores each.",
-    )
-    parallelism: Parallelism = Field(
-        Parallelism.REPLICATED,
-        title="Parallelism",
-        description="What several processes share. replicated: the rows of a batch; sharded: also parameters, "
-        "gradients and optimizer state (FSDP2), least memory; tensor: heads and FFN channels of each layer, and all "
-        "compute all rows. The last two train embeddings densely, not in fp16 or fp8, and not with adamw-8bit, "
-        "adafactor or sgd.",
-    )
+    num_processes: int = Field(1, ge=1, le=1024, title="Processes")
+    """Processes on this machine that train together (torchrun): one per GPU, or a share of the cores each."""
+    parallelism: Parallelism = Field(Parallelism.REPLICATED, title="Parallelism")
+    """What several processes share. replicated: the rows of a batch; sharded: also parameters, gradients and optimizer
+    state (FSDP2), least memory; tensor: heads and FFN channels of each layer, and all compute all rows. The last two
+    train embeddings densely, not in fp16 or fp8, and not with adamw-8bit, adafactor or sgd."""
 
     @model_validator(mode="after")
     def _processes_can_train(self) -> Self:
