@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from prefect import tags
 from pydantic import Field, field_validator
 
 from flows import preflight
 from flows.command import console, recipe_files
+from flows.flow import parent_run
 from flows.recipe import Recipe
 from flows.trials import branch, comparing, techniques
 from flows.trials.techniques import Arm, Technique
@@ -24,7 +25,6 @@ from tasks.prepare import prepare
 from tasks.race import FILE, race
 from tasks.reporting import ablation as sections
 from tasks.reporting.ablation import Ablation, Row
-from tasks.train import train
 
 logger = logging.getLogger("featherweight")
 
@@ -59,7 +59,7 @@ CONFIG = AblationConfig
 @comparing.flow_of(KIND)
 def ablation(recipe: Recipe = Recipe(), config: AblationConfig = AblationConfig()) -> Ablation:
     """Make a recipe's model with and without each technique, and compare them on the selection split."""
-    recipe, config = recipe_files.checked(recipe), checked(config)
+    recipe, config = recipe_files.checked(recipe), comparing.checked(KIND, CONFIG, config)
     arms, left_out = _planned(recipe, config)
     variations = _variations(recipe, arms)
     seeds = tuple(recipe.seed + number for number in range(config.seeds))
@@ -67,15 +67,16 @@ def ablation(recipe: Recipe = Recipe(), config: AblationConfig = AblationConfig(
     made: dict[Recipe, dict[int, _Made]] = {variation: {} for variation in variations}
     failed: dict[Recipe, str] = {}
     pairs: dict[str, list[tuple[Measured, Measured]]] = {}
-    with comparing.parent_run(KIND, recipe, about) as run_id:
+    with parent_run(KIND, recipe, about) as run_id:
         for seed in seeds:
-            teacher = _teacher(recipe, seed, run_id=run_id)
+            _, teacher = branch.taught(recipe, seed, run_id=run_id)
+            assert teacher.bundle is not None
             for number, (variation, title) in enumerate(variations.items(), 1):
                 name = f"{title}, seed {seed}"
                 logger.info("ablation: model %d of %d: %s", number, len(variations), name)
                 try:
                     with tags(name):
-                        made[variation][seed] = _make(variation, seed, teacher, name, run_id=run_id)
+                        made[variation][seed] = _make(variation, seed, teacher.bundle, name, run_id=run_id)
                 except Exception as error:  # a finding about the technique, unless the recipe itself cannot be made
                     if variation == recipe:
                         raise
@@ -128,16 +129,6 @@ def _variations(recipe: Recipe, arms: list[Arm]) -> dict[Recipe, str]:
         variations.setdefault(arm.used, f"with {arm.technique.name}")
         variations.setdefault(arm.spared, f"without {arm.technique.name}")
     return variations
-
-
-def _teacher(recipe: Recipe, seed: int, *, run_id: str) -> Bundle:
-    """The recipe's teacher, which every variation learns from."""
-    prepared = prepare(recipe.data, problem=recipe.problem, base_model=recipe.base_model, run_id=run_id)
-    tracking.Run(run_id).dataset(recipe.data.source, prepared.splits.digest, rows=prepared.scorecard.num_rows)
-    teacher = train(recipe.base_model, prepared.splits, recipe.training, seed=seed, run_id=run_id)
-    branch.require_floor(recipe, teacher, run_id=run_id)
-    assert teacher.bundle is not None
-    return teacher.bundle
 
 
 def _make(variation: Recipe, seed: int, teacher: Bundle, name: str, *, run_id: str) -> _Made:
@@ -212,8 +203,3 @@ def print_tables(outcome: Ablation) -> None:
     for remark in sections.remarks(outcome):
         print(remark)
     print(f"\n{sections.headline(outcome)}")
-
-
-def checked(config: AblationConfig | Mapping[str, Any]) -> AblationConfig:
-    """Makes an ``AblationConfig`` of fields, and explains those that are wrong."""
-    return comparing.checked(KIND, AblationConfig, config)

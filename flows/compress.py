@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from prefect.runtime import flow_run
@@ -9,13 +10,12 @@ from prefect.states import Failed, State
 
 from flows import preflight
 from flows.command import recipe_files
-from flows.flow import flow
+from flows.flow import flow, parent_run
 from flows.recipe import Recipe
-from flows.servers import links, orphans
 from tasks.contracts.values import Bundle, Outcome, Splits, StageResult
 from tasks.deploy import deploy
 from tasks.distill import distill
-from tasks.engine import disk, store, tracking
+from tasks.engine import tracking
 from tasks.export import export
 from tasks.judge import floor, judge
 from tasks.prepare import prepare
@@ -40,14 +40,7 @@ def compress(recipe: Recipe = Recipe()) -> Outcome | State[Outcome]:
     """Train, shrink, prove and ship one language model."""
     recipe = recipe_files.checked(recipe)
     preflight.require(preflight.objections(recipe, preflight.inspected(recipe)))
-    disk.require_free_space()
-    store.sweep()
-    orphans.close()
-    tags = {"prefect.flow_run_id": flow_run.id or "", tracking.FLOW_RUN_URL_TAG: links.flow_run_url()}
-    with tracking.pipeline_run(
-        recipe.name, recipe.model_dump(mode="json"), run_name=flow_run.name or "compress", tags=tags
-    ) as run_id:
-        links.show_run(run_id)
+    with parent_run("pipeline", recipe) as run_id:
         prepared = prepare(recipe.data, problem=recipe.problem, base_model=recipe.base_model, run_id=run_id)
         splits = prepared.splits
         tracking.Run(run_id).dataset(recipe.data.source, splits.digest, rows=prepared.scorecard.num_rows)
@@ -55,8 +48,11 @@ def compress(recipe: Recipe = Recipe()) -> Outcome | State[Outcome]:
         stages: tuple[StageResult, ...] = (prepared, teacher)
         verdict = floor(teacher.evidence, recipe.budget, run_id=run_id)
         if verdict is None:
-            stages += _compressed(recipe, splits, teacher.bundle, run_id=run_id)
-            verdict = judge(stages[-1].evidence, recipe.budget, run_id=run_id)
+            *made, exported = shrunk(recipe, splits, teacher.bundle, run_id=run_id)
+            lineage = {result.stage: result.bundle for result in (teacher, *made)}
+            served = validate(exported.bundle, splits, recipe.validation, lineage=lineage, run_id=run_id)
+            stages += (*made, exported, served)
+            verdict = judge(served.evidence, recipe.budget, run_id=run_id)
         outcome = Outcome(
             recipe=recipe.name, run_id=run_id, flow_run_id=flow_run.id or "", verdict=verdict, stages=stages
         )
@@ -69,20 +65,13 @@ def compress(recipe: Recipe = Recipe()) -> Outcome | State[Outcome]:
     return outcome
 
 
-def _compressed(recipe: Recipe, splits: Splits, teacher: Bundle, *, run_id: str) -> tuple[StageResult, ...]:
-    """Makes a smaller model of the teacher, and measures both on the real runtime."""
+def shrunk(recipe: Recipe, splits: Splits, teacher: Bundle, *, run_id: str) -> Iterator[StageResult]:
+    """Makes a smaller model of the teacher: what each of distill, prune, quantize and export came to, when it has."""
     student = distill(teacher, splits, recipe.distillation, seed=recipe.seed, run_id=run_id)
-    pruned = prune(
-        student.bundle,
-        splits,
-        recipe.pruning,
-        teacher=teacher,
-        seed=recipe.seed,
-        rounding=recipe.rounding_to_heal(),
-        run_id=run_id,
-    )
-    quantized = quantize(pruned.bundle, splits, recipe.quantization, teacher=teacher, seed=recipe.seed, run_id=run_id)
-    exported = export(quantized.bundle, recipe.export, run_id=run_id)
-    lineage = {"train": teacher, "distill": student.bundle, "prune": pruned.bundle, "quantize": quantized.bundle}
-    served = validate(exported.bundle, splits, recipe.validation, lineage=lineage, run_id=run_id)
-    return student, pruned, quantized, exported, served
+    yield student
+    options = {"teacher": teacher, "seed": recipe.seed, "run_id": run_id}
+    pruned = prune(student.bundle, splits, recipe.pruning, rounding=recipe.rounding_to_heal(), **options)
+    yield pruned
+    quantized = quantize(pruned.bundle, splits, recipe.quantization, **options)
+    yield quantized
+    yield export(quantized.bundle, recipe.export, run_id=run_id)

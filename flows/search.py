@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pydantic import Field
 
 from flows import preflight
 from flows.command import console, recipe_files
+from flows.flow import parent_run
 from flows.recipe import Recipe
 from flows.trials import branch, comparing, finals, ledger, space
 from flows.trials.attempt import Course, Runner, attempt, pool
@@ -30,12 +31,10 @@ from tasks.deploy import deploy
 from tasks.engine import disk, progress, tracking
 from tasks.engine.keys import code_digest, numerics_versions, outside
 from tasks.ml import machine
-from tasks.prepare import prepare
 from tasks.register import keep, register
 from tasks.reporting import search as sections
 from tasks.reporting.trials import Limits, Minimize, Search, Trial, best, standing
 from tasks.reporting.trials import State as TrialState
-from tasks.train import train
 
 logger = logging.getLogger("featherweight")
 
@@ -80,18 +79,15 @@ CONFIG = SearchConfig
 @comparing.flow_of(KIND)
 def search(recipe: Recipe = Recipe(), config: SearchConfig = SearchConfig()) -> Search | State[Search]:
     """Try variations of a recipe, keep the best at every moment, and let the test split judge the last few."""
-    recipe, config = recipe_files.checked(recipe), checked(config)
+    recipe, config = recipe_files.checked(recipe), comparing.checked(KIND, CONFIG, config)
     base = preflight.inspected(recipe)
     preflight.require(preflight.objections(recipe, base))
     grid = space.of(recipe, base, config.space)
     home = _home(recipe, config)
-    with comparing.parent_run(KIND, recipe, _identity(config), continues=tracking.run_named_in(home / "run")) as run_id:
+    with parent_run(KIND, recipe, _identity(config), continues=tracking.run_named_in(home / "run")) as run_id:
         disk.write_atomically(home / "run", run_id)
-        prepared = prepare(recipe.data, problem=recipe.problem, base_model=recipe.base_model, run_id=run_id)
+        prepared, teacher = branch.taught(recipe, recipe.seed, run_id=run_id)
         splits = prepared.splits
-        tracking.Run(run_id).dataset(recipe.data.source, splits.digest, rows=prepared.scorecard.num_rows)
-        teacher = train(recipe.base_model, splits, recipe.training, seed=recipe.seed, run_id=run_id)
-        branch.require_floor(recipe, teacher, run_id=run_id)
         baseline = appraise(teacher.bundle, splits, branch.appraisal(recipe), teacher=teacher.bundle, run_id=run_id)
         course = Course(
             recipe=recipe, run_id=run_id, splits=splits, teacher=teacher.bundle, minimize=config.minimize,
@@ -245,8 +241,3 @@ def print_tables(outcome: Search) -> None:
     for remark in sections.remarks(outcome):
         print(remark)
     print(f"\n{sections.headline(outcome)}")
-
-
-def checked(config: SearchConfig | Mapping[str, Any]) -> SearchConfig:
-    """Makes a ``SearchConfig`` of fields, and explains those that are wrong."""
-    return comparing.checked(KIND, SearchConfig, config)

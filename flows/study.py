@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any
 
 from prefect import tags
 from pydantic import Field
 
 from flows import preflight
 from flows.command import console, recipe_files
+from flows.flow import parent_run
 from flows.recipe import Recipe
 from flows.trials import choices, comparing
 from tasks.contracts.base import Contract, FeatherweightError
@@ -55,14 +55,14 @@ CONFIG = StudyConfig
 @comparing.flow_of(KIND)
 def study(recipe: Recipe = Recipe(), config: StudyConfig = StudyConfig()) -> Study:
     """Train the same model in many ways, one at a time, and compare them."""
-    recipe, config = recipe_files.checked(recipe), checked(config)
+    recipe, config = recipe_files.checked(recipe), comparing.checked(KIND, CONFIG, config)
     preflight.require(preflight.of_training(recipe, preflight.inspected(recipe)))
     preset = choices.PRESETS[config.preset]
     seeds = tuple(recipe.seed + number for number in range(config.seeds or preset.seeds))
     plan = choices.plan(recipe.training, preset, choices.machine())
     data = sized(recipe.data, preset)
     about = {"preset": config.preset.value, "seeds": list(seeds), "target_accuracy": _target(config)}
-    with comparing.parent_run(KIND, recipe.model_copy(update={"data": data}), about) as run_id:
+    with parent_run(KIND, recipe.model_copy(update={"data": data}), about) as run_id:
         prepared = prepare(data, problem=recipe.problem, base_model=recipe.base_model, run_id=run_id)
         tracking.Run(run_id).dataset(data.source, prepared.splits.digest, rows=prepared.scorecard.num_rows)
         found: dict[TrainingConfig, list[Trial]] = {}
@@ -182,8 +182,3 @@ def print_tables(outcome: Study) -> None:
     for remark in sections.remarks(outcome):
         print(remark)
     print(f"\n{sections.headline(outcome)}")
-
-
-def checked(config: StudyConfig | Mapping[str, Any]) -> StudyConfig:
-    """Makes a ``StudyConfig`` of fields, and explains those that are wrong."""
-    return comparing.checked(KIND, StudyConfig, config)

@@ -24,9 +24,11 @@ def on_recipe(kind: str, recipe: str, changes: Sequence[str], config: Mapping[st
     values = recipe_files.read(recipe, changes)
 
     def prepare() -> Callable[[], Any]:
+        from flows.trials import comparing
+
         loaded = recipe_files.validate(values, recipe)
         module = importlib.import_module(f"flows.{kind}")
-        given = [loaded] if config is None else [loaded, module.checked(config)]
+        given = [loaded] if config is None else [loaded, comparing.checked(kind, module.CONFIG, config)]
         return lambda: getattr(module, kind)(*given, return_state=True)
 
     return in_prefect(prepare, heavy=True)

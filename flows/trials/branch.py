@@ -6,16 +6,15 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flows.compress import shrunk
 from flows.recipe import Recipe
 from tasks.appraise import AppraisalConfig, appraise
 from tasks.contracts.base import Contract, FeatherweightError
 from tasks.contracts.values import Bundle, Splits, StageResult
-from tasks.distill import distill
-from tasks.engine import quiet
-from tasks.export import export
+from tasks.engine import quiet, tracking
 from tasks.judge import floor
-from tasks.prune import prune
-from tasks.quantize import quantize
+from tasks.prepare import prepare
+from tasks.train import train
 
 Look = Callable[[StageResult], str]
 """Is shown what each stage before the appraisal made; anything but an empty answer ends the branch and says why."""
@@ -70,18 +69,19 @@ def appraisal(recipe: Recipe) -> AppraisalConfig:
     return AppraisalConfig.model_validate(recipe.validation.model_dump(mode="json", include=set(shared)))
 
 
-class _GivenUpError(Exception):
-    """A look at what was measured so far says that going on is not worth it."""
-
-
-def require_floor(recipe: Recipe, teacher: StageResult, *, run_id: str) -> None:
-    """Lets a comparison begin only with a teacher that has learned something.
+def taught(recipe: Recipe, seed: int, *, run_id: str) -> tuple[StageResult, StageResult]:
+    """The recipe's data and its teacher, which every variation learns from.
 
     Raises:
-        FeatherweightError: it is not shown to be better than the majority answer, and the recipe's budget asks for it.
+        FeatherweightError: the teacher is not shown to be better than the majority answer, and the recipe's budget asks
+            for that.
     """
+    prepared = prepare(recipe.data, problem=recipe.problem, base_model=recipe.base_model, run_id=run_id)
+    tracking.Run(run_id).dataset(recipe.data.source, prepared.splits.digest, rows=prepared.scorecard.num_rows)
+    teacher = train(recipe.base_model, prepared.splits, recipe.training, seed=seed, run_id=run_id)
     if verdict := floor(teacher.evidence, recipe.budget, run_id=run_id):
         raise FeatherweightError(verdict.reason)
+    return prepared, teacher
 
 
 def grow(recipe: Recipe, splits: Splits, teacher: Bundle, *, run_id: str, look: Look = lambda result: "") -> Branch:
@@ -89,38 +89,15 @@ def grow(recipe: Recipe, splits: Splits, teacher: Bundle, *, run_id: str, look: 
 
     What other branches made already is ``Cached``. The test split stays closed.
     """
-    done: list[StageResult] = []
-
-    def seen(result: StageResult) -> StageResult:
-        done.append(result)
-        if reason := look(result):
-            raise _GivenUpError(reason)
-        return result
-
-    try:
+    stages: list[StageResult] = []
+    made = shrunk(recipe, splits, teacher, run_id=run_id)
+    while not stages or stages[-1].stage != "export":
         with _torch, quiet.work():
-            student = seen(distill(teacher, splits, recipe.distillation, seed=recipe.seed, run_id=run_id))
-        with _torch, quiet.work():
-            pruned = seen(
-                prune(
-                    student.bundle,
-                    splits,
-                    recipe.pruning,
-                    teacher=teacher,
-                    seed=recipe.seed,
-                    rounding=recipe.rounding_to_heal(),
-                    run_id=run_id,
-                )
-            )
-        with _torch, quiet.work():
-            quantized = seen(
-                quantize(pruned.bundle, splits, recipe.quantization, teacher=teacher, seed=recipe.seed, run_id=run_id)
-            )
-            exported = seen(export(quantized.bundle, recipe.export, run_id=run_id))
-    except _GivenUpError as end:
-        return Branch(stages=tuple(done), given_up=str(end))
+            stages.append(next(made))
+        if reason := look(stages[-1]):
+            return Branch(stages=tuple(stages), given_up=reason)
+    quantized, exported = (result.bundle for result in stages[-2:])
     config = appraisal(recipe)
     with _torch:
-        measured = appraise(exported.bundle, splits, config, teacher=teacher, simulated=quantized.bundle, run_id=run_id)
-    done.append(measured)
-    return Branch(stages=tuple(done))
+        stages.append(appraise(exported, splits, config, teacher=teacher, simulated=quantized, run_id=run_id))
+    return Branch(stages=tuple(stages))

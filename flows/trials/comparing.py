@@ -1,25 +1,21 @@
-"""What study, ablation and search share: a parent run; its page, document and metrics; what is said of wrong fields."""
+"""What study, ablation and search share: their page, document and metrics, and what is said of wrong fields."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from prefect import Flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.runtime import flow_run
 from pydantic import ValidationError
 
 from flows.command import console, recipe_files
 from flows.flow import flow
-from flows.recipe import Recipe
-from flows.servers import links, orphans
 from tasks.contracts.base import Contract, FeatherweightError
-from tasks.engine import disk, store, tracking
+from tasks.engine import disk, tracking
 from tasks.report import versions
 from tasks.reporting import page
 
@@ -52,38 +48,14 @@ class Shown(Protocol):
         ...
 
 
-def run_name(kind: str) -> Callable[[], str]:
-    """What Prefect names runs by: the kind and the time, so that those of many nights lie side by side."""
-    return lambda: f"{kind} {datetime.now(UTC):%Y-%m-%d %H:%M UTC}"
-
-
 def flow_of(kind: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
-    """Makes a function the flow of this kind; wrong fields are explained by the flow, as on the command line."""
-    return flow(name=kind, flow_run_name=run_name(kind), validate_parameters=False)
+    """Makes a function the flow of this kind; wrong fields are explained by the flow, as on the command line.
 
-
-@contextmanager
-def parent_run(kind: str, recipe: Recipe, about: Mapping[str, Any], *, continues: str | None = None) -> Iterator[str]:
-    """Opens the MLflow run that all trials are below; yields its id.
-
-    Args:
-        kind: what flow it is: runs of ``compress`` are told from others by it.
-        about: the comparison's own parameters.
-        continues: the run to go on with, if it still exists.
+    Runs are named by kind and time, so that those of many nights lie side by side.
     """
-    disk.require_free_space()
-    store.sweep()
-    orphans.close()
-    tags = {"featherweight.kind": kind, "prefect.flow_run_id": flow_run.id or ""}
-    with tracking.pipeline_run(
-        recipe.name,
-        {kind: dict(about), **recipe.model_dump(mode="json")},
-        run_name=flow_run.name or kind,
-        tags={**tags, tracking.FLOW_RUN_URL_TAG: links.flow_run_url()},
-        continues=continues,
-    ) as run_id:
-        links.show_run(run_id)
-        yield run_id
+    return flow(
+        name=kind, flow_run_name=lambda: f"{kind} {datetime.now(UTC):%Y-%m-%d %H:%M UTC}", validate_parameters=False
+    )
 
 
 def publish(shown: Shown, found: Any, *, kind: str) -> None:

@@ -119,12 +119,15 @@ def test_an_ablation_is_not_among_the_runs_with_a_verdict() -> None:
 )
 def test_a_wrong_field_is_named(fields: dict[str, object], said: str) -> None:
     with pytest.raises(FeatherweightError, match=said):
-        ablation.checked(fields)
+        comparing.checked(ablation.KIND, ablation.CONFIG, fields)
 
 
 def test_a_technique_named_twice_is_measured_once() -> None:
-    assert ablation.checked({"techniques": ["GPTQ", "labels", "GPTQ"]}).techniques == ("GPTQ", "labels")
-    assert ablation.checked({}).chosen() == list(techniques.TECHNIQUES)
+    assert comparing.checked(ablation.KIND, ablation.CONFIG, {"techniques": ["GPTQ", "labels", "GPTQ"]}).techniques == (
+        "GPTQ",
+        "labels",
+    )
+    assert comparing.checked(ablation.KIND, ablation.CONFIG, {}).chosen() == list(techniques.TECHNIQUES)
 
 
 def test_nothing_to_compare_is_refused_before_any_work(recipe: Recipe) -> None:

@@ -149,7 +149,7 @@ def test_trials_and_time_do_not_make_another_search(recipe: Recipe) -> None:
 )
 def test_a_wrong_field_is_named(fields: dict[str, object], said: str) -> None:
     with pytest.raises(FeatherweightError, match=said):
-        search.checked(fields)
+        comparing.checked(search.KIND, search.CONFIG, fields)
 
 
 def test_a_wrong_space_is_refused_before_any_work(recipe: Recipe) -> None:

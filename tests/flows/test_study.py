@@ -101,7 +101,7 @@ def test_the_smaller_of_two_sizes_counts() -> None:
 )
 def test_a_wrong_field_is_named(fields: dict[str, object], said: str) -> None:
     with pytest.raises(FeatherweightError, match=said):
-        study.checked(fields)
+        comparing.checked(study.KIND, study.CONFIG, fields)
 
 
 def test_without_a_baseline_there_is_nothing_to_compare_with(recipe: Recipe) -> None:
