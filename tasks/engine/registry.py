@@ -42,6 +42,8 @@ SETTLED_TAG = "featherweight.settled."
 """Of a registered model, followed by an alias: the newest version that there was when it was last decided which version
 the alias names. A run moves it to newer ones only."""
 
+MOST_VERSIONS = 200_000
+"""Versions of a model that MLflow gives at once."""
 SELF_TEST_TIMEOUT_S = 300
 CLEAN_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 
@@ -98,14 +100,8 @@ def find(name: str, which: str | int) -> ModelVersion:
 
 def versions(name: str) -> list[ModelVersion]:
     """All versions of a registered model, the first one first."""
-    found: list[ModelVersion] = []
-    token = None
-    while True:
-        page = tracking.client().search_model_versions(f"name = '{name}'", page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return sorted(found, key=lambda version: int(version.version))
+    found = tracking.client().search_model_versions(f"name = '{name}'", max_results=MOST_VERSIONS)
+    return sorted(found, key=lambda version: int(version.version))
 
 
 def release(version: ModelVersion) -> Release:
@@ -159,18 +155,12 @@ def downloaded(release: Release) -> Iterator[Path]:
         tracking.client()  # sets the registry that the URI is looked up in
         model = Path(mlflow.artifacts.download_artifacts(artifact_uri=release.model_uri, dst_path=str(folder)))
         bundle = model / "artifacts" / release.digest
-        if wrong := _damage(bundle):
-            raise RuntimeError(f"{release.model_uri} in the registry is not bundle {release.digest[:12]}: {wrong}")
+        try:
+            store.verify(bundle)
+        except store.CorruptObjectError as error:
+            what = f"{release.model_uri} in the registry is not bundle {release.digest[:12]}"
+            raise RuntimeError(f"{what}: {error}") from None
         yield bundle
-
-
-def _damage(bundle: Path) -> str:
-    """What is wrong with a directory whose name is its digest; empty if it is whole."""
-    try:
-        store.verify(bundle)
-    except store.CorruptObjectError as error:
-        return str(error)
-    return ""
 
 
 @contextlib.contextmanager

@@ -31,8 +31,6 @@ FLOW_RUN_URL_TAG = "prefect.flow_run_url"
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 PARAM_LIMIT = 6000
 """Characters of a value that MLflow stores."""
-PARAMS_PER_BATCH = 100
-"""Parameters that MLflow takes in one call."""
 
 
 def tracking_uri() -> str:
@@ -155,8 +153,7 @@ class Run:
     def params(self, values: Mapping[str, Any]) -> None:
         """Logs nested parameters under flattened names."""
         params = [Param(key, redaction.hide(value)[:PARAM_LIMIT]) for key, value in flatten(values).items()]
-        for start in range(0, len(params), PARAMS_PER_BATCH):
-            client().log_batch(self.run_id, params=params[start : start + PARAMS_PER_BATCH])
+        client().log_batch(self.run_id, params=params)
 
     def last_step(self, metric: str) -> int:
         """Returns the last step that a metric was logged for, or -1 where it never was."""
@@ -263,27 +260,25 @@ def start(name: str, *, experiment_id: str, parent: str | None = None, tags: Map
     return Run(client().create_run(experiment_id, run_name=name, tags=all_tags).info.run_id)
 
 
-def _reopened(run_id: str, *, experiment_id: str, parent: str | None, tags: Mapping[str, str]) -> Run | None:
-    """Opens a run that has ended once more, below a new parent if there is one; ``None`` where there is no such run."""
-    try:
-        info = client().get_run(run_id).info
-    except MlflowException:
-        return None
-    if info.lifecycle_stage == "deleted" or info.experiment_id != experiment_id:
-        return None
+def _taken_up(run_id: str, tags: Mapping[str, str]) -> Run:
+    """Opens a run that has ended, or that another process created, once more: from here on it is this process's."""
     client().update_run(run_id, status="RUNNING")
     run = Run(run_id)
-    below = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
-    run.tags({PROCESS_TAG: processes.this_process(), **below, ERROR_TAG: "", **tags})
+    run.tags({PROCESS_TAG: processes.this_process(), ERROR_TAG: "", **tags})
     return run
 
 
 def _opened(
     name: str, *, experiment_id: str, parent: str | None, tags: Mapping[str, str], continues: str | None
 ) -> Run:
-    """Takes a run up again, if it is there, or starts one."""
-    run = _reopened(continues, experiment_id=experiment_id, parent=parent, tags=tags) if continues else None
-    return run or start(name, experiment_id=experiment_id, parent=parent, tags=tags)
+    """Takes a run up again, below its new parent, if it is there; else starts one."""
+    info = None
+    if continues:
+        with contextlib.suppress(MlflowException):  # there is none of this id
+            info = client().get_run(continues).info
+    if info and info.lifecycle_stage != "deleted" and info.experiment_id == experiment_id:
+        return _taken_up(info.run_id, {**({MLFLOW_PARENT_RUN_ID: parent} if parent else {}), **tags})
+    return start(name, experiment_id=experiment_id, parent=parent, tags=tags)
 
 
 @contextlib.contextmanager
@@ -350,11 +345,9 @@ def start_below(parent: str, name: str) -> Run:
 def trial_run(run_id: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Run]:
     """Takes up the run of one trial, below which its stages have theirs, also if the trial was interrupted before.
 
-    It may have been created by another process: from here on it is this one's.
+    It may have been created by another process.
     """
-    run = Run(run_id)
-    client().update_run(run_id, status="RUNNING")
-    run.tags({"featherweight.kind": "trial", PROCESS_TAG: processes.this_process(), ERROR_TAG: "", **tags})
+    run = _taken_up(run_id, {"featherweight.kind": "trial", **tags})
     with _closing(run):
         run.params(params)
         yield run
