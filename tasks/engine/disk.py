@@ -118,11 +118,16 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that a reader sees the old or the new content, never half of it."""
+def write_atomically(path: Path, text: str, *, mode: int = 0o666) -> None:
+    """Writes a text file so that a reader sees the old or the new content, never half of it.
+
+    Args:
+        mode: its permissions, less the umask.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         temporary = Path(folder) / path.name
+        temporary.touch(mode)
         temporary.write_text(text, encoding="utf-8")
         fsync(temporary)
         temporary.replace(path)

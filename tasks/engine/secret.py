@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 
@@ -35,12 +34,5 @@ def keep(name: str, text: str) -> Path:
     target = path(name)
     disk.made()
     target.parent.mkdir(mode=0o700, exist_ok=True)
-    fresh = target.with_name(f".{name}.new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(target)
-    disk.fsync(target.parent)
+    disk.write_atomically(target, text, mode=0o600)
     return target
