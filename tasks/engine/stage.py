@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from prefect.context import TaskRunContext
 from prefect.states import Completed, State
@@ -50,12 +50,6 @@ def _run_to_continue(checkpoints: Path) -> str | None:
 def _prefect_tags() -> dict[str, str]:
     context = TaskRunContext.get()
     return {"prefect.task_run_id": str(context.task_run.id)} if context else {}
-
-
-class Stage(Protocol):
-    """A decorated stage: the body's arguments plus ``run_id``, the MLflow parent run."""
-
-    def __call__(self, *args: Any, run_id: str, **kwargs: Any) -> StageResult: ...
 
 
 def stage(
