@@ -9,9 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
-from pydantic import ValidationError
 
-from flows.command import recipe_files
 from flows.recipe import Recipe
 from flows.trials import branch, prospects
 from flows.trials.prospects import Rival
@@ -96,8 +94,8 @@ def attempt(number: int, changes: dict[str, Any], course: Course, rivals: Sequen
     unfit = ""
     try:
         recipe = branch.variation(course.recipe, changes)
-    except ValidationError as error:  # values that are right alone do not go together
-        recipe, unfit = course.recipe, "; ".join(recipe_files.explain(error, "recipe"))
+    except FeatherweightError as error:  # values that are right alone do not go together
+        recipe, unfit = course.recipe, "; ".join(error.args)
     tags = {"featherweight.trial": str(number)}
     with tracking.trial_run(run_id, recipe.model_dump(mode="json"), tags) as run:
         try:

@@ -6,6 +6,9 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
+from flows.command import recipe_files
 from flows.compress import shrunk
 from flows.recipe import Recipe
 from tasks.appraise import AppraisalConfig, appraise
@@ -47,11 +50,14 @@ class Branch(Contract):
         return {"train": teacher, **{stage: self.bundle(stage) for stage in ("distill", "prune", "quantize")}}
 
 
-def variation(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+def variation(recipe: Recipe, changes: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
     """The recipe with some fields changed, each named by its path, such as ``pruning.keep_ffn``.
 
+    Args:
+        source: what errors say was wrong.
+
     Raises:
-        ValidationError: a field does not exist, or not with this value.
+        FeatherweightError: a field does not exist, or not with this value or with the others.
     """
     values = recipe.model_dump(mode="json")
     for path, value in changes.items():
@@ -60,7 +66,10 @@ def variation(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
         for group in groups:
             target = target[group]
         target[name] = value
-    return Recipe.model_validate(values)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise FeatherweightError(*recipe_files.explain(error, source)) from None
 
 
 def appraisal(recipe: Recipe) -> AppraisalConfig:

@@ -9,12 +9,10 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
-from pydantic import ValidationError
-
 from flows import preflight
-from flows.command import recipe_files
 from flows.recipe import Recipe
 from flows.trials.branch import variation
 from tasks.contracts.base import FeatherweightError
@@ -78,14 +76,7 @@ class Space:
 
     def nearest(self, recipe: Recipe) -> Point:
         """The point that the recipe itself describes; where its value is not in the grid, the one next to it."""
-        fields = recipe.model_dump(mode="json")
-        return {path: _nearest(_get(fields, path), values) for path, values in self.values.items()}
-
-
-def _get(fields: Mapping[str, Any], path: str) -> Any:
-    for name in path.split("."):
-        fields = fields[name]
-    return fields
+        return {path: _nearest(attrgetter(path)(recipe), values) for path, values in self.values.items()}
 
 
 def is_ordered(values: Sequence[Any]) -> bool:
@@ -110,10 +101,9 @@ def of(recipe: Recipe, base: Inspection, wanted: Mapping[str, Sequence[Any]]) ->
     Raises:
         FeatherweightError: a field that was asked for may not vary, or a value is not right for it.
     """
-    fields = recipe.model_dump(mode="json")
     found: dict[str, Values] = {}
     for dimension in SPACE:
-        values, own = dimension.values(base), _get(fields, dimension.field)
+        values, own = dimension.values(base), attrgetter(dimension.field)(recipe)
         if own not in values and is_ordered(values) and own < max(values):
             values = tuple(sorted((*values, own)))
         possible = [value for value in values if value == own or _is_possible(recipe, base, dimension.field, value)]
@@ -126,7 +116,7 @@ def of(recipe: Recipe, base: Inspection, wanted: Mapping[str, Sequence[Any]]) ->
 def _is_possible(recipe: Recipe, base: Inspection, path: str, value: Any) -> bool:
     try:
         return not any(preflight.objections(variation(recipe, {path: value}), base))
-    except ValidationError:
+    except FeatherweightError:
         return False
 
 
@@ -146,9 +136,6 @@ def checked(recipe: Recipe, base: Inspection, path: str, values: Sequence[Any]) 
     if not values:
         raise FeatherweightError(f"search: space: {path}: name at least one value, for example {path}=[0.5, 0.25]")
     for value in values:
-        try:
-            preflight.require(preflight.objections(variation(recipe, {path: value}), base))
-        except ValidationError as error:
-            raise FeatherweightError(*recipe_files.explain(error, "search: space")) from None
+        preflight.require(preflight.objections(variation(recipe, {path: value}, source="search: space"), base))
     unique = tuple(dict.fromkeys(values))
     return tuple(sorted(unique)) if is_ordered(unique) else unique

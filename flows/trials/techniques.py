@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
-from pydantic import ValidationError
-
-from flows.command import recipe_files
 from flows.recipe import Recipe
 from flows.trials.branch import variation
 from tasks.contracts.base import FeatherweightError
@@ -136,18 +134,11 @@ class Arm:
     spared: Recipe
 
 
-def _value(recipe: Recipe, path: str) -> Any:
-    value: Any = recipe.model_dump(mode="json")
-    for name in path.split("."):
-        value = value[name]
-    return value
-
-
 def lacks(technique: Technique, recipe: Recipe) -> dict[str, Any]:
     """The values that a recipe must get for a technique to have an effect; empty if it has what is needed."""
     missing = {}
     for path, needed in technique.needs.items():
-        value = _value(recipe, path)
+        value = attrgetter(path)(recipe)
         if isinstance(needed, tuple):
             if value not in needed:
                 missing[path] = needed[0]
@@ -159,23 +150,11 @@ def lacks(technique: Technique, recipe: Recipe) -> dict[str, Any]:
 def is_used(technique: Technique, recipe: Recipe) -> bool:
     """Whether a recipe uses a technique: whether all its fields say so, and nothing is missing for it to matter."""
     return not lacks(technique, recipe) and all(
-        _value(recipe, path) == technique.on[path]
+        attrgetter(path)(recipe) == technique.on[path]
         if isinstance(technique.on.get(path), str | bool)
-        else _value(recipe, path) != off
+        else attrgetter(path)(recipe) != off
         for path, off in technique.off.items()
     )
-
-
-def changed(recipe: Recipe, changes: Changes) -> Recipe:
-    """The recipe with some fields changed, by path.
-
-    Raises:
-        FeatherweightError: a changed field does not go with the others.
-    """
-    try:
-        return variation(recipe, changes)
-    except ValidationError as error:
-        raise FeatherweightError("; ".join(recipe_files.explain(error, "recipe"))) from None
 
 
 def find(name: str) -> Technique:
@@ -199,8 +178,8 @@ def plan(recipe: Recipe, chosen: Sequence[Technique]) -> tuple[list[Arm], dict[s
             left_out[one.name] = "the recipe does not use it, and names nothing to use"
             continue
         try:
-            used = recipe if uses else changed(recipe, {**lacks(one, recipe), **one.on})
-            arms.append(Arm(one, uses, used, changed(used, {**one.off, **one.falls})))
+            used = recipe if uses else variation(recipe, {**lacks(one, recipe), **one.on})
+            arms.append(Arm(one, uses, used, variation(used, {**one.off, **one.falls})))
         except FeatherweightError as error:
-            left_out[one.name] = str(error)
+            left_out[one.name] = "; ".join(error.args)
     return arms, left_out

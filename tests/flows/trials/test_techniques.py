@@ -9,7 +9,7 @@ import pytest
 from flows.command import recipe_files
 from flows.recipe import Recipe
 from flows.trials.branch import variation
-from flows.trials.techniques import TECHNIQUES, Arm, Technique, changed, find, is_used, lacks, plan
+from flows.trials.techniques import TECHNIQUES, Arm, Technique, find, is_used, lacks, plan
 from tasks.contracts.base import FeatherweightError
 
 LENT = ["replacements by a model"]
@@ -49,7 +49,7 @@ def test_every_technique_can_be_taken_out_of_a_ready_recipe_or_put_in(ready: str
 def test_every_technique_lives_in_fields_of_the_line_and_has_a_name_of_its_own() -> None:
     for one in TECHNIQUES:
         assert one.on.keys() <= one.off.keys(), one.name
-        assert isinstance(changed(Recipe(), one.off), Recipe)
+        assert isinstance(variation(Recipe(), one.off), Recipe)
         assert one.note.partition(":")[0] in {"distillation", "distillation and recovery", "pruning", "quantization"}
         assert not set(one.name) & set(",/"), "names are separated by commas, and metrics by slashes"
     assert len({one.name for one in TECHNIQUES}) == len(TECHNIQUES)
@@ -74,11 +74,11 @@ def test_every_choice_of_a_stage_is_a_technique_or_the_absence_of_one() -> None:
 
 
 def test_numbers_are_used_at_any_value_but_off_and_names_at_their_own_only() -> None:
-    narrow = changed(Recipe(), {"pruning.keep_ffn": 0.3})
+    narrow = variation(Recipe(), {"pruning.keep_ffn": 0.3})
     assert is_used(find("FFN pruning"), narrow)
     assert arm(narrow, "FFN pruning").spared.pruning.keep_ffn == 1.0
-    assert not is_used(find("FFN pruning"), changed(narrow, {"pruning.keep_ffn": 1.0}))
-    plain = changed(Recipe(), {"quantization.embeddings": "none"})
+    assert not is_used(find("FFN pruning"), variation(narrow, {"pruning.keep_ffn": 1.0}))
+    plain = variation(Recipe(), {"quantization.embeddings": "none"})
     found = arm(plain, "int4 embeddings")
     assert not found.is_used, "neither its own value nor the other's"
     assert (found.used.quantization.embeddings, found.spared.quantization.embeddings) == ("int4", "int8")
@@ -88,25 +88,25 @@ def test_a_technique_that_only_a_recipe_can_lend_is_left_out_of_others() -> None
     arms, left_out = plan(Recipe(), [find("unlabeled text"), find("labels")])
     assert [one.technique.name for one in arms] == ["labels"]
     assert "names nothing to use" in left_out["unlabeled text"]
-    lent = changed(Recipe(), {"data.unlabeled": "file:more.txt"})
+    lent = variation(Recipe(), {"data.unlabeled": "file:more.txt"})
     assert arm(lent, "unlabeled text").spared == Recipe()
     models = {"distillation.augmentation_kind": "both", "distillation.augmentation_model": "package:words"}
-    assert arm(changed(Recipe(), models), "replacements by a model").is_used
+    assert arm(variation(Recipe(), models), "replacements by a model").is_used
 
 
 def test_what_a_technique_has_no_effect_without_is_on_both_sides() -> None:
-    floats = changed(Recipe(), {"quantization.scheme": "none"})
+    floats = variation(Recipe(), {"quantization.scheme": "none"})
     found = arm(floats, "GPTQ")
     assert not found.is_used
     assert {found.used.quantization.scheme, found.spared.quantization.scheme} == {"int8-dynamic"}
-    static = changed(Recipe(), {"quantization.scheme": "int8-static"})
+    static = variation(Recipe(), {"quantization.scheme": "int8-static"})
     assert arm(static, "GPTQ").spared == static, "what is needed is there"
-    quiet = changed(Recipe(), {"distillation.augmentation": 0.0, "pruning.augmentation": 0.5})
+    quiet = variation(Recipe(), {"distillation.augmentation": 0.0, "pruning.augmentation": 0.5})
     assert lacks(find("replacements"), quiet) == {"distillation.augmentation": 1.0}
 
 
 def test_what_has_no_effect_is_not_used() -> None:
-    timed = changed(Recipe(), {"pruning.target_speedup": 2.0})
+    timed = variation(Recipe(), {"pruning.target_speedup": 2.0})
     found = arm(timed, "FFN pruning")
     assert not found.is_used, "times decide how much goes, whatever keep_ffn says"
     assert found.used.pruning.target_speedup == found.spared.pruning.target_speedup == 0.0
@@ -114,14 +114,14 @@ def test_what_has_no_effect_is_not_used() -> None:
 
 
 def test_what_needs_integers_falls_with_them() -> None:
-    rounded = changed(Recipe(), {"quantization.rounding": "gptq", "quantization.training.epochs": 1.0})
+    rounded = variation(Recipe(), {"quantization.rounding": "gptq", "quantization.training.epochs": 1.0})
     found = arm(rounded, "dynamic int8")
     assert found.used == rounded
-    assert found.spared.quantization == changed(Recipe(), {"quantization.scheme": "none"}).quantization
+    assert found.spared.quantization == variation(Recipe(), {"quantization.scheme": "none"}).quantization
 
 
 def test_a_technique_that_does_not_go_with_the_recipe_is_left_out_with_the_reason() -> None:
-    sparse = changed(Recipe(), {"pruning.sparsity": "wanda"})
+    sparse = variation(Recipe(), {"pruning.sparsity": "wanda"})
     arms, left_out = plan(sparse, [find("aware training"), find("2:4 sparsity")])
     assert [one.technique.name for one in arms] == ["2:4 sparsity"]
     assert "training fills the zeros of pruning.sparsity" in left_out["aware training"]
@@ -132,7 +132,7 @@ def test_a_technique_that_does_not_go_with_the_recipe_is_left_out_with_the_reaso
 
 def test_a_wrong_combination_is_explained() -> None:
     with pytest.raises(FeatherweightError, match=r"recipe: quantization: smoothing: needs an integer scheme"):
-        changed(Recipe(), {"quantization.scheme": "fp16", "quantization.smoothing": 0.5})
+        variation(Recipe(), {"quantization.scheme": "fp16", "quantization.smoothing": 0.5})
 
 
 def test_an_unknown_name_is_refused() -> None:
