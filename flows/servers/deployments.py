@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import yaml
 
@@ -36,7 +38,8 @@ def register(*, limit: int) -> list[str]:
         FeatherweightError: Prefect refused one.
     """
     _ensure_pool(limit)
-    active = _schedules()
+    with _client() as client:
+        active = {key: schedule.active for key, schedule in _schedules(client)}
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(FILE)],
         cwd=ROOT,
@@ -46,8 +49,11 @@ def register(*, limit: int) -> list[str]:
     )
     if done.returncode != 0:
         raise FeatherweightError(f"prefect deploy failed: {' '.join((done.stdout + done.stderr).split())[-1000:]}")
-    _restore(active)
-    return sorted(_names())
+    with _client() as client:
+        for key, schedule in _schedules(client):
+            if (wanted := active.get(key, schedule.active)) != schedule.active:
+                client.update_deployment_schedule(key[0], schedule.id, active=wanted)
+    return sorted(f"{one['entrypoint'].rpartition('.')[2]}/{one['name']}" for one in described())
 
 
 def _client() -> Any:
@@ -62,58 +68,22 @@ def _ensure_pool(limit: int) -> None:
     from prefect.exceptions import ObjectNotFound
 
     template = json.loads(TEMPLATE.read_text(encoding="utf-8"))
+    settings: dict[str, Any] = {"base_job_template": template, "concurrency_limit": limit}
     with _client() as client:
         try:
-            client.read_work_pool(POOL)
+            client.update_work_pool(POOL, WorkPoolUpdate(**settings))
         except ObjectNotFound:
-            client.create_work_pool(
-                WorkPoolCreate(
-                    name=POOL,
-                    type="process",
-                    description="Compression runs as processes of the worker's machine.",
-                    base_job_template=template,
-                    concurrency_limit=limit,
-                )
-            )
-        else:
-            client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template, concurrency_limit=limit))
+            about = "Compression runs as processes of the worker's machine."
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process", description=about, **settings))
 
 
-def _deployments() -> list[tuple[str, Any]]:
-    """The deployments of the file that the server knows, with their names as FLOW/NAME."""
-    from prefect.exceptions import ObjectNotFound
+def _schedules(client: Any) -> Iterator[tuple[tuple[UUID, str], Any]]:
+    """The schedules of the file's deployments that the server knows, by deployment and slug."""
+    from prefect.client.schemas.filters import DeploymentFilter
 
-    found = []
-    with _client() as client:
-        for name in _names():
-            try:
-                found.append((name, client.read_deployment_by_name(name)))
-            except ObjectNotFound:
-                continue
-    return found
-
-
-def _names() -> list[str]:
-    return [f"{one['entrypoint'].rpartition('.')[2]}/{one['name']}" for one in described()]
-
-
-def _schedules() -> dict[tuple[str, str], bool]:
-    """Whether each schedule is on, by deployment and slug."""
-    return {
-        (name, schedule.slug): schedule.active
-        for name, one in _deployments()
-        for schedule in one.schedules
-        if schedule.slug
-    }
-
-
-def _restore(active: dict[tuple[str, str], bool]) -> None:
-    with _client() as client:
-        for name, one in _deployments():
-            for schedule in one.schedules:
-                wanted = active.get((name, schedule.slug or ""), schedule.active)
-                if wanted != schedule.active:
-                    client.update_deployment_schedule(one.id, schedule.id, active=wanted)
+    names = {"name": {"any_": [one["name"] for one in described()]}}
+    for one in client.read_deployments(deployment_filter=DeploymentFilter.model_validate(names)):
+        yield from (((one.id, schedule.slug), schedule) for schedule in one.schedules if schedule.slug)
 
 
 def worker_is_online(name: str) -> bool:

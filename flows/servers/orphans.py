@@ -10,14 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    TaskRunFilter,
-    TaskRunFilterState,
-    TaskRunFilterStateType,
-)
+from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed, StateType
 
@@ -55,9 +48,14 @@ def close() -> None:
     processes.sweep()
 
 
+def _of(*types: StateType) -> dict[str, Any]:
+    """What filters runs by their states."""
+    return {"state": {"type": {"any_": types}}}
+
+
 def _close_flow_runs(client: SyncPrefectClient) -> None:
-    still = FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING])
-    for flow_run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=still))):
+    still = FlowRunFilter.model_validate(_of(StateType.RUNNING, StateType.CANCELLING))
+    for flow_run in client.read_flow_runs(flow_run_filter=still):
         if processes.is_gone(str(flow_run.labels.get(LABEL, ""))):
             with contextlib.suppress(ObjectNotFound):  # deleted meanwhile
                 client.set_flow_run_state(flow_run.id, Crashed(message=REASON), force=True)
@@ -65,12 +63,9 @@ def _close_flow_runs(client: SyncPrefectClient) -> None:
 
 def _close_task_runs(client: SyncPrefectClient) -> None:
     """Nobody else does: a task run is closed by the process that runs it, also where a worker closes the flow run."""
-    ended = FlowRunFilterStateType(any_=[StateType.CRASHED, StateType.CANCELLED])
-    still = TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
-    for task_run in client.read_task_runs(
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=ended)),
-        task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=still)),
-    ):
+    ended = FlowRunFilter.model_validate(_of(StateType.CRASHED, StateType.CANCELLED))
+    still = TaskRunFilter.model_validate(_of(StateType.PENDING, StateType.RUNNING, StateType.CANCELLING))
+    for task_run in client.read_task_runs(flow_run_filter=ended, task_run_filter=still):
         with contextlib.suppress(ObjectNotFound):
             client.set_task_run_state(task_run.id, Crashed(message=REASON), force=True)
 
