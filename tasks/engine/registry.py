@@ -155,12 +155,18 @@ def downloaded(release: Release) -> Iterator[Path]:
         tracking.client()  # sets the registry that the URI is looked up in
         model = Path(mlflow.artifacts.download_artifacts(artifact_uri=release.model_uri, dst_path=str(folder)))
         bundle = model / "artifacts" / release.digest
-        try:
-            store.verify(bundle)
-        except store.CorruptObjectError as error:
-            what = f"{release.model_uri} in the registry is not bundle {release.digest[:12]}"
-            raise RuntimeError(f"{what}: {error}") from None
+        if wrong := _damage(bundle):
+            raise RuntimeError(f"{release.model_uri} in the registry is not bundle {release.digest[:12]}: {wrong}")
         yield bundle
+
+
+def _damage(bundle: Path) -> str:
+    """What is wrong with a directory whose name is its digest; empty if it is whole."""
+    try:
+        store.verify(bundle)
+    except store.CorruptObjectError as error:
+        return str(error)
+    return ""
 
 
 @contextlib.contextmanager
