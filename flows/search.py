@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import time
@@ -29,7 +27,7 @@ from tasks.contracts.base import Contract
 from tasks.contracts.values import StageResult
 from tasks.deploy import deploy
 from tasks.engine import disk, progress, tracking
-from tasks.engine.keys import code_digest, numerics_versions, outside
+from tasks.engine.keys import code_digest, digest, numerics_versions, outside
 from tasks.ml import machine
 from tasks.register import keep, register
 from tasks.reporting import search as sections
@@ -125,13 +123,9 @@ def _identity(config: SearchConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", include={"minimize", "target_ms", "target_mb", "sampler", "seed", "space"})
 
 
-def _digest(*values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
-
-
 def _home(recipe: Recipe, config: SearchConfig) -> Path:
     """Where a search keeps what it is: its MLflow run, and its ledger."""
-    return disk.home() / "searches" / _digest(recipe.model_dump(mode="json"), _identity(config))
+    return disk.home() / "searches" / digest([recipe.model_dump(mode="json"), _identity(config)])[:24]
 
 
 def _journal(home: Path, course: Course) -> Path:
@@ -140,7 +134,7 @@ def _journal(home: Path, course: Course) -> Path:
     recipe = course.recipe
     others = [outside(config) for config in (recipe.distillation, recipe.pruning, recipe.quantization)]
     about = (course.splits.digest, course.teacher.digest, others, code, numerics_versions(), machine.identity())
-    return home / f"{_digest(*about)}.journal"
+    return home / f"{digest(about)[:24]}.journal"
 
 
 def _limits(recipe: Recipe, config: SearchConfig, baseline: StageResult) -> Limits:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -15,7 +13,7 @@ from tasks import fitting
 from tasks.contracts.hyperparameters import OptimizerConfig
 from tasks.contracts.values import Bundle, Splits, StageOutput
 from tasks.engine import disk, store
-from tasks.engine.keys import Outside, code_digest, numerics_versions
+from tasks.engine.keys import Outside, code_digest, digest, numerics_versions
 from tasks.engine.stage import checkpoint_directory
 
 if TYPE_CHECKING:
@@ -120,8 +118,7 @@ def memory(teacher: Bundle, *, vocabulary: Sequence[int] | None = None) -> Memor
     from tasks.ml.quantization import simulation
 
     code = [code_digest(module.__name__) for module in (simulation, teaching)]
-    identity = json.dumps([teacher.digest, numerics_versions(), code], sort_keys=True)
-    return answers.Memory(disk.folder("answers") / hashlib.sha256(identity.encode()).hexdigest(), vocabulary)
+    return answers.Memory(disk.folder("answers") / digest([teacher.digest, numerics_versions(), code]), vocabulary)
 
 
 def prepare_lesson(

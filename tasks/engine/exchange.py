@@ -54,7 +54,7 @@ def offer(key: str, result: StageResult, path: Callable[[Digest], Path]) -> None
     run = tracking.Run(result.run_id)
     named = digests(result)
     for digest in set(named.values()):
-        run.artifact(path(digest), _folder(digest))
+        run.artifact(path(digest), folder(digest))
     text = result.model_dump_json(indent=1)
     run.text(text, RESULT)
     kinds = {f"featherweight.{kind}": digest for kind, digest in named.items()}
@@ -98,16 +98,8 @@ def holders(digest: Digest) -> list[str]:
     return [run.info.run_id for query in queries for run in tracking.find_runs(query, max_results=3)]
 
 
-def download(digest: Digest, run_id: str, directory: Path) -> Path:
-    """Downloads an object from a run that holds it to somewhere below ``directory``, and returns where.
-
-    Raises:
-        FeatherweightError: it cannot be had from there.
-    """
-    return tracking.download(run_id, _folder(digest), directory)
-
-
-def _folder(digest: Digest) -> str:
+def folder(digest: Digest) -> str:
+    """Where a run that holds an object has it."""
     return f"objects/{digest}"
 
 

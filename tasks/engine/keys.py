@@ -198,7 +198,7 @@ def code_digest(module: str) -> str:
         seen[name], imports = _read(path)
         for imported in imports:
             queue.update(_source(imported))
-    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
+    return digest(seen)
 
 
 @functools.cache
@@ -212,6 +212,11 @@ def numerics_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of what JSON can write, whatever the order of its names, in hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def as_json(value: Any) -> Any:
@@ -236,4 +241,4 @@ def cache_key(function: Callable[..., Any], arguments: Mapping[str, Any], *, sal
         "versions": numerics_versions(),
         "salt": salt,
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return digest(parts)

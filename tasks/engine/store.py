@@ -26,7 +26,8 @@ from typing import Any
 
 from tasks.contracts.base import FeatherweightError
 from tasks.contracts.values import Digest, StageResult
-from tasks.engine import disk, exchange
+from tasks.engine import disk, exchange, tracking
+from tasks.ml import paths
 
 logger = logging.getLogger("featherweight")
 
@@ -42,11 +43,6 @@ def _place(digest: Digest) -> Path:
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise CorruptObjectError(f"{digest[:80]!r} is no digest of a stored object, which has 64 hexadecimal digits")
     return disk.folder("objects") / digest
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
@@ -92,7 +88,7 @@ def publish(directory: Path, *, expected: Digest = "") -> Digest:
     names = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
     assert names, f"nothing to publish in {directory}"
     assert FILES not in names, f"{directory} already has a {FILES}"
-    files = {name: _file_digest(directory / name) for name in names}
+    files = {name: paths.digest(directory / name) for name in names}
     content = json.dumps(files, indent=1, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()
     if expected not in ("", digest):
@@ -138,7 +134,7 @@ def _verified(directory: Path, written: tuple[tuple[str, int, int], ...]) -> Non
     for name, expected in json.loads(content).items():
         if not (directory / name).is_file():
             raise CorruptObjectError(f"stored object {digest[:12]}: {name} is missing")
-        if _file_digest(directory / name) != expected:
+        if paths.digest(directory / name) != expected:
             raise CorruptObjectError(f"stored object {digest[:12]}: {name} was changed")
 
 
@@ -172,7 +168,7 @@ def _fetch(digest: Digest) -> bool:
     for run_id in exchange.holders(digest):
         with workspace() as scratch:
             try:
-                directory = exchange.download(digest, run_id, scratch)
+                directory = tracking.download(run_id, exchange.folder(digest), scratch)
                 (directory / FILES).unlink(missing_ok=True)  # publish writes it anew, of what really is there
                 publish(directory, expected=digest)
             except FeatherweightError as error:

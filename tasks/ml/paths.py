@@ -1,7 +1,8 @@
-"""Paths as people write them."""
+"""Paths as people write them, and what is in the files there."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from tasks.contracts.base import FeatherweightError
@@ -26,3 +27,9 @@ def written(path: str, *, field: str) -> Path:
     except (OSError, ValueError) as error:
         raise FeatherweightError(f"{field}: {path[:80]!r} cannot be looked for: {error.args[-1]}") from None
     return found
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

