@@ -20,20 +20,18 @@ _ALIVE = contextlib.ExitStack()
 """Locks that are held until this process ends."""
 
 
-def _home_id(home: Path) -> str:
-    """Names a home among all: random, and with the file's own number, so that a copy of a home is another one."""
-    path = home / "id"
+def home_id() -> str:
+    """Names this home among all: random, and with the file's own number, so that a copy of a home is another one.
+
+    What ``this_process`` says begins with it.
+    """
+    path = disk.home() / "id"
     if not path.is_file():
         with disk.lock("processes"):
             if not path.is_file():
                 disk.write_atomically(path, uuid.uuid4().hex)
     text = re.sub(rb"[^0-9a-f]", b"", path.read_bytes()[:32]).decode()
     return f"{text}-{path.stat().st_ino:x}"
-
-
-def home_id() -> str:
-    """Names this home; what ``this_process`` says begins with it."""
-    return _home_id(disk.home())
 
 
 @cache
@@ -43,7 +41,7 @@ def _this_process(home: Path, pid: int) -> str:
         path = disk.folder("processes") / name
         path.touch(0o600)
         _ALIVE.enter_context(disk.held(path))
-    return f"{_home_id(home)} {name} {socket.gethostname()}:{pid}"
+    return f"{home_id()} {name} {socket.gethostname()}:{pid}"
 
 
 def this_process() -> str:

@@ -86,17 +86,13 @@ def _client(uri: str) -> MlflowClient:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     redaction.watch_logs()
     given = bool(os.environ.get("MLFLOW_TRACKING_URI"))
-    with _named(uri) if given else contextlib.nullcontext():
-        if uri.startswith("sqlite:///"):
-            disk.made()
-            # Several processes that migrate a fresh SQLite file at once corrupt each other's schema.
-            with disk.lock("mlflow-migration"):
-                client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-                client.search_experiments(max_results=1)
-        else:
-            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-            with _first_contact():
-                client.search_experiments(max_results=1)
+    with (
+        _named(uri) if given else contextlib.nullcontext(),
+        # Several processes that migrate a fresh SQLite file at once corrupt each other's schema.
+        disk.lock("mlflow-migration") if uri.startswith("sqlite:///") else _first_contact(),
+    ):
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     return client
@@ -110,27 +106,20 @@ def client() -> MlflowClient:
 def experiment(name: str) -> str:
     """Returns the id of the experiment, creating it if it is new."""
     found = client().get_experiment_by_name(name)
-    if found is not None:
-        if found.lifecycle_stage == "deleted":
-            raise FeatherweightError(
-                f"MLflow experiment {name!r} was deleted; restore it in MLflow or give the recipe another name"
-            )
-        return str(found.experiment_id)
-    location = None
-    if tracking_uri().startswith("sqlite:///"):
-        location = (disk.home() / "mlartifacts").as_uri()
-    try:
-        # The kind lets the UI open on runs and metrics, and not on traces of agents.
-        return str(
-            client().create_experiment(
-                name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"}
-            )
+    if found is None:
+        location = (disk.home() / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite:///") else None
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on metrics, and not on traces
+        try:
+            return str(client().create_experiment(name, artifact_location=location, tags=kind))
+        except MlflowException:
+            found = client().get_experiment_by_name(name)
+            if found is None:  # else created by another run in the meantime
+                raise
+    if found.lifecycle_stage == "deleted":
+        raise FeatherweightError(
+            f"MLflow experiment {name!r} was deleted; restore it in MLflow or give the recipe another name"
         )
-    except MlflowException:
-        found = client().get_experiment_by_name(name)
-        if found is None:  # else created by another run in the meantime
-            raise
-        return str(found.experiment_id)
+    return str(found.experiment_id)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
