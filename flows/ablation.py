@@ -195,11 +195,8 @@ def _compare(
 
 
 def print_tables(outcome: Ablation) -> None:
-    """Prints the table, what was left out, and what to know of it."""
+    """Prints the table, and what was left out."""
     print()
     console.print_table(sections.HEADER, [sections.in_words(row) for row in outcome.rows], numbers_from=2)
     for name, reason in outcome.left_out.items():
         print(f"left out: {name}: {reason}")
-    for remark in sections.remarks(outcome):
-        print(remark)
-    print(f"\n{sections.headline(outcome)}")

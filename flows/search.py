@@ -227,11 +227,8 @@ def _ship(outcome: Search, recipe: Recipe) -> None:
 
 
 def print_tables(outcome: Search) -> None:
-    """Prints the finalists, what was given up, and what it came to."""
+    """Prints the finalists, and what was given up."""
     if outcome.finalists:
         console.print_table(sections.HEADER, [list(sections.cells(one, outcome)) for one in outcome.finalists])
     for reason, numbers in sections.given_up(outcome).items():
         print(f"given up: {len(numbers)} {reason}")
-    for remark in sections.remarks(outcome):
-        print(remark)
-    print(f"\n{sections.headline(outcome)}")

@@ -169,7 +169,7 @@ def _compare(
 
 
 def print_tables(outcome: Study) -> None:
-    """Prints the tables, what was left out, and what to know of them."""
+    """Prints the tables, and what was left out."""
     for name, rows in outcome.tables().items():
         print(f"\n{sections.TABLES[name][0]}")
         shown = [
@@ -179,6 +179,3 @@ def print_tables(outcome: Study) -> None:
         console.print_table(sections.HEADER, shown, numbers_from=1)
     for name, reason in outcome.left_out.items():
         print(f"left out: {name}: {reason}")
-    for remark in sections.remarks(outcome):
-        print(remark)
-    print(f"\n{sections.headline(outcome)}")

@@ -1,6 +1,7 @@
 """The commands of ``featherweight``: what each takes, what it runs, and what it prints.
 
-Each imports what it needs when it runs, so that ``--help`` answers at once, and returns the exit status.
+Each imports what it needs when it runs, so that ``--help`` answers at once, and returns an exit
+status other than 0.
 """
 
 from __future__ import annotations
@@ -55,10 +56,9 @@ Json = Annotated[bool, Parameter(help="Print one JSON document on standard outpu
 
 
 @app.command(name="--version")
-def version() -> int:
+def version() -> None:
     """Show the version and exit."""
     print(importlib.metadata.version("featherweight"))
-    return PASSED
 
 
 @app.command
@@ -88,7 +88,7 @@ def study(
     output: Page = "",
     changes: Changes = (),
     json: Json = False,
-) -> int:
+) -> None:
     """Train the same model in many ways and compare them.
 
     Args:
@@ -98,7 +98,6 @@ def study(
     """
     config = {"preset": preset, "target_accuracy": target_accuracy, "seeds": seeds}
     _compare("study", recipe, changes, output, json, config)
-    return PASSED
 
 
 @app.command
@@ -111,7 +110,7 @@ def ablate(
     output: Page = "",
     changes: Changes = (),
     json: Json = False,
-) -> int:
+) -> None:
     """Measure what each technique of compression is worth in a recipe.
 
     Args:
@@ -120,7 +119,6 @@ def ablate(
     """
     names = [name.strip() for name in techniques.split(",") if name.strip()]
     _compare("ablation", recipe, changes, output, json, {"techniques": names, "seeds": seeds})
-    return PASSED
 
 
 @app.command
@@ -177,30 +175,28 @@ def search(
 
 
 @app.command
-def runs(*, limit: Annotated[Count, Parameter(help="Newest runs to list.")] = 20, json: Json = False) -> int:
+def runs(*, limit: Annotated[Count, Parameter(help="Newest runs to list.")] = 20, json: Json = False) -> None:
     """List past runs and their verdicts."""
     from flows.command import console, history
 
     found = history.runs(limit=limit)
     header = ("run", "recipe", "started", "seconds", "status", "verdict")
     _print(json, found, lambda: console.print_table(header, [[str(run[name]) for name in header] for run in found]))
-    return PASSED
 
 
 @app.command
-def show(run: Run = "", /, *, json: Json = False) -> int:
+def show(run: Run = "", /, *, json: Json = False) -> None:
     """Show what a run came to."""
     from flows.command import console, history
 
     outcome = history.outcome(run)
     _print(json, console.document(outcome), lambda: console.print_outcome(outcome))
-    return PASSED
 
 
 @app.command
 def up(
     *, prefect_port: Port = 4200, mlflow_port: Port = 5000, limit: Count = 1, check: bool = False, json: Json = False
-) -> int:
+) -> None:
     """Run a Prefect server, an MLflow server and a worker on this machine.
 
     Args:
@@ -212,25 +208,24 @@ def up(
 
     ports = servers.Ports(prefect_port, mlflow_port)
     servers.up(ports, limit=limit, check=check, announce=console.print_json if json else None)
-    return PASSED
 
 
 @app.command
 def promote(
     name: Name, /, *, version: Annotated[int, whole(0, 2**31 - 1)] = 0, reason: Reason = "", json: Json = False
-) -> int:
+) -> None:
     """Make a version of a registered model the champion.
 
     Args:
         version: 0: the candidate, the newest.
     """
-    return _move(json, "promote", name, version, reason)
+    _move(json, "promote", name, version, reason)
 
 
 @app.command
-def rollback(name: Name, /, *, reason: Reason = "", json: Json = False) -> int:
+def rollback(name: Name, /, *, reason: Reason = "", json: Json = False) -> None:
     """Make the champion before the present one the champion again."""
-    return _move(json, "rollback", name, reason)
+    _move(json, "rollback", name, reason)
 
 
 @app.command
@@ -243,14 +238,13 @@ def serve(model: Model, /, *, host: str = "127.0.0.1", port: Port = 8080, json: 
 
 
 @app.command
-def deploy(model: Model, /, *, to: Target, json: Json = False) -> int:
+def deploy(model: Model, /, *, to: Target, json: Json = False) -> None:
     """Write a registered model out for another server."""
     from flows.command import console, serving
 
     console.start_logging()
     written = serving.write(model, *to)
     _print(json, {"model": str(written)}, lambda: print(f"written: {written}", file=sys.stderr))
-    return PASSED
 
 
 @app.command
@@ -266,7 +260,7 @@ def xray(
     seconds: Seconds = 1.0,
     max_seconds: Seconds = 10.0,
     json: Json = False,
-) -> int:
+) -> None:
     """Show where a model's compute and memory go, in theory and measured.
 
     Args:
@@ -297,7 +291,6 @@ def xray(
         print(f"page: {path}")
 
     _print(json, {**examining.document(found), "page": str(path)}, show)
-    return PASSED
 
 
 @app.command
@@ -326,7 +319,7 @@ def _print(json: bool, document: Any, show: Callable[[], None]) -> None:
         show()
 
 
-def _move(json: bool, how: str, *given: Any) -> int:
+def _move(json: bool, how: str, *given: Any) -> None:
     from flows.command import running
 
     def prepare() -> Callable[[], Any]:
@@ -337,7 +330,6 @@ def _move(json: bool, how: str, *given: Any) -> int:
     release = running.in_prefect(prepare)
     text = f"{release.name}@champion is version {release.version}"
     _print(json, release.model_dump(mode="json"), lambda: print(text, file=sys.stderr))
-    return PASSED
 
 
 def _compare(kind: str, recipe: str, changes: Sequence[str], output: str, json: bool, config: Mapping[str, Any]) -> Any:
@@ -353,7 +345,9 @@ def _compare(kind: str, recipe: str, changes: Sequence[str], output: str, json: 
 
     def show() -> None:
         module.print_tables(found)
-        print(f"page: {page}")
+        for remark in module.sections.remarks(found):
+            print(remark)
+        print(f"\n{module.sections.headline(found)}\npage: {page}")
 
     _print(json, {**module.sections.document(found), "page": str(page)}, show)
     return found
