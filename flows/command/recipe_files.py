@@ -241,7 +241,7 @@ def explain(error: ValidationError, source: str) -> Iterator[str]:
     for found in error.errors(include_url=False):
         path = [str(part) for part in found["loc"]]
         if found["type"] == "extra_forbidden":
-            known = _fields(path[:-1])
+            known = list(_model(path[:-1]).model_fields)
             group = f"{'.'.join(path[:-1])}: " if path[:-1] else ""
             hint = _did_you_mean(path[-1], known) or f"; known keys are {', '.join(known)}"
             yield f"{source}: {group}unknown key {quoted(path[-1])}{hint}"
@@ -250,7 +250,8 @@ def explain(error: ValidationError, source: str) -> Iterator[str]:
         elif found["type"] == "model_type":
             yield f"{source}: {'.'.join(path)}: must be a group of fields (got {quoted(found['input'])})"
         elif found["type"] == "string_pattern_mismatch":
-            rule = f"{found['ctx']['pattern']} ({_description(path)})"
+            meaning = " ".join((_model(path[:-1]).model_fields[path[-1]].description or "").split())
+            rule = f"{found['ctx']['pattern']} ({meaning})"
             yield f"{source}: {'.'.join(path)}: {quoted(found['input'])} does not match {rule}"
         else:
             message = found["msg"].replace("Input should", "must", 1)
@@ -267,14 +268,6 @@ def _model(path: Sequence[str]) -> type[BaseModel]:
         assert issubclass(annotation, BaseModel)
         model = annotation
     return model
-
-
-def _fields(path: Sequence[str]) -> list[str]:
-    return list(_model(path).model_fields)
-
-
-def _description(path: Sequence[str]) -> str:
-    return " ".join((_model(path[:-1]).model_fields[path[-1]].description or "").split())
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:

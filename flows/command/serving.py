@@ -43,20 +43,13 @@ def serve(model: str, *, host: str, port: int, announce: Callable[[Mapping[str, 
         bundle = stack.enter_context(registry.downloaded(release))
         directory = stack.enter_context(registry.servable(bundle))
         registry.self_test(bundle, release)
-        print(
-            f"featherweight: {release.name} version {release.version} answers at http://{host}:{port}/invocations",
-            file=sys.stderr,
-        )
+        url = f"http://{host}:{port}/invocations"
+        print(f"featherweight: {release.name} version {release.version} answers at {url}", file=sys.stderr)
         if announce:
-            announce({
-                "name": release.name, "version": release.version, "url": f"http://{host}:{port}/invocations"
-            })  # fmt: skip
+            announce({"name": release.name, "version": release.version, "url": url})
         command = ["tasks.serving.server", "--model-uri", str(directory), "--host", host, "--port", str(port)]
         process = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            text=True,
-            start_new_session=True,
-            preexec_fn=machine.end_with_parent,
+            [sys.executable, "-m", *command], text=True, start_new_session=True, preexec_fn=machine.end_with_parent
         )
         try:
             return process.wait()

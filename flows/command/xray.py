@@ -7,7 +7,6 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -63,17 +62,11 @@ def output(text: str, model: str) -> Path:
     return console.writable(text or f"xray-{name_of(model)}.html")
 
 
-def examine(
-    model: str,
-    *,
-    batches: Sequence[int],
-    lengths: Sequence[int],
-    training: bool,
-    precision: str,
-    seconds: float,
-    max_seconds: float,
-) -> XRay:
+def examine(model: str, **options: Any) -> XRay:
     """Finds a model and measures it; what is going on is said in log lines.
+
+    Args:
+        options: passed on to ``tasks.ml.xray.xray.examine``.
 
     Raises:
         FeatherweightError: there is no such model, or it cannot be examined.
@@ -83,10 +76,7 @@ def examine(
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports its own beginnings and ends
     from tasks.ml.xray import xray
 
-    return xray.examine(
-        directory, name=name_of(model), batches=batches, lengths=lengths, training=training, precision=precision,
-        seconds=seconds, max_seconds=max_seconds, announce=lambda text: logger.info("xray: %s", text),
-    )  # fmt: skip
+    return xray.examine(directory, name=name_of(model), announce=lambda text: logger.info("xray: %s", text), **options)
 
 
 def write(found: XRay, path: Path) -> Path:
