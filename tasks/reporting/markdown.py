@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
-
-ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def _one_line(value: str) -> str:
@@ -16,7 +15,7 @@ def _one_line(value: str) -> str:
 def text(value: str) -> str:
     """A value as running text, or as a cell of a table."""
     shown = re.sub(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", _one_line(value))
-    return re.sub("[&<>]", lambda found: ENTITIES[found[0]], shown)
+    return html.escape(shown, quote=False)
 
 
 def code(value: str) -> str:

@@ -56,8 +56,7 @@ def collate(
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Splits row indices, shortest first, into batches: for evaluation, where order does not matter."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return split(sorted(range(len(lengths)), key=lengths.__getitem__), batch_size)
 
 
 RowsOf = Callable[[int], int]
