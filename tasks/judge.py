@@ -30,31 +30,19 @@ class Floor(StrEnum):
 class BudgetConfig(StageConfig):
     """What the shipped model must reach against its teacher."""
 
-    max_quality_drop: float = Field(
-        0.015,
-        ge=-1,
-        le=1,
-        title="Quality drop allowed",
-        description="Largest loss of accuracy, or of R² where scores are learned, against the teacher (0.015 = 1.5 "
-        "points), paired on test.",
-    )
-    min_shrink: float = Field(
-        4.0, gt=0, title="Shrink wanted", description="How many times smaller than the teacher's fp32 weights."
-    )
-    min_speedup: float = Field(
-        3.0,
-        gt=0,
-        title="Speed-up wanted",
-        description="How many times faster at p50, one real sentence, than the eager fp32 teacher.",
-    )
-    floor: Floor = Field(
-        Floor.MAJORITY,
-        title="Floor",
-        description="majority: the teacher must be shown on the selection split to beat the answer that is always the "
-        "most frequent label, or the mean score, or the run ends there; so must the shipped model on test, which may "
-        "lose no class. none: nothing of it is asked, for trials with very few rows.",
-    )
-    confidence: float = Field(0.95, gt=0.5, lt=1, title="Confidence", description="Level of the intervals.")
+    max_quality_drop: float = Field(0.015, ge=-1, le=1, title="Quality drop allowed")
+    """Largest loss of accuracy, or of R² where scores are learned, against the teacher (0.015 = 1.5 points), paired on
+    test."""
+    min_shrink: float = Field(4.0, gt=0, title="Shrink wanted")
+    """How many times smaller than the teacher's fp32 weights."""
+    min_speedup: float = Field(3.0, gt=0, title="Speed-up wanted")
+    """How many times faster at p50, one real sentence, than the eager fp32 teacher."""
+    floor: Floor = Field(Floor.MAJORITY, title="Floor")
+    """majority: the teacher must be shown on the selection split to beat the answer that is always the most frequent
+    label, or the mean score, or the run ends there; so must the shipped model on test, which may lose no class. none:
+    nothing of it is asked, for trials with very few rows."""
+    confidence: float = Field(0.95, gt=0.5, lt=1, title="Confidence")
+    """Level of the intervals."""
 
 
 def _shrink(teacher: dict[str, Any], shipped: dict[str, Any], budget: BudgetConfig) -> Check:

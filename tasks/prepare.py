@@ -37,48 +37,25 @@ Source = Annotated[str, Outside(_rows_digest)]
 class DataConfig(StageConfig):
     """Where the rows are and how they are divided."""
 
-    source: Source = Field(
-        "demo:movie-snippets",
-        title="Source",
-        description="demo:NAME, hf:NAME[/CONFIG] or file:PATH (CSV, TSV, JSON, JSON Lines or Parquet; one file, or a "
-        "folder with one per split).",
-        min_length=1,
-    )
-    text: PlainText = Field(
-        "text", title="Text column", description="Name of the column that holds the text.", min_length=1
-    )
-    label: PlainText = Field(
-        "label", title="Label column", description="Name of the column that holds the label.", min_length=1
-    )
-    unlabeled: Source = Field(
-        "",
-        title="Unlabeled source",
-        description="More text, without labels, to distil the teacher's knowledge on; a source as above, or empty.",
-    )
-    max_rows: int = Field(
-        0,
-        ge=0,
-        title="Row limit",
-        description="Rows with labels to use, and as many without; the same ones each time. 0 uses all.",
-    )
-    max_length: int = Field(64, ge=8, le=8192, title="Maximum length", description="Tokens after which a text is cut.")
-    test_fraction: float = Field(
-        0.2, gt=0, lt=0.6, title="Test fraction", description="Fraction of rows kept for the final judgement."
-    )
-    selection_fraction: float = Field(
-        0.08,
-        gt=0,
-        lt=0.4,
-        title="Selection fraction",
-        description="Fraction of rows that early stopping and choices look at.",
-    )
-    calibration_fraction: float = Field(
-        0.02,
-        gt=0,
-        lt=0.4,
-        title="Calibration fraction",
-        description="Fraction of rows that pruning and quantization look at.",
-    )
+    source: Source = Field("demo:movie-snippets", title="Source", min_length=1)
+    """demo:NAME, hf:NAME[/CONFIG] or file:PATH (CSV, TSV, JSON, JSON Lines or Parquet; one file, or a folder with one
+    per split)."""
+    text: PlainText = Field("text", title="Text column", min_length=1)
+    """Name of the column that holds the text."""
+    label: PlainText = Field("label", title="Label column", min_length=1)
+    """Name of the column that holds the label."""
+    unlabeled: Source = Field("", title="Unlabeled source")
+    """More text, without labels, to distil the teacher's knowledge on; a source as above, or empty."""
+    max_rows: int = Field(0, ge=0, title="Row limit")
+    """Rows with labels to use, and as many without; the same ones each time. 0 uses all."""
+    max_length: int = Field(64, ge=8, le=8192, title="Maximum length")
+    """Tokens after which a text is cut."""
+    test_fraction: float = Field(0.2, gt=0, lt=0.6, title="Test fraction")
+    """Fraction of rows kept for the final judgement."""
+    selection_fraction: float = Field(0.08, gt=0, lt=0.4, title="Selection fraction")
+    """Fraction of rows that early stopping and choices look at."""
+    calibration_fraction: float = Field(0.02, gt=0, lt=0.4, title="Calibration fraction")
+    """Fraction of rows that pruning and quantization look at."""
 
 
 @stage

@@ -26,18 +26,14 @@ if TYPE_CHECKING:
 class TrainingConfig(OptimizerConfig):
     """How the teacher is fine-tuned."""
 
-    dropout: float = Field(
-        0.1, ge=0, lt=1, title="Dropout", description="Probability in hidden layers, attention and head."
-    )
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, title="Label smoothing", description="Probability mass spread over all labels."
-    )
-    evaluations_per_epoch: int = Field(
-        1, ge=1, le=100, title="Evaluations per epoch", description="Looks at the selection split."
-    )
-    patience: int = Field(
-        3, ge=1, le=1000, title="Patience", description="Evaluations without improvement before stopping early."
-    )
+    dropout: float = Field(0.1, ge=0, lt=1, title="Dropout")
+    """Probability in hidden layers, attention and head."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1, title="Label smoothing")
+    """Probability mass spread over all labels."""
+    evaluations_per_epoch: int = Field(1, ge=1, le=100, title="Evaluations per epoch")
+    """Looks at the selection split."""
+    patience: int = Field(3, ge=1, le=1000, title="Patience")
+    """Evaluations without improvement before stopping early."""
 
 
 def _base_digest(base_model: str) -> str:

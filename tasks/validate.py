@@ -23,24 +23,18 @@ class Device(StrEnum):
 class ValidationConfig(StageConfig):
     """Where and how thoroughly the exported model is tried."""
 
-    device: Device = Field(
-        Device.AUTO, title="Device", description="auto takes CUDA if every heavy node really runs on it, else the CPU."
-    )
-    require_gpu: bool = Field(False, title="Require a GPU", description="Fail unless every heavy node ran on the GPU.")
-    threads: int = Field(
-        0, ge=0, le=1024, title="Threads", description="CPU threads for runtime and baseline alike; 0 takes all cores."
-    )
-    repeats: int = Field(5, ge=3, le=100, title="Repeats", description="Interleaved timing rounds per model.")
-    sentences: int = Field(
-        100, ge=10, le=10000, title="Sentences", description="Real sentences timed per round at batch 1."
-    )
-    max_flips: float = Field(
-        0.01,
-        ge=0,
-        le=1,
-        title="Changed answers allowed",
-        description="Fraction of selection rows whose answer may differ from the simulated model.",
-    )
+    device: Device = Field(Device.AUTO, title="Device")
+    """auto takes CUDA if every heavy node really runs on it, else the CPU."""
+    require_gpu: bool = Field(False, title="Require a GPU")
+    """Fail unless every heavy node ran on the GPU."""
+    threads: int = Field(0, ge=0, le=1024, title="Threads")
+    """CPU threads for runtime and baseline alike; 0 takes all cores."""
+    repeats: int = Field(5, ge=3, le=100, title="Repeats")
+    """Interleaved timing rounds per model."""
+    sentences: int = Field(100, ge=10, le=10000, title="Sentences")
+    """Real sentences timed per round at batch 1."""
+    max_flips: float = Field(0.01, ge=0, le=1, title="Changed answers allowed")
+    """Fraction of selection rows whose answer may differ from the simulated model."""
 
 
 TITLES = {"train": "Teacher", "distill": "Student", "prune": "Pruned", "quantize": "Quantized (simulated)"}
