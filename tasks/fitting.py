@@ -120,6 +120,7 @@ def fit(
             train_quality=train_quality,
             overfit_gap=train_quality - quality["quality"],
             agreement_with_teacher=quality.get("agreement"),
+            drop_error=quality.get("drop_error"),
             num_parameters=modeling.num_parameters(model),
             size_mb=size_mb,
             sparsity=sparsity.fraction(model) if lesson.zeros else None,

@@ -102,8 +102,8 @@ class QuantizationConfig(StageConfig):
     """Of the weights of linear layers: to nearest, or by GPTQ, which lets later columns make up for earlier ones on the
     calibration split."""
     max_damage: float = Field(0.0, ge=0, title="Damage allowed")
-    """Divergence (nats per row, calibration split) that quantized linear layers may cause; the layers that cause most
-    get more bits until it is kept. 0: no limit, and no scan."""
+    """Divergence (nats per row, or squared error of scores; calibration split) that quantized linear layers may cause;
+    the layers that cause most get more bits until it is kept. 0: no limit, and no scan."""
     training: AwareTrainingConfig = Field(AwareTrainingConfig(), title="Quantization-aware training")
 
     @model_validator(mode="after")
@@ -181,8 +181,9 @@ def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teac
     if problem.FIRST_TOKEN_ONLY:
         first_token.narrow(model)  # as it is served
     answer = evaluation.answers(store.path(teacher.digest), store.path(splits.digest), teacher.problem)
-    others = {"unquantized": before, "teacher": answer}
-    quality = learning.quality(model, problem, selection, pad_id=pad_id, others=others)
+    quality = learning.quality(
+        model, problem, selection, pad_id=pad_id, reference=answer, others={"unquantized": before}
+    )
     return StageOutput(
         bundle=bundle,
         evidence=publish.evidence({quantization_spec.SPEC_FILE: spec.to_json(), **files}),
@@ -192,7 +193,8 @@ def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teac
             metric=problem.METRIC,
             quality=quality["quality"],
             loss=quality["loss"],
-            agreement_with_teacher=quality.get("agreement_with_teacher"),
+            agreement_with_teacher=quality["agreement"],
+            drop_error=quality["drop_error"],
             agreement_with_unquantized=quality["agreement_with_unquantized"],
             num_parameters=num_parameters,
             size_mb=size_mb,

@@ -160,7 +160,7 @@ def prepare_lesson(
     max_length = datasets.info(data).max_length
     made = more_texts(train, unlabeled, tokenizer, teacher, config=config, max_length=max_length, seed=seed)
     rows = train.input_ids + tokenization.encode(made, tokenizer, max_length=max_length) + unlabeled.input_ids
-    targets = np.full(len(rows), problem_of(splits.problem).NO_TARGET)
+    targets = np.full(len(rows), problem_of(splits.problem).NO_TARGET, train.targets.dtype)
     targets[: len(train)] = train.targets
     device = trainer.default_device()
     known = memory(bundle, vocabulary=vocabulary)

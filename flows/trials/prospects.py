@@ -6,7 +6,6 @@ measured its model on the selection split.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -61,7 +60,7 @@ class Prospects:
     def __init__(self, limits: Limits, foretold: Forecast, rivals: Sequence[Rival], minimize: Minimize) -> None:
         self.limits, self.foretold, self.rivals = limits, foretold, rivals
         self.cost = foretold.size_mb if minimize is Minimize.SIZE else foretold.latency_ms
-        self.agreement = 1.0
+        self.drop_error = 0.0
 
     def before(self) -> str:
         """Why a variation is not worth beginning; empty if it is."""
@@ -75,15 +74,14 @@ class Prospects:
     def after(self, result: StageResult) -> str:
         """Why a variation is not worth going on with after a stage; empty if it is.
 
-        What it lost so far counts only as far as chance cannot explain it: at most the rows on which it parts from its
-        teacher differ in correctness, so their share over the number of rows bounds the variance of the loss.
+        What it lost so far counts only as far as chance cannot explain it.
         """
         card, rows = result.scorecard, self.limits.rows
         if card.quality is None:
             return ""
-        if card.agreement_with_teacher is not None:
-            self.agreement = card.agreement_with_teacher
-        slack = STANDARD_ERRORS * math.sqrt(max(1 - self.agreement, 1 / rows) / rows)
+        if card.drop_error is not None:
+            self.drop_error = card.drop_error
+        slack = STANDARD_ERRORS * max(self.drop_error, 1 / rows)
         drop = self.limits.teacher_quality - card.quality
         lost = f"after {result.stage} it loses {100 * drop:.1f} points of {card.metric} on {rows} selection rows"
         if drop - slack > self.limits.max_drop:

@@ -50,6 +50,8 @@ class Scorecard(Contract):
     """Quality on train minus quality on the selection split."""
     agreement_with_teacher: float | None = None
     """Fraction of rows that teacher and model answer the same."""
+    drop_error: float | None = None
+    """Standard error of the quality lost against the teacher, from row to row."""
     agreement_with_unquantized: float | None = None
     """Fraction of rows that the model answers the same before and after (simulated) quantization."""
     label_flips: int | None = None

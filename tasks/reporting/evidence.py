@@ -57,23 +57,24 @@ class Evidence:
     """Runs that differ in their seed only, this one among them; empty where it is the only one."""
 
 
-def scores(path: Path) -> dict[str, np.ndarray]:
-    """Reads what ``validate`` left of each row: by stage, how good its model's answer is (N,)."""
+def scores(path: Path, *prefixes: str) -> dict[str, np.ndarray]:
+    """Reads what ``validate`` left of each row, by stage (N,): how good an answer is, or what else is asked."""
+    prefixes = prefixes or ("score_", "correct_")  # as earlier versions called scores
     with pa.memory_map(str(path)) as file:
         table = pa.ipc.open_file(file).read_all()
         return {
-            name.partition("_")[2]: table[name].to_numpy().copy()
+            name.partition("_")[2]: table[name].to_numpy(zero_copy_only=False).copy()
             for name in table.column_names
-            if name.startswith(("score_", "correct_"))  # as earlier versions called scores
+            if name.startswith(prefixes)
         }
 
 
 def compare(path: Path) -> dict[str, Comparison]:
-    """Compares every model with the teacher, row by row."""
-    found_scores = scores(path)
+    """Compares every model with the teacher, row by row; rows that both answer the same are neither lost nor gained."""
+    found_scores, same = scores(path), scores(path, "agrees_")
     teacher, found = found_scores.pop("train"), {}
     for stage, right in found_scores.items():
-        counts = discordance.count(teacher, right)
+        counts = discordance.count(teacher, np.where(same.get(stage, False), teacher, right))
         drop = bootstrap.quality_difference(teacher, right)
         found[stage] = Comparison(counts, drop, discordance.mcnemar(counts.lost, counts.gained))
     return found

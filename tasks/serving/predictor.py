@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -69,10 +70,11 @@ class Scores:
     COLUMNS: ClassVar = {"score": float}
 
     def __init__(self, manifest: dict[str, Any]) -> None:
-        self.mean, self.unit = manifest["answer"]["mean"], manifest["answer"]["spread"]
+        self.mean, self.spread = manifest["answer"]["mean"], manifest["answer"]["spread"]
+        self.unit = abs(self.spread)
 
     def __call__(self, logits: np.ndarray) -> list[dict[str, Any]]:
-        return [{"score": self.mean + self.unit * float(row[0])} for row in logits]
+        return [{"score": self.mean + self.spread * float(row[0])} for row in logits]
 
 
 ANSWERS: dict[str, type[Labels] | type[Scores]] = {"label": Labels, "score": Scores}
@@ -159,10 +161,13 @@ class Predictor:
 
 
 def distance(expected: Any, found: Any) -> float:
-    """Largest difference of two numbers, or of those that two objects hold by the same names."""
-    if isinstance(expected, dict):
-        return float(np.max([distance(value, found[name]) for name, value in expected.items()]))
-    return 0.0 if isinstance(expected, str) else abs(expected - found)
+    """Largest difference of two numbers, or of those that two objects hold by the same names; infinite where there are
+    none to compare."""
+    if isinstance(expected, dict) and expected:
+        return float(np.max([distance(value, found.get(name)) for name, value in expected.items()]))
+    if isinstance(expected, str) and isinstance(found, str):
+        return 0.0
+    return abs(expected - found) if isinstance(expected, int | float) and isinstance(found, float) else math.inf
 
 
 def self_test(directory: str | Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A serving bundle as an entry of a Triton model repository, for its ONNX Runtime backend.
 
-Triton takes token ids: a client encodes with the bundle's ``tokenizer.json``, which is put beside the configuration.
+Triton takes token ids and gives logits: a client encodes with the bundle's ``tokenizer.json``, and what logits mean is
+said in ``manifest.json`` and done in ``predictor.py``, which are put beside the configuration.
 Rows of one request are padded to one length, of one token at least, because onnxruntime ends its process on none; the
 dynamic batcher joins requests of equal length.
 """
@@ -20,7 +21,7 @@ QUEUE_DELAY_US = 500
 """How long a request may wait for others to join its batch."""
 TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32"}
 SCALED_BY_BATCH = "# Activations are scaled by the batch: a row's answer depends slightly on the rows beside it."
-COMPANIONS = ("tokenizer.json", "manifest.json", "README.md")
+COMPANIONS = ("tokenizer.json", "manifest.json", "predictor.py", "README.md")
 
 
 def write(bundle: Path, repository: Path, name: str, version: int) -> Path:

@@ -40,7 +40,7 @@ def run(run_id: str, data: Path, *, base_model: str = BASE_MODEL, **config: Any)
     fields = {"source": f"file:{data}", "text": "review", "label": "stars", **config}
     return prepare(
         DataConfig(**fields),
-        problem=ProblemName.TEXT_CLASSIFICATION,
+        problem=ProblemName("text-classification"),
         base_model=base_model,
         run_id=run_id,
     )

@@ -133,7 +133,7 @@ def scaled(model: onnx.ModelProto, name: str, factor: float, part: Any = slice(N
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda model: scaled(model, "classifier.weight", -1.0), r"of 78 labels .* differ"),
+        (lambda model: scaled(model, "classifier.weight", -1.0), r"of 78 answers .* differ"),
         (lambda model: scaled(model, "classifier.weight", float("nan")), "NaN or infinity as logits of"),
         (lambda model: scaled(model, "classifier.weight", 1.5), "a logit differs by .*, more than quantization"),
         (

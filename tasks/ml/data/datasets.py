@@ -78,18 +78,17 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
     schema = SCHEMA.append(pa.field("target", pa.from_numpy_dtype(division.targets.dtype)))
     special = tokenizer.num_special_tokens_to_add()
     lengths: dict[str, np.ndarray] = {}
+    units = dict(division.targets.measure([row.label for row in division.splits["train"]]))
     for name, rows in division.splits.items():
         texts = [row.text for row in rows]
         encoded = tokenization.encodings(texts, tokenizer, max_length=max_length)
         input_ids = [one.ids for one in encoded]
-        targets = division.targets.array([row.label for row in rows])
+        targets = division.targets.array([row.label for row in rows], units)
         table = pa.table({"text": texts, "input_ids": input_ids, "target": targets}, schema=schema)
         with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as writer:
             writer.write_table(table)
         lengths[name] = _whole_lengths(encoded, special)
-    info = DatasetInfo(
-        list(division.targets.names), max_length, tokenization.digest(tokenizer), dict(division.targets.units)
-    )
+    info = DatasetInfo(list(division.targets.names), max_length, tokenization.digest(tokenizer), units)
     profile = _profile(division, lengths, max_length)
     (directory / INFO).write_text(json.dumps(asdict(info), indent=1, ensure_ascii=False), encoding="utf-8")
     (directory / PROFILE).write_text(json.dumps(profile, indent=1, ensure_ascii=False), encoding="utf-8")

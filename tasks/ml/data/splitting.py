@@ -94,7 +94,7 @@ def divide(
 
     A split that the source has of its own is kept; the others are carved from its train split. A text that occurs
     in several is kept in test before selection before train. The same text twice with one label is kept once; with
-    different labels nobody knows which is right, and it is dropped.
+    different labels it is kept if the problem settles which holds, and dropped if nobody knows.
 
     Args:
         test, selection, calibration: fractions of the rows they are carved from.
@@ -109,7 +109,9 @@ def divide(
     taken: dict[bytes, bytes] = {}
     # In this order: what test has taken, the others do without.
     own = {
-        name: _distinct(tables[name], read, taken, dropped) for name in ("test", "selection", "train") if name in tables
+        name: _distinct(tables[name], targets, read, taken, dropped)
+        for name in ("test", "selection", "train")
+        if name in tables
     }
     if max_rows:
         own = _limited(own, max_rows, stratum)
@@ -121,7 +123,7 @@ def divide(
     used = {row.key for split in splits.values() for row in split}
     taken = {name: owner for name, owner in taken.items() if owner in used}
     dropped_unlabeled: Counter[str] = Counter()
-    more = [row for table in unlabeled for row in _distinct(table, read, taken, dropped_unlabeled)]
+    more = [row for table in unlabeled for row in _distinct(table, targets, read, taken, dropped_unlabeled)]
     more.sort(key=lambda row: row.rank)
     return Division(
         targets,
@@ -134,6 +136,7 @@ def divide(
 
 def _distinct(
     table: Table,
+    targets: Targets,
     read: Callable[[Sequence[str]], Sequence[bytes]],
     taken: dict[bytes, bytes],
     dropped: Counter[str],
@@ -156,15 +159,16 @@ def _distinct(
     names: list[tuple[bytes, ...]] = []
     for seen, identities in groups.items():
         indices = [index for identity in identities for index in spelled[identity]]
-        labels = {table.labels[index] for index in indices} if table.labels else {""}
+        labels = [table.labels[index] for index in indices] if table.labels else [""]
+        label = labels[0] if len(set(labels)) == 1 else targets.settle(labels)
         if any(name in taken for name in (seen, *identities)):
             dropped["in_another_split"] += len(indices)
-        elif len(labels) > 1:
+        elif not label and table.labels:
             conflicts.append(indices)
         else:
             dropped["duplicates"] += len(indices) - 1
             text = min(table.texts[index] for index in indices)
-            rows.append(Row(text, labels.pop(), key(text)))
+            rows.append(Row(text, label, key(text)))
             names.append((seen, *identities))
     dropped["conflicting_labels"] += sum(map(len, conflicts))
     if len(conflicts) > MAX_CONFLICTS * len(groups):

@@ -9,6 +9,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from tasks.contracts.base import FeatherweightError
@@ -115,8 +116,8 @@ def _label(value: Any) -> str:
         raise ValueError(
             f"{_shown(value)} looks like several labels; name a column that holds one label per text in data.label"
         )
-    if not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
-        raise ValueError(f"{_shown(value)} is not a label; labels are text or integers")
+    if not isinstance(value, str | int | float | Decimal) or value in (math.inf, -math.inf):
+        raise ValueError(f"{_shown(value)} is not a label; labels are text or numbers")
     label = _encodable(str(value).strip())
     if len(label) > LONGEST_LABEL:
         raise ValueError(

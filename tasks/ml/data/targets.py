@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,27 +20,39 @@ class Targets:
         names: what the outputs of a model are called, in their order.
         strata: kinds of rows of which every split is to have its share, in the order in which people read them.
         stratum: the kind of a row with this label.
-        encode: the target of a row with this label.
+        settle: the label of a text that has several; "" where nobody knows which of them is right.
+        measure: numbers that lead from labels to targets and back, of the labels of the rows that are learned from.
+        encode: the target of a row with this label, by these numbers.
         missing: the target of a row without a label.
         dtype: of targets.
-        units: numbers that lead from a target back to a label, where its name among the outputs does not.
     """
 
     tables: Mapping[str, Table]
     names: Sequence[str]
     strata: Sequence[str]
     stratum: Callable[[str], str]
-    encode: Callable[[str], float]
+    settle: Callable[[Sequence[str]], str]
+    measure: Callable[[Sequence[str]], Mapping[str, float]]
+    encode: Callable[[str, Mapping[str, float]], float]
     missing: float
     dtype: Any
-    units: Mapping[str, float] = field(default_factory=dict)
 
-    def array(self, labels: Sequence[str]) -> np.ndarray:
-        """Targets (N,) of rows with these labels, "" where there is none."""
-        return np.array([self.encode(label) if label else self.missing for label in labels], dtype=self.dtype)
+    def array(self, labels: Sequence[str], units: Mapping[str, float]) -> np.ndarray:
+        """Targets (N,) of rows with these labels, "" where there is none, by what ``measure`` gave."""
+        return np.array([self.encode(label, units) if label else self.missing for label in labels], dtype=self.dtype)
 
 
 def classes(tables: Mapping[str, Table], names: Sequence[str], *, missing: int) -> Targets:
     """Each name is a class: a kind of rows, and its place among the names the target."""
     indices = {name: index for index, name in enumerate(names)}
-    return Targets(tables, names, names, str, indices.__getitem__, missing, np.int64)
+    return Targets(
+        tables=tables,
+        names=names,
+        strata=names,
+        stratum=str,
+        settle=lambda labels: "",
+        measure=lambda labels: {},
+        encode=lambda label, units: indices[label],
+        missing=missing,
+        dtype=np.int64,
+    )

@@ -41,7 +41,8 @@ def as_classes(tables: Mapping[str, Table]) -> dict[str, Table]:
                 Kind.MISSING: f"looks like a missing label ({many}); remove these rows, or name another column in "
                 "data.label",
                 Kind.UNIQUE: f"is the label of this row alone, as in {many}: that looks like ids, scores or free text, "
-                "not like classes; name a column of classes in data.label",
+                "not like classes; name a column of classes in data.label, or, to learn scores, set problem: "
+                "text-regression",
             }[found.kind]
         )
     for alike in _spellings(table.labels[index] for table, index in places):

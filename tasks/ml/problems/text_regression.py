@@ -1,7 +1,7 @@
 """Regression on a score: one number per text, in units of its spread among the training rows. N, B = rows.
 
-Scores are learned as (score − mean) / standard deviation of the training rows, so that 1 − (error)² of a row has the
-coefficient of determination, R² against the training rows' mean, as its mean.
+Scores are learned as (score − mean) / standard deviation of the training rows, so that 0 is the answer of a model that
+reads nothing. Quality is the coefficient of determination against that answer: 1 − Σ error² / Σ target².
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,9 @@ STRATA = 5
 """Ranges of scores of which every split gets its share."""
 SAME = 0.1
 """Two answers are the same if they are nearer than that, in standard deviations of the scores."""
+TINY = 1e-12
+FARTHEST = 1e6
+"""Standard deviations from the mean beyond which a score is a mistake."""
 
 
 def objections(training: Mapping[str, Any]) -> Iterator[str]:
@@ -47,39 +51,83 @@ def objections(training: Mapping[str, Any]) -> Iterator[str]:
 
 
 def targets(tables: Mapping[str, Table]) -> Targets:
-    """Scores of a source's labels, in standard deviations from the mean of the training rows.
+    """Scores of a source's labels.
 
     Raises:
         FeatherweightError: a label is not a finite number, or all are the same.
     """
-    for table in tables.values():
-        for index, label in enumerate(table.labels):
-            if not is_number(label) or not math.isfinite(float(label)):
-                raise FeatherweightError(
-                    f"{table.place(index)}, column {table.label_column!r}: {label[:80]!r} is not a number; problem: "
-                    "text-regression learns scores: name a column of numbers in data.label"
-                )
     train = tables["train"]
-    values = np.array([float(label) for label in train.labels])
-    if np.ptp(values) == 0:
+    known = {name: replace(table, labels=list(_numbers(table))) for name, table in tables.items()}
+    values = np.sort([float(label) for label in known["train"].labels])
+    if values[0] == values[-1]:
         raise FeatherweightError(
             f"{train.origin}, column {train.label_column!r}: every row has the score {train.labels[0]}; at least two "
             "different ones are needed to learn a difference"
         )
-    mean, spread = float(values.mean()), float(values.std())
-    quantiles = np.unique(np.quantile(values, np.linspace(0, 1, STRATA + 1)[1:-1]))
-    edges = quantiles[quantiles < values.max()].tolist() or [float(values.min())]
-    strata = [f"up to {edge:g}" for edge in edges] + [f"above {edges[-1]:g}"]
+    edges = _edges(values)
+    strata = [f"up to {edge:.15g}" for edge in edges] + [f"above {edges[-1]:.15g}" if edges else "any score"]
     return Targets(
-        tables=tables,
+        tables=known,
         names=[train.label_column],
         strata=strata,
         stratum=lambda label: strata[bisect.bisect_left(edges, float(label))],
-        encode=lambda label: (float(label) - mean) / spread,
+        settle=lambda labels: repr(math.fsum(map(float, labels)) / len(labels)),
+        measure=_units,
+        encode=_encoded,
         missing=NO_TARGET,
         dtype=np.float32,
-        units={"mean": mean, "spread": spread},
     )
+
+
+def _numbers(table: Table) -> Iterator[str]:
+    """Labels, each number written in one way."""
+    for index, label in enumerate(table.labels):
+        if not is_number(label) or not math.isfinite(float(label)):
+            other = label.replace(",", ".").strip("%$€£ ")
+            mend = f"write {other}" if is_number(other) else "give the row a score, such as 4.5, or remove it"
+            raise FeatherweightError(
+                f"{table.place(index)}, column {table.label_column!r}: {label[:80]!r} is not a number, which problem: "
+                f"text-regression learns; {mend}, or name a column of numbers in data.label"
+            )
+        yield repr(float(label))
+
+
+def _edges(ordered: np.ndarray) -> list[float]:
+    """Scores that part sorted ones into up to ``STRATA`` ranges of a fifth of the rows or more; the last of a tenth."""
+    n, start, edges = len(ordered), 0, []
+    while start + n / STRATA < n:
+        edge = ordered[math.ceil(start + n / STRATA) - 1]
+        start = int(np.searchsorted(ordered, edge, side="right"))
+        if n - start < n / STRATA / 2:
+            break
+        edges.append(float(edge))
+    return edges
+
+
+def _units(labels: Sequence[str]) -> dict[str, float]:
+    """Mean and standard deviation of scores, whatever their order."""
+    values = [float(label) for label in labels]
+    try:
+        mean = math.fsum(values) / len(values)
+        spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    except OverflowError:
+        spread = math.inf
+    if not 1e-100 < spread < 1e100:
+        raise FeatherweightError(
+            f"the scores of the training rows have a standard deviation of {spread:g}, which cannot be learned; write "
+            "them in another unit, or add rows with other scores"
+        )
+    return {"mean": mean, "spread": spread}
+
+
+def _encoded(label: str, units: Mapping[str, float]) -> float:
+    target = (float(label) - units["mean"]) / units["spread"]
+    if abs(target) > FARTHEST:
+        raise FeatherweightError(
+            f"the score {label} is {target:.3g} standard deviations from the mean of the training rows; correct or "
+            "remove its row"
+        )
+    return target
 
 
 def load_base(directory: str | Path, labels: Sequence[str], *, dropout: float = 0.1) -> nn.Module:
@@ -124,8 +172,9 @@ def same(logits: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def scores(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """1 − squared error of logits (N, 1) against targets (N,)."""
-    return 1 - np.square(predictions(logits).astype(np.float64) - targets)
+    """1 − squared error of logits (N, 1), over the mean of these rows' squared targets (N,)."""
+    known = targets.astype(np.float64)
+    return 1 - np.square(predictions(logits).astype(np.float64) - known) / max(float(np.square(known).mean()), TINY)
 
 
 def regret(teacher: np.ndarray, shipped: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -140,8 +189,9 @@ def shown(logits: np.ndarray, labels: Sequence[str], units: Mapping[str, float])
 
 
 def shown_target(target: float, labels: Sequence[str], units: Mapping[str, float]) -> str:
-    """The score, in the unit of the labels, with four digits."""
-    return f"{units['mean'] + units['spread'] * float(target):.4g}"
+    """The score, in the unit of the labels, to a hundredth of their spread."""
+    digits = 2 - math.floor(math.log10(units["spread"]))
+    return f"{round(units['mean'] + units['spread'] * float(target), digits):.15g}"
 
 
 def answer(labels: Sequence[str], units: Mapping[str, float]) -> Answer:
@@ -162,21 +212,27 @@ def summary(
 
 
 def floor(about: Mapping[str, Any], *, who: str, split: str, confidence: float) -> tuple[Check, bool]:
-    """Whether a model beats the answer that is always the mean of the training rows, which two rows could show."""
+    """Whether a model beats the answer that is always the mean of the training rows; and whether these rows could show
+    that of one without an error."""
     answers, truth = (np.array(about[name], dtype=np.float64) for name in ("answers", "targets"))
-    check = _above_the_mean(scores(answers[:, None], truth), truth, who=who, split=split, confidence=confidence)
-    return check, len(truth) > 1
+    found, best = (
+        _above_the_mean(said, truth, who=who, split=split, confidence=confidence) for said in (answers, truth)
+    )
+    return found, best.status is CheckStatus.PASSED
 
 
-def _above_the_mean(found: np.ndarray, targets: np.ndarray, *, who: str, split: str, confidence: float) -> Check:
-    gain = quality_difference(found, 1 - np.square(targets), confidence=confidence)
+def _above_the_mean(answers: np.ndarray, targets: np.ndarray, *, who: str, split: str, confidence: float) -> Check:
+    found, blind = (scores(said[:, None], targets) for said in (answers, np.zeros_like(targets)))
+    gain = quality_difference(found, blind, confidence=confidence)
     status = (
         CheckStatus.PASSED if gain.low > 0 else CheckStatus.FAILED if gain.measured <= 0 else CheckStatus.UNDECIDABLE
     )
+    needed = drop.rows_needed(gain, len(targets), rule_out=0.0)
     explanation = (
-        f"{who} has an R² of {found.mean():.3f} on {len(found):,} {split} rows, {100 * gain.measured:.1f} points above "
-        f"always answering the mean of the training rows ({100 * confidence:g} % interval {100 * gain.low:.1f} to "
-        f"{100 * gain.high:.1f})"
+        f"{who} has an {METRIC} of {found.mean():.3f} on {len(found):,} {split} rows, {100 * gain.measured:.1f} points "
+        f"above always answering the mean of the training rows ({100 * confidence:g} % interval {100 * gain.low:.1f} "
+        f"to {100 * gain.high:.1f})"
+        + (f"; about {needed:,} rows would decide" if status is CheckStatus.UNDECIDABLE else "")
     )
     return as_check("floor", gain, 0.0, "at_least", len(found), status, explanation)
 
@@ -189,6 +245,12 @@ def weigh(
     checks = [drop.of_scores(teacher, shipped, metric=METRIC, limit=max_drop, confidence=confidence)]
     if has_floor:
         checks.append(
-            _above_the_mean(shipped, rows["target"], who="the shipped model", split="test", confidence=confidence)
+            _above_the_mean(
+                rows["prediction_validate"],
+                rows["target"],
+                who="the shipped model",
+                split="test",
+                confidence=confidence,
+            )
         )
     return checks, ()

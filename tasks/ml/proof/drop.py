@@ -37,12 +37,15 @@ def of_scores(teacher: np.ndarray, shipped: np.ndarray, *, metric: str, limit: f
     """Quality lost, from any scores (N,) of both models on the same rows; at most ``limit`` may be."""
     interval = bootstrap.quality_difference(teacher, shipped, confidence=confidence)
     check, rule_out = _decided(metric, interval, len(teacher), limit=limit, confidence=confidence)
-    needed = None
-    if check.status is CheckStatus.UNDECIDABLE and (distance := abs(interval.measured - rule_out)):
-        # The half width of an interval falls with the root of the number of rows.
-        half = max(interval.high - interval.measured, interval.measured - interval.low)
-        needed = math.ceil(len(teacher) * (half / distance) ** 2)
-    return _undecided(check, needed, rule_out)
+    return _undecided(check, rows_needed(interval, len(teacher), rule_out=rule_out), rule_out)
+
+
+def rows_needed(interval: Interval, n: int, *, rule_out: float) -> int | None:
+    """About how many rows would rule out a value, if they are like these n; ``None`` if no number is enough."""
+    distance = abs(interval.measured - rule_out)
+    half = max(interval.high - interval.measured, interval.measured - interval.low)
+    # The half width of an interval falls with the root of the number of rows.
+    return math.ceil(n * (half / distance) ** 2) if distance else None
 
 
 def _decided(metric: str, interval: Interval, n: int, *, limit: float, confidence: float) -> tuple[Check, float]:

@@ -81,7 +81,8 @@ def measure(
     reference: np.ndarray | None = None,
     others: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, float]:
-    """Measures ``quality``, the mean score, its ``standard_error``, ``loss`` a row, ``agreement`` with a reference.
+    """Measures ``quality``, the mean score, its ``standard_error``, ``loss`` a row; ``agreement`` with a reference, and
+    the standard error of what is lost against it, ``drop_error``.
 
     Args:
         logits: (N, C), and ``targets`` (N,) of the same rows.
@@ -95,6 +96,8 @@ def measure(
     }
     if reference is not None:
         measured["agreement"] = agreement(problem, logits, reference)
+        lost = problem.scores(reference, targets) - scores
+        measured["drop_error"] = float(lost.std() / len(lost) ** 0.5)
     for name, theirs in (others or {}).items():
         measured[f"agreement_with_{name}"] = agreement(problem, logits, theirs)
     return measured

@@ -7,7 +7,7 @@ Significance Tests for Machine Translation Evaluation*.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,8 @@ import numpy as np
 RESAMPLES = 10_000
 BLOCK = 4_000_000
 """Most numbers that are drawn at once: 32 MB, however many rows there are."""
+FEW = 64
+"""Distinct differences up to which counts of them are drawn instead of rows."""
 
 
 class Interval(NamedTuple):
@@ -44,8 +46,9 @@ def paired_difference(
 ) -> Interval:
     """Mean of ``first − second`` over rows, with its paired bootstrap interval.
 
-    A resample of N rows is drawn as multinomial counts of the distinct differences. That is the same distribution as
-    drawing rows one by one, and for correctness (differences −1, 0, 1) its cost does not grow with N.
+    Where there are few distinct differences, a resample of N rows is drawn as multinomial counts of them. That is the
+    same distribution as drawing rows one by one, and for correctness (differences −1, 0, 1) its cost does not grow
+    with N.
 
     Args:
         first: score of each row under one model, (N,), for example 1.0 where it was right.
@@ -56,14 +59,24 @@ def paired_difference(
     """
     require_pairs(first, second, "N")
     values, counts = np.unique(first.astype(np.float64) - second, return_counts=True)
-    n = first.size
     random = np.random.default_rng(seed)
-    sums: list[np.ndarray] = []
-    per_block = max(1, BLOCK // values.size)
-    for start in range(0, resamples, per_block):
-        drawn = random.multinomial(n, counts / n, size=min(per_block, resamples - start))
-        sums.append(drawn @ values)
-    return Interval(float(counts @ values) / n, *_percentiles(np.concatenate(sums) / n, confidence))
+    sums = [_row_sums(values[None], counts, random, size) for size in _blocks(resamples, values.size, first.size)]
+    return Interval(float(counts @ values) / first.size, *_percentiles(np.concatenate(sums) / first.size, confidence))
+
+
+def _blocks(resamples: int, patterns: int, n: int) -> Iterator[int]:
+    """Resamples that are drawn at once."""
+    most = max(1, BLOCK // (patterns if patterns <= FEW else n))
+    return (min(most, resamples - start) for start in range(0, resamples, most))
+
+
+def _row_sums(patterns: np.ndarray, counts: np.ndarray, random: np.random.Generator, size: int) -> np.ndarray:
+    """Sums over resampled rows: of each of ``size`` resamples and each seed, (R, S), of distinct rows (S, P)."""
+    n = int(counts.sum())
+    if counts.size <= FEW:
+        return random.multinomial(n, counts / n, size=size) @ patterns.T
+    rows, drawn = np.repeat(patterns, counts, axis=1), random.integers(n, size=(size, n))
+    return np.stack([row[drawn].sum(axis=1) for row in rows], axis=1)
 
 
 def quality_difference(
@@ -116,12 +129,10 @@ def quality_difference_over_seeds(
     patterns, counts = np.unique(np.hstack([difference, unseen]), axis=1, return_counts=True)
     random = np.random.default_rng(seed)
     samples: list[np.ndarray] = []
-    per_block = max(1, BLOCK // patterns.shape[1])
-    for start in range(0, resamples, per_block):
-        size = min(per_block, resamples - start)
-        rows = random.multinomial(n + 2, counts / (n + 2), size=size)
+    for size in _blocks(resamples, patterns.shape[1], n + 2):
+        sums = _row_sums(patterns, counts, random, size)
         drawn = random.multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=size)
-        samples.append(np.einsum("rp,sp,rs->r", rows, patterns, drawn, optimize=True) / ((n + 2) * (seeds - 1)))
+        samples.append((sums * drawn).sum(axis=1) / ((n + 2) * (seeds - 1)))
     measured = float(difference.mean())
     low, high = _percentiles(np.concatenate(samples), confidence)
     return Interval(measured, min(low, measured), max(high, measured))

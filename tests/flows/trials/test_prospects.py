@@ -15,10 +15,8 @@ LIMITS = Limits(max_drop=0.01, max_mb=10, max_ms=2, teacher_quality=0.85, rows=9
 UNKNOWN = Forecast(None, None)
 
 
-def measured(stage: str, accuracy: float, agreement: float | None = None) -> StageResult:
-    return StageResult(
-        stage=stage, run_id="none", scorecard=Scorecard(quality=accuracy, agreement_with_teacher=agreement)
-    )
+def measured(stage: str, accuracy: float, error: float | None = None) -> StageResult:
+    return StageResult(stage=stage, run_id="none", scorecard=Scorecard(quality=accuracy, drop_error=error))
 
 
 def test_what_its_shapes_rule_out_is_not_begun() -> None:
@@ -30,21 +28,21 @@ def test_what_its_shapes_rule_out_is_not_begun() -> None:
 
 def test_a_loss_counts_as_far_as_chance_does_not_explain_it() -> None:
     look = Prospects(LIMITS, UNKNOWN, [], Minimize.LATENCY)
-    assert look.after(measured("distill", 0.82, agreement=0.9)) == "", "3 points, of which chance explains 2.1"
-    assert "after prune it loses 4.0 points" in look.after(measured("prune", 0.81, agreement=0.95))
+    assert look.after(measured("distill", 0.82, error=0.0105)) == "", "3 points, of which chance explains 2.1"
+    assert "after prune it loses 4.0 points" in look.after(measured("prune", 0.81, error=0.0074))
     assert look.after(StageResult(stage="export", run_id="none")) == ""
-    # quantize does not compare with the teacher: the agreement before it stays
+    # a stage that does not compare with the teacher: what was known before it stays
     assert "chance explains 1.5" in look.after(measured("quantize", 0.81))
 
 
 def test_few_rows_rule_out_little() -> None:
     few = LIMITS.model_copy(update={"rows": 30})
-    assert Prospects(few, UNKNOWN, [], Minimize.SIZE).after(measured("distill", 0.7, agreement=0.8)) == ""
+    assert Prospects(few, UNKNOWN, [], Minimize.SIZE).after(measured("distill", 0.7, error=0.08)) == ""
 
 
 def test_what_is_surely_dominated_is_given_up() -> None:
     lenient = LIMITS.model_copy(update={"max_drop": 0.5})
-    result = measured("distill", 0.75, agreement=0.9)
+    result = measured("distill", 0.75, error=0.0105)
 
     def after(rival: Rival, minimize: Minimize) -> str:
         return Prospects(lenient, Forecast(8.0, None), [rival], minimize).after(result)

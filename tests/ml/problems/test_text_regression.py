@@ -18,30 +18,60 @@ def table(labels: list[str], origin: str = "rows.csv") -> Table:
 
 
 def test_scores_are_learned_in_standard_deviations_of_the_training_rows_and_said_in_their_unit() -> None:
-    made = problem.targets({"train": table(["1", "2.5", "4e0", "4.5"]), "test": table(["-3"])})
-    known = made.array(["1", "2.5", "4e0", "4.5"])
-    assert (known.mean(), known.std()) == (pytest.approx(0, abs=1e-7), pytest.approx(1))
-    assert made.array([""])[0] == problem.NO_TARGET
+    made = problem.targets({"train": table(["1", "2.5", "4e0", "4.5", "1000"]), "test": table(["-3"])})
+    learned = ["1.0", "2.5", "4.0", "4.5"]
+    units = made.measure(learned)
+    known = made.array(learned, units)
+    assert (known.mean(), known.std()) == (pytest.approx(0, abs=1e-7), pytest.approx(1)), "of rows that are learned"
+    assert made.measure(learned[::-1]) == units
+    assert made.array([""], units)[0] == problem.NO_TARGET
     assert made.names == ["stars"]
-    (far,) = made.array(["-3"])
-    assert problem.shown_target(far, made.names, made.units) == "-3"
-    assert problem.shown(np.array([far]), made.names, made.units) == {"label": "-3"}
+    (far,) = made.array(["-3"], units)
+    assert problem.shown_target(far, made.names, units) == "-3"
+    assert problem.shown(np.array([far]), made.names, units) == {"label": "-3"}
+
+
+@pytest.mark.parametrize(("score", "spread"), [(1_600_000_123.0, 40.0), (123_756.0, 1e3), (2.5e-9, 1e-9)])
+def test_scores_of_any_size_are_told_apart(score: float, spread: float) -> None:
+    units = {"mean": score, "spread": spread}
+    near, far = (problem.shown_target(target, ["stars"], units) for target in (0.0, 0.02))
+    assert float(near) == pytest.approx(score, abs=spread / 100)
+    assert near != far
 
 
 def test_every_split_gets_its_share_of_high_and_of_low_scores() -> None:
     made = problem.targets({"train": table([str(number) for number in range(100)])})
     kinds = [made.stratum(str(number)) for number in range(100)]
-    assert made.strata == ["up to 19.8", "up to 39.6", "up to 59.4", "up to 79.2", "above 79.2"]
+    assert made.strata == ["up to 19", "up to 39", "up to 59", "up to 79", "above 79"]
     assert [kinds.count(kind) for kind in made.strata] == [20] * 5
-    for rare in ("0", "1"):
-        few = problem.targets({"train": table(["0", "1"] + [str(1 - int(rare))] * 9)})
-        assert (few.stratum("0"), few.stratum("1")) == tuple(few.strata)
+
+
+@pytest.mark.parametrize(
+    "counts", [(60, 40), (40, 20, 40), (1, 99), (99, 1), (3, 10, 40, 46, 1), (19, 2, 19, 2, 58), (50, 1, 49)], ids=str
+)
+def test_no_kind_of_rows_is_rare(counts: tuple[int, ...]) -> None:
+    labels = [str(score) for score, count in enumerate(counts) for _ in range(count)]
+    made = problem.targets({"train": table(labels)})
+    kinds = [made.stratum(label) for label in labels]
+    assert set(kinds) == set(made.strata)
+    assert min(kinds.count(kind) for kind in made.strata) >= sum(counts) / 10
+
+
+def test_a_text_that_was_scored_twice_has_the_mean_and_a_number_is_one_however_it_is_written() -> None:
+    made = problem.targets({"train": table(["4", "4.0", "40e-1", "5"])})
+    assert list(made.tables["train"].labels) == ["4.0", "4.0", "4.0", "5.0"]
+    assert made.settle(["4.0", "5.0", "4.5"]) == "4.5"
 
 
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        (["1", "good"], "rows.csv, line 3, column 'stars': 'good' is not a number; .*text-regression"),
+        (
+            ["1", "good"],
+            "rows.csv, line 3, column 'stars': 'good' is not a number, .*; give the row",
+        ),
+        (["1", "4,5"], "line 3, .*write 4.5, or name a column of numbers"),
+        (["1", "45%"], "line 3, .*write 45, or"),
         (["1", "nan"], "line 3, .*'nan' is not a number"),
         (["1", "1e999"], "line 3, .*'1e999' is not a number"),
         (["1", "1.0"], "every row has the score 1"),
@@ -50,6 +80,15 @@ def test_every_split_gets_its_share_of_high_and_of_low_scores() -> None:
 def test_what_is_no_score_is_refused(labels: list[str], said: str) -> None:
     with pytest.raises(FeatherweightError, match=said):
         problem.targets({"train": table(labels)})
+
+
+def test_scores_that_cannot_be_scaled_are_refused() -> None:
+    made = problem.targets({"train": table(["1", "2"])})
+    for labels in (["1e300", "-1e300"], ["1e-320", "2e-320"], ["1", "1"]):
+        with pytest.raises(FeatherweightError, match=r"standard deviation of .*, which cannot be learned"):
+            made.measure(labels)
+    with pytest.raises(FeatherweightError, match=r"the score -1e60 is -2e\+60 standard deviations"):
+        made.array(["-1e60"], made.measure(["1", "2"]))
 
 
 def test_the_loss_is_the_mean_squared_error_of_rows_that_have_a_score() -> None:
@@ -74,8 +113,11 @@ def test_the_mean_score_is_the_coefficient_of_determination() -> None:
 
 
 def test_a_row_is_lost_where_the_error_grew_and_the_answer_is_another() -> None:
-    targets = np.zeros(4)
-    teacher, shipped = np.array([[0.0], [0.0], [1.0], [0.0]]), np.array([[2.0], [0.05], [0.0], [-1.0]])
+    targets = np.array([1.0, -1.0, 1.0, -1.0])
+    teacher, shipped = (
+        targets[:, None] + [[0.0], [0.0], [1.0], [0.0]],
+        targets[:, None] + [[2.0], [0.05], [0.0], [-1.0]],
+    )
     assert problem.regret(teacher, shipped, targets).tolist() == [4.0, 0.0, 0.0, 1.0]
     assert problem.same(shipped, teacher).tolist() == [False, True, False, False]
 
@@ -113,8 +155,16 @@ def test_quality_lost_and_the_mean_that_is_to_be_beaten(error: float, statuses: 
     assert checks[0].explanation.startswith("r2 fell by ") == (error > 0.1)
 
 
+def test_quality_is_that_of_these_rows_however_the_training_rows_were_spread() -> None:
+    truth = np.random.default_rng(3).normal(scale=0.3, size=300)
+    logits = truth[:, None] + np.random.default_rng(4).normal(scale=0.3, size=(300, 1))
+    expected = 1 - np.square(logits[:, 0] - truth).sum() / np.square(truth).sum()
+    assert problem.scores(logits, truth).mean() == pytest.approx(expected)
+    assert abs(expected) < 0.2, "errors as large as the scores are spread"
+
+
 def test_few_rows_do_not_decide_and_how_many_would_is_said() -> None:
-    (check,) = problem.weigh(rows(0.4, n=12), {}, max_drop=0.15, has_floor=False, confidence=0.95)[0]
+    (check,) = problem.weigh(rows(0.2, n=12), {}, max_drop=0.15, has_floor=False, confidence=0.95)[0]
     assert check.status is CheckStatus.UNDECIDABLE
     assert "rows are needed to rule out" in check.explanation
 
@@ -126,6 +176,8 @@ def test_a_teacher_that_learned_nothing_is_told_from_one_that_did() -> None:
         check, is_decidable = problem.floor(about, who="the teacher", split="selection", confidence=0.95)
         assert (check.status, is_decidable) == (status, True)
         assert "always answering the mean of the training rows" in check.explanation
+    few = problem.summary(["stars"], truth, truth[:3, None], truth[:3])
+    assert problem.floor(few, who="the teacher", split="selection", confidence=0.95)[1] is False
 
 
 def test_label_smoothing_is_refused() -> None:
