@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.contracts.base import FeatherweightError
+from tasks.ml import paths
 
 logger = logging.getLogger("featherweight")
 
@@ -109,15 +110,6 @@ def folder(name: str) -> Path:
     return made("store", name)
 
 
-def fsync(path: Path) -> None:
-    """Sees that a file or the entries of a directory survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_atomically(path: Path, text: str, *, mode: int = 0o666) -> None:
     """Writes a text file so that a reader sees the old or the new content, never half of it.
 
@@ -129,9 +121,9 @@ def write_atomically(path: Path, text: str, *, mode: int = 0o666) -> None:
         temporary = Path(folder) / path.name
         temporary.touch(mode)
         temporary.write_text(text, encoding="utf-8")
-        fsync(temporary)
+        paths.fsync(temporary)
         temporary.replace(path)
-    fsync(path.parent)
+    paths.fsync(path.parent)
 
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2

@@ -99,16 +99,16 @@ def publish(directory: Path, *, expected: Digest = "") -> Digest:
             path(digest)
             return digest
     for name in names:
-        disk.fsync(directory / name)
+        paths.fsync(directory / name)
     for folder in (path for path in directory.rglob("*") if path.is_dir()):
-        disk.fsync(folder)
+        paths.fsync(folder)
     disk.write_atomically(directory / FILES, content)
     try:
         directory.rename(target)
     except OSError:
         if not target.exists():  # else another process published the same content in the meantime
             raise
-    disk.fsync(target.parent)
+    paths.fsync(target.parent)
     return digest
 
 

@@ -54,7 +54,7 @@ def _values(
         "tests": [sentence for check in checks for sentence in verdict.tests(check)],
         "recalls": sections.recalls(outcome.verdict.recalls),
         "seeds": sections.seeds(evidence.seeds),
-        "regressions": sections.regressions(evidence.regressions),
+        "regressions": evidence.regressions,
         "curves": [
             sections.curves(result, evidence.histories[result.stage])
             for result in outcome.stages

@@ -160,17 +160,6 @@ def seeds(runs: Sequence[SeedRun]) -> dict[str, Any]:
     }
 
 
-def regressions(document: Row) -> dict[str, Any]:
-    """The rows that the shipped model lost; empty where validate left none."""
-    if not document:
-        return {}
-    return {
-        "rows": document["rows"],
-        "apart": f"{document['apart']:,}", "n": f"{document['n']:,}",
-        "lost": f"{document['lost']:,}", "gained": f"{document['gained']:,}", "worst": document["worst"],
-    }  # fmt: skip
-
-
 def _lines(title: str, model: str, series: Mapping[str, charts.Points], form: charts.Format) -> dict[str, Any]:
     shown = {name: points for name, points in series.items() if points}
     return {"title": title, "lines": list(shown), "chart": charts.lines(shown, label=f"{model}: {title}", form=form)}

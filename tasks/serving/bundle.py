@@ -14,7 +14,6 @@ The same model, verdict and versions give the same bytes: no times, run ids or p
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -28,6 +27,7 @@ import tokenizers
 
 from tasks.contracts.base import FeatherweightError
 from tasks.contracts.values import Verdict
+from tasks.ml import paths
 from tasks.serving import card, predictor
 
 if TYPE_CHECKING:
@@ -103,17 +103,12 @@ def build(
     _write(directory / "golden.json", _golden(directory, golden))
     readme = card.render(manifest, purpose=answer.purpose, base_model=base_model, data=data, validation=validation)
     (directory / "README.md").write_text(readme, encoding="utf-8")
-    files = {path.name: _digest(path) for path in sorted(directory.iterdir()) if path.name != "manifest.json"}
+    files = {path.name: paths.digest(path) for path in sorted(directory.iterdir()) if path.name != "manifest.json"}
     _write(directory / "manifest.json", manifest | {"files": files})
 
 
 def _write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _interface(model: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
@@ -133,10 +128,7 @@ def _interface(model: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
 def _verdict(verdict: Verdict | None) -> dict[str, Any]:
     if verdict is None:
         return {"status": "none", "reason": "none: the test split has not seen this model", "checks": []}
-    checks = [
-        {key: round(value, 6) if isinstance(value, float) else value for key, value in check.items()}
-        for check in (check.model_dump(mode="json") for check in verdict.checks)
-    ]
+    checks = [_rounded(check.model_dump(mode="json"), 6) for check in verdict.checks]
     return {"status": verdict.status.value, "reason": verdict.reason, "checks": checks}
 
 

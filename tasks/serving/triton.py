@@ -15,6 +15,7 @@ from typing import Any
 
 from tasks.contracts.base import FeatherweightError
 from tasks.engine import disk
+from tasks.ml import paths
 
 MAX_BATCH = 64
 QUEUE_DELAY_US = 500
@@ -47,12 +48,12 @@ def write(bundle: Path, repository: Path, name: str, version: int) -> Path:
             for companion in COMPANIONS:
                 shutil.copyfile(bundle / companion, fresh / companion)
             for path in [*fresh.rglob("*"), fresh]:
-                disk.fsync(path)
+                paths.fsync(path)
             if target.exists():
                 disk.exchange(fresh, target)
             else:
                 fresh.rename(target)
-            disk.fsync(repository)
+            paths.fsync(repository)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return target

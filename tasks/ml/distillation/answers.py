@@ -24,6 +24,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tasks.ml import paths
+
 logger = logging.getLogger("featherweight")
 
 LARGEST_IN_MEMORY = 4_000_000_000
@@ -76,17 +78,13 @@ def _write(directory: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
     with tempfile.TemporaryDirectory(dir=directory, prefix=".") as folder:
         temporary = Path(folder) / "answers"
         save_file(dict(tensors), temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return temporary.replace(directory / f"{digest}{SUFFIX}")
+        paths.fsync(temporary)
+        return temporary.replace(directory / f"{paths.digest(temporary)}{SUFFIX}")
 
 
 def _read(path: Path) -> dict[bytes, torch.Tensor]:
     """Answers of a file by text, mapped into memory; none if it does not hold what its name says, and then it goes."""
-    with path.open("rb") as file:
-        whole = hashlib.file_digest(file, "sha256").hexdigest() == path.stem
-    if not whole:
+    if paths.digest(path) != path.stem:
         logger.warning("answers of the teacher in %s were changed; it will be asked again", path.name)
         path.unlink(missing_ok=True)
         return {}

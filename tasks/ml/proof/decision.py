@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tasks.contracts.values import Check, CheckStatus, Parting
+from tasks.contracts.values import Check, CheckStatus
 from tasks.ml.statistics.bootstrap import Interval
 
 Direction = Literal["at_most", "at_least"]
@@ -33,7 +33,6 @@ def as_check(
     n: int,
     status: CheckStatus,
     explanation: str,
-    parting: Parting | None = None,
 ) -> Check:
     return Check(
         name=name,
@@ -43,5 +42,4 @@ def as_check(
         n=n,
         status=status,
         explanation=explanation,
-        parting=parting,
     )

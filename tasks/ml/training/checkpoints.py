@@ -8,9 +8,7 @@ what any other wrote.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -24,25 +22,13 @@ from safetensors.torch import save_file
 from torch.distributed import checkpoint as distributed_checkpoint
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
+from tasks.ml import paths
 from tasks.ml.parallel import world
 
 KEPT = 2
 """The newest may turn out broken: the one before it stays."""
 WHOLE = "whole.safetensors"
 """The file that a process alone writes."""
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -60,7 +46,7 @@ def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _digests(directory: Path) -> dict[str, str]:
     """SHA-256 of each file of a directory, by name; each process reads its share of them."""
     mine = world.share(sorted(directory.iterdir()))
-    return dict(world.everybody([(path.name, _digest(path)) for path in mine]))
+    return dict(world.everybody([(path.name, paths.digest(path)) for path in mine]))
 
 
 @dataclass(frozen=True)
@@ -106,15 +92,15 @@ class Checkpoints:
             distributed_checkpoint.save(_unshared(tensors), storage_writer=writer)
         world.wait()
         for file in world.share(sorted(path.iterdir())):
-            _sync(file)
+            paths.fsync(file)
         digests = _digests(path)
         if world.rank() == 0:
-            _sync(path)
+            paths.fsync(path)
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps({**state, "step": step, "sha256": digests}), encoding="utf-8")
-            _sync(temporary)
+            paths.fsync(temporary)
             temporary.replace(path.with_suffix(".json"))
-            _sync(self.directory)
+            paths.fsync(self.directory)
             self._remove_old()
 
     def _remove_old(self) -> None:
