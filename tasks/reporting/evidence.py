@@ -57,9 +57,8 @@ class Evidence:
     """Runs that differ in their seed only, this one among them; empty where it is the only one."""
 
 
-def scores(path: Path, *prefixes: str) -> dict[str, np.ndarray]:
-    """Reads what ``validate`` left of each row, by stage (N,): how good an answer is, or what else is asked."""
-    prefixes = prefixes or ("score_", "correct_")  # as earlier versions called scores
+def scores(path: Path, prefixes: tuple[str, ...] = ("score_", "correct_")) -> dict[str, np.ndarray]:
+    """Reads what ``validate`` left of each row, by stage (N,): how good an answer is; ``correct`` once."""
     with pa.memory_map(str(path)) as file:
         table = pa.ipc.open_file(file).read_all()
         return {
@@ -71,7 +70,7 @@ def scores(path: Path, *prefixes: str) -> dict[str, np.ndarray]:
 
 def compare(path: Path) -> dict[str, Comparison]:
     """Compares every model with the teacher, row by row; rows that both answer the same are neither lost nor gained."""
-    found_scores, same = scores(path), scores(path, "agrees_")
+    found_scores, same = scores(path), scores(path, ("agrees_",))
     teacher, found = found_scores.pop("train"), {}
     for stage, right in found_scores.items():
         counts = discordance.count(teacher, np.where(same.get(stage, False), teacher, right))

@@ -33,7 +33,9 @@ def is_decidable(counts: Tally, about: Mapping[str, Any], *, confidence: float) 
     """Whether these rows would show that a model without errors beats the answer that is always the same."""
     from tasks.ml.quality import classwise
 
-    perfect = classwise.against_majority(counts.without_errors(), _majority(counts, about), confidence=confidence)
+    perfect = classwise.against_majority(
+        classwise.Tally(counts.rows, counts.rows, counts.rows), _majority(counts, about), confidence=confidence
+    )
     return _beats(perfect, confidence)
 
 

@@ -26,10 +26,6 @@ class Tally(NamedTuple):
     named: np.ndarray
     """Rows that the model calls so, rightly or not."""
 
-    def without_errors(self) -> Tally:
-        """What a perfect model would have answered."""
-        return Tally(self.rows, self.rows, self.rows)
-
     def to_json(self) -> dict[str, Any]:
         return {name: values.tolist() for name, values in self._asdict().items()}
 
