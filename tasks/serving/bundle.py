@@ -128,7 +128,10 @@ def _interface(model: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
 def _verdict(verdict: Verdict | None) -> dict[str, Any]:
     if verdict is None:
         return {"status": "none", "reason": "none: the test split has not seen this model", "checks": []}
-    checks = [_rounded(check.model_dump(mode="json"), 6) for check in verdict.checks]
+    checks = [
+        {key: round(value, 6) if isinstance(value, float) else value for key, value in check.items()}
+        for check in (check.model_dump(mode="json") for check in verdict.checks)
+    ]
     return {"status": verdict.status.value, "reason": verdict.reason, "checks": checks}
 
 

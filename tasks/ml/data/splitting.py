@@ -130,7 +130,7 @@ def divide(
         {**splits, "unlabeled": more[: max_rows or None]},
         {reason: dropped[reason] for reason in ("duplicates", "conflicting_labels", "in_another_split")}
         | {f"unlabeled_{reason}": dropped_unlabeled[reason] for reason in ("duplicates", "in_another_split")},
-        _warnings(targets, splits["test"], own_test="test" in own),
+        _warnings(targets, splits["test"], own_test="test" in own, settled=dropped["settled"]),
     )
 
 
@@ -160,7 +160,10 @@ def _distinct(
     for seen, identities in groups.items():
         indices = [index for identity in identities for index in spelled[identity]]
         labels = [table.labels[index] for index in indices] if table.labels else [""]
-        label = labels[0] if len(set(labels)) == 1 else targets.settle(labels)
+        label = labels[0]
+        if len(set(labels)) > 1:
+            label = targets.settle(labels) if len(identities) == 1 else ""
+            dropped["settled"] += label != ""
         if any(name in taken for name in (seen, *identities)):
             dropped["in_another_split"] += len(indices)
         elif not label and table.labels:
@@ -252,7 +255,7 @@ def _require_filled(splits: Mapping[str, list[Row]], targets: Targets, max_rows:
     counts = {name: Counter(targets.stratum(row.label) for row in rows) for name, rows in splits.items()}
     total = sum(counts.values(), Counter[str]())
     mend = "raise data.max_rows" if max_rows else "add rows"
-    for label in targets.strata:
+    for label in targets.required:
         if not counts["train"][label]:
             raise FeatherweightError(
                 f"too few rows per label: {label!r} has {total[label]} distinct texts and none of them is in the "
@@ -265,13 +268,13 @@ def _require_filled(splits: Mapping[str, list[Row]], targets: Targets, max_rows:
             )
 
 
-def _warnings(targets: Targets, test: list[Row], *, own_test: bool) -> list[str]:
-    """Says of which labels the test split cannot say much about."""
+def _warnings(targets: Targets, test: list[Row], *, own_test: bool, settled: int) -> list[str]:
+    """Says of which labels the test split cannot say much about, and that some were made of several."""
     counts = Counter(targets.stratum(row.label) for row in test)
     absent = [label for label in targets.strata if not counts[label]]
     few = [label for label in targets.strata if 0 < counts[label] < FEW]
     mend = "add rows to the test file" if own_test else "add rows with these labels"
-    found = []
+    found = [f"{settled} texts are there with several labels; each has their mean"] if settled else []
     if absent:
         found.append(f"the test split has no row of {_listed(absent)}, so it says nothing of how well they do; {mend}")
     if few:

@@ -20,6 +20,7 @@ class Targets:
         names: what the outputs of a model are called, in their order.
         strata: kinds of rows of which every split is to have its share, in the order in which people read them.
         stratum: the kind of a row with this label.
+        required: kinds without which nothing can be learned.
         settle: the label of a text that has several; "" where nobody knows which of them is right.
         measure: numbers that lead from labels to targets and back, of the labels of the rows that are learned from.
         encode: the target of a row with this label, by these numbers.
@@ -31,6 +32,7 @@ class Targets:
     names: Sequence[str]
     strata: Sequence[str]
     stratum: Callable[[str], str]
+    required: Sequence[str]
     settle: Callable[[Sequence[str]], str]
     measure: Callable[[Sequence[str]], Mapping[str, float]]
     encode: Callable[[str, Mapping[str, float]], float]
@@ -50,6 +52,7 @@ def classes(tables: Mapping[str, Table], names: Sequence[str], *, missing: int) 
         names=names,
         strata=names,
         stratum=str,
+        required=names,
         settle=lambda labels: "",
         measure=lambda labels: {},
         encode=lambda label, units: indices[label],

@@ -213,6 +213,8 @@ def _pack(graph: ir.Graph, node: ir.Node, products: list[ir.Node]) -> None:
 
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    if name in graph.initializers:  # equal layers share their constants, and the name is made of one's
+        name = f"{name}.{len(graph.initializers)}"
     value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
     graph.register_initializer(value)
     return value

@@ -71,7 +71,8 @@ def targets(tables: Mapping[str, Table]) -> Targets:
         names=[train.label_column],
         strata=strata,
         stratum=lambda label: strata[bisect.bisect_left(edges, float(label))],
-        settle=lambda labels: repr(math.fsum(map(float, labels)) / len(labels)),
+        required=(),
+        settle=lambda labels: repr(math.fsum(float(label) / len(labels) for label in labels)),
         measure=_units,
         encode=_encoded,
         missing=NO_TARGET,
@@ -84,7 +85,11 @@ def _numbers(table: Table) -> Iterator[str]:
     for index, label in enumerate(table.labels):
         if not is_number(label) or not math.isfinite(float(label)):
             other = label.replace(",", ".").strip("%$€£ ")
-            mend = f"write {other}" if is_number(other) else "give the row a score, such as 4.5, or remove it"
+            mend = (
+                f"write {other}"
+                if is_number(other) and other != label
+                else "give the row a score, such as 4.5, or remove it"
+            )
             raise FeatherweightError(
                 f"{table.place(index)}, column {table.label_column!r}: {label[:80]!r} is not a number, which problem: "
                 f"text-regression learns; {mend}, or name a column of numbers in data.label"
@@ -227,12 +232,11 @@ def _above_the_mean(answers: np.ndarray, targets: np.ndarray, *, who: str, split
     status = (
         CheckStatus.PASSED if gain.low > 0 else CheckStatus.FAILED if gain.measured <= 0 else CheckStatus.UNDECIDABLE
     )
-    needed = drop.rows_needed(gain, len(targets), rule_out=0.0)
+    needed = drop.enough(drop.rows_needed(gain, len(targets), rule_out=0.0))
     explanation = (
         f"{who} has an {METRIC} of {found.mean():.3f} on {len(found):,} {split} rows, {100 * gain.measured:.1f} points "
         f"above always answering the mean of the training rows ({100 * confidence:g} % interval {100 * gain.low:.1f} "
-        f"to {100 * gain.high:.1f})"
-        + (f"; about {needed:,} rows would decide" if status is CheckStatus.UNDECIDABLE else "")
+        f"to {100 * gain.high:.1f})" + (f"; {needed}" if status is CheckStatus.UNDECIDABLE else "")
     )
     return as_check("floor", gain, 0.0, "at_least", len(found), status, explanation)
 

@@ -45,7 +45,8 @@ def rows_needed(interval: Interval, n: int, *, rule_out: float) -> int | None:
     distance = abs(interval.measured - rule_out)
     half = max(interval.high - interval.measured, interval.measured - interval.low)
     # The half width of an interval falls with the root of the number of rows.
-    return math.ceil(n * (half / distance) ** 2) if distance else None
+    enough = n * (half / distance) * (half / distance) if distance else math.inf
+    return math.ceil(enough) if enough <= discordance.MOST_ROWS else None
 
 
 def _decided(metric: str, interval: Interval, n: int, *, limit: float, confidence: float) -> tuple[Check, float]:
@@ -66,11 +67,11 @@ def _undecided(check: Check, needed: int | None, rule_out: float) -> Check:
     """The check, which says how many rows would do if these do not."""
     if check.status is not CheckStatus.UNDECIDABLE:
         return check
-    more = f"; undecidable at this n: {_needed(needed)} to rule out a loss of {100 * rule_out:g}"
+    more = f"; undecidable at this n: {enough(needed)} to rule out a loss of {100 * rule_out:g}"
     return check.model_copy(update={"explanation": check.explanation + more})
 
 
-def _needed(rows: int | None) -> str:
+def enough(rows: int | None) -> str:
     return "no number of rows is enough" if rows is None else f"at least {rows:,} rows are needed"
 
 

@@ -84,6 +84,28 @@ def test_attention_over_projections_of_different_inputs_is_not_packed(other: str
     assert ("QAttention" in operators(model)) == packed
 
 
+def test_two_layers_that_are_equal_to_the_last_bit_are_packed_as_any_others() -> None:
+    node, ones = "com.microsoft.DynamicQuantizeMatMul", ", ".join(["1"] * 8)
+    weights = ", ".join(["129"] * 64)
+
+    def layer(x: str, name: str) -> str:
+        products = "  ".join(
+            f"{name}{part}w = Constant<value = uint8[8, 8] {{{weights}}}>()  "
+            f"{name}{part} = {node}({x}, {name}{part}w, s, n, b)"
+            for part in "qkv"
+        )
+        attention = "com.microsoft.MultiHeadAttention<num_heads = 2, scale = 1.0>"
+        return f"{products}  {name} = {attention}({name}q, {name}k, {name}v, , m)"
+
+    model = parse(
+        f"""(float[1, 3, 8] x, int32[1, 3] m) => (float[1, 3, 8] y)
+        <float[8] s = {{{ones}}}, float[8] b = {{{ones}}}, uint8 n = {{128}}>
+        {{ {layer("x", "f")}  r = Relu(f)  {layer("r", "g")}  y = Neg(g) }}"""
+    )
+    fusion.fuse(model, for_cpu=True)
+    assert operators(model).count("QAttention") == 2
+
+
 def test_residuals_stay_out_of_norms(tmp_path: Path) -> None:
     model = parse(
         """(float[1, 3, 8] x) => (float[1, 3, 8] y)

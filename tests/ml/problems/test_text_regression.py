@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 import torch
 
 from tasks.contracts.base import FeatherweightError
 from tasks.contracts.values import CheckStatus
+from tasks.ml.data import splitting
+from tasks.ml.data.splitting import Division
 from tasks.ml.data.tables import Table
 from tasks.ml.problems import text_regression as problem
 
@@ -61,6 +65,30 @@ def test_a_text_that_was_scored_twice_has_the_mean_and_a_number_is_one_however_i
     made = problem.targets({"train": table(["4", "4.0", "40e-1", "5"])})
     assert list(made.tables["train"].labels) == ["4.0", "4.0", "4.0", "5.0"]
     assert made.settle(["4.0", "5.0", "4.5"]) == "4.5"
+    assert float(made.settle(["1e308", "1.7e308"])) == pytest.approx(1.35e308)
+
+
+def divided(rows: list[tuple[str, str]], read: Callable[[Sequence[str]], Sequence[bytes]] = splitting.keys) -> Division:
+    source = Table(
+        "rows.csv", "line", range(2, len(rows) + 2), [text for text, _ in rows], [y for _, y in rows], "stars"
+    )
+    made = problem.targets({"train": source})
+    return splitting.divide(made, test=0.2, selection=0.2, calibration=0.1, read=read)
+
+
+def test_texts_that_many_scored_are_divided_though_no_mean_is_as_low_as_the_lowest_score() -> None:
+    random = np.random.default_rng(0)
+    rows = [(f"text {number}", str(random.integers(1, 6))) for number in range(400) for _ in range(5)]
+    division = divided(rows)
+    assert sum(map(len, division.splits.values())) == 400
+    assert division.dropped["conflicting_labels"] == 0
+    assert any("texts are there with several labels; each has their mean" in said for said in division.warnings)
+
+
+def test_other_texts_that_are_read_as_the_same_are_no_further_scores_of_one() -> None:
+    rows = [(f"{number} {end}", str(number % 5 + (end == "b"))) for number in range(50) for end in "ab"]
+    with pytest.raises(FeatherweightError, match=r"50 of 50 texts have more than one label.* raise data\.max_length"):
+        divided(rows, read=lambda texts: [text.split()[0].encode() for text in texts])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +101,7 @@ def test_a_text_that_was_scored_twice_has_the_mean_and_a_number_is_one_however_i
         (["1", "4,5"], "line 3, .*write 4.5, or name a column of numbers"),
         (["1", "45%"], "line 3, .*write 45, or"),
         (["1", "nan"], "line 3, .*'nan' is not a number"),
-        (["1", "1e999"], "line 3, .*'1e999' is not a number"),
+        (["1", "1e999"], "line 3, .*'1e999' is not a number, .*; give the row a score"),
         (["1", "1.0"], "every row has the score 1"),
     ],
 )
@@ -161,6 +189,13 @@ def test_quality_is_that_of_these_rows_however_the_training_rows_were_spread() -
     expected = 1 - np.square(logits[:, 0] - truth).sum() / np.square(truth).sum()
     assert problem.scores(logits, truth).mean() == pytest.approx(expected)
     assert abs(expected) < 0.2, "errors as large as the scores are spread"
+
+
+def test_what_is_no_number_decides_nothing() -> None:
+    about = problem.summary(["stars"], np.zeros(9), np.full((9, 1), np.nan), np.arange(9.0))
+    check, _ = problem.floor(about, who="the teacher", split="selection", confidence=0.95)
+    assert check.status is CheckStatus.UNDECIDABLE
+    assert "no number of rows is enough" in check.explanation
 
 
 def test_few_rows_do_not_decide_and_how_many_would_is_said() -> None:
