@@ -470,7 +470,7 @@ def table(runs: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> str:
         line("peak memory, MB", per_seed(lambda run: f"{run['peak_mb']:.0f}")),
         line("of which after loading, MB", per_seed(lambda run: f"{run['loaded_mb']:.0f}")),
         *(
-            line(f"accuracy, {s}, n = {runs[0][s]['n']}", per_seed(lambda run, s=s: f"{run[s]['accuracy']:.4f}"))
+            line(f"accuracy, {s}, n = {runs[0][s]['n']}", per_seed(lambda run, s=s: f"{run[s]['quality']:.4f}"))
             for s in ("selection", "test")
         ),
         *(
