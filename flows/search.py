@@ -27,8 +27,8 @@ from tasks.contracts.base import Contract
 from tasks.contracts.values import StageResult
 from tasks.deploy import deploy
 from tasks.engine import disk, progress, tracking
-from tasks.engine.keys import code_digest, digest, numerics_versions, outside
-from tasks.ml import machine
+from tasks.engine.keys import code_digest, numerics_versions, outside
+from tasks.ml import digests, machine
 from tasks.register import keep, register
 from tasks.reporting import search as sections
 from tasks.reporting.trials import Limits, Minimize, Search, Trial, best, standing
@@ -125,7 +125,7 @@ def _identity(config: SearchConfig) -> dict[str, Any]:
 
 def _home(recipe: Recipe, config: SearchConfig) -> Path:
     """Where a search keeps what it is: its MLflow run, and its ledger."""
-    return disk.home() / "searches" / digest([recipe.model_dump(mode="json"), _identity(config)])[:24]
+    return disk.home() / "searches" / digests.of_value([recipe.model_dump(mode="json"), _identity(config)])[:24]
 
 
 def _journal(home: Path, course: Course) -> Path:
@@ -134,7 +134,7 @@ def _journal(home: Path, course: Course) -> Path:
     recipe = course.recipe
     others = [outside(config) for config in (recipe.distillation, recipe.pruning, recipe.quantization)]
     about = (course.splits.digest, course.teacher.digest, others, code, numerics_versions(), machine.identity())
-    return home / f"{digest(about)[:24]}.journal"
+    return home / f"{digests.of_value(about)[:24]}.journal"
 
 
 def _limits(recipe: Recipe, config: SearchConfig, baseline: StageResult) -> Limits:

@@ -13,8 +13,9 @@ from tasks import fitting
 from tasks.contracts.hyperparameters import OptimizerConfig
 from tasks.contracts.values import Bundle, Splits, StageOutput
 from tasks.engine import disk, store
-from tasks.engine.keys import Outside, code_digest, digest, numerics_versions
+from tasks.engine.keys import Outside, code_digest, numerics_versions
 from tasks.engine.stage import checkpoint_directory
+from tasks.ml import digests
 
 if TYPE_CHECKING:
     import torch
@@ -118,7 +119,9 @@ def memory(teacher: Bundle, *, vocabulary: Sequence[int] | None = None) -> Memor
     from tasks.ml.quantization import simulation
 
     code = [code_digest(module.__name__) for module in (simulation, teaching)]
-    return answers.Memory(disk.folder("answers") / digest([teacher.digest, numerics_versions(), code]), vocabulary)
+    return answers.Memory(
+        disk.folder("answers") / digests.of_value([teacher.digest, numerics_versions(), code]), vocabulary
+    )
 
 
 def prepare_lesson(

@@ -12,7 +12,6 @@ import functools
 import hashlib
 import importlib.metadata
 import inspect
-import json
 import re
 import sys
 import types
@@ -27,6 +26,7 @@ from pydantic import BaseModel
 
 from tasks.contracts.base import StageConfig
 from tasks.contracts.values import Bundle, Splits
+from tasks.ml import digests
 
 NUMERICS = (
     "torch", "triton", "transformers", "tokenizers", "safetensors", "onnx", "onnx-ir", "onnxscript", "ml-dtypes",
@@ -198,7 +198,7 @@ def code_digest(module: str) -> str:
         seen[name], imports = _read(path)
         for imported in imports:
             queue.update(_source(imported))
-    return digest(seen)
+    return digests.of_value(seen)
 
 
 @functools.cache
@@ -212,11 +212,6 @@ def numerics_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of what JSON can write, whatever the order of its names, in hexadecimal digits."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def as_json(value: Any) -> Any:
@@ -241,4 +236,4 @@ def cache_key(function: Callable[..., Any], arguments: Mapping[str, Any], *, sal
         "versions": numerics_versions(),
         "salt": salt,
     }
-    return digest(parts)
+    return digests.of_value(parts)

@@ -7,7 +7,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from tasks.engine import disk
-from tasks.engine.keys import code_digest, digest, numerics_versions
+from tasks.engine.keys import code_digest, numerics_versions
+from tasks.ml import digests
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +30,7 @@ def table(model: nn.Module, problem: str, **request: Any) -> LatencyTable:
     shapes = modeling.shapes(model)
     request |= {kind: max(1, *(shape[kind] for shape in shapes)) for kind in ("heads", "ffn")}
     identity = latency_table.identity(model, problem, **request)
-    key = digest([identity, code_digest(latency_table.__name__), numerics_versions()])
+    key = digests.of_value([identity, code_digest(latency_table.__name__), numerics_versions()])
     path = disk.home() / "cache" / "latency" / f"{key}.json"
     with disk.lock(f"latency-{key}"):
         if path.is_file():

@@ -27,7 +27,7 @@ from typing import Any
 from tasks.contracts.base import FeatherweightError
 from tasks.contracts.values import Digest, StageResult
 from tasks.engine import disk, exchange, tracking
-from tasks.ml import paths
+from tasks.ml import digests, paths
 
 logger = logging.getLogger("featherweight")
 
@@ -88,7 +88,7 @@ def publish(directory: Path, *, expected: Digest = "") -> Digest:
     names = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
     assert names, f"nothing to publish in {directory}"
     assert FILES not in names, f"{directory} already has a {FILES}"
-    files = {name: paths.digest(directory / name) for name in names}
+    files = {name: digests.of_file(directory / name) for name in names}
     content = json.dumps(files, indent=1, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()
     if expected not in ("", digest):
@@ -134,7 +134,7 @@ def _verified(directory: Path, written: tuple[tuple[str, int, int], ...]) -> Non
     for name, expected in json.loads(content).items():
         if not (directory / name).is_file():
             raise CorruptObjectError(f"stored object {digest[:12]}: {name} is missing")
-        if paths.digest(directory / name) != expected:
+        if digests.of_file(directory / name) != expected:
             raise CorruptObjectError(f"stored object {digest[:12]}: {name} was changed")
 
 
@@ -217,7 +217,7 @@ def write_record(key: str, result: StageResult) -> None:
 
 def _seal(key: str, result: Any) -> str:
     """Digest of a cache key together with the result that it produced."""
-    return hashlib.sha256(json.dumps([key, result], sort_keys=True).encode()).hexdigest()
+    return digests.of_value([key, result])
 
 
 def _keep_record(key: str, result: StageResult) -> None:

@@ -1,8 +1,7 @@
-"""Paths as people write them, and what is in the files there."""
+"""Paths as people write them, and files that are to survive."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -28,12 +27,6 @@ def written(path: str, *, field: str) -> Path:
     except (OSError, ValueError) as error:
         raise FeatherweightError(f"{field}: {path[:80]!r} cannot be looked for: {error.args[-1]}") from None
     return found
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync(path: Path) -> None:

@@ -27,7 +27,7 @@ import tokenizers
 
 from tasks.contracts.base import FeatherweightError
 from tasks.contracts.values import Verdict
-from tasks.ml import paths
+from tasks.ml import digests
 from tasks.serving import card, predictor
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def build(
     _write(directory / "golden.json", _golden(directory, golden))
     readme = card.render(manifest, purpose=answer.purpose, base_model=base_model, data=data, validation=validation)
     (directory / "README.md").write_text(readme, encoding="utf-8")
-    files = {path.name: paths.digest(path) for path in sorted(directory.iterdir()) if path.name != "manifest.json"}
+    files = {path.name: digests.of_file(path) for path in sorted(directory.iterdir()) if path.name != "manifest.json"}
     _write(directory / "manifest.json", manifest | {"files": files})
 
 

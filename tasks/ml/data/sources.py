@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.contracts.base import FeatherweightError
-from tasks.ml import paths
+from tasks.ml import digests, paths
 from tasks.ml.data import table_files, tables
 
 logger = logging.getLogger("featherweight")
@@ -84,7 +84,7 @@ def digest(source: str) -> str:
         return f"{name}@{_commit(repository)}"
     content = hashlib.sha256()
     for split, path in _files(name).items():
-        content.update(f"{split}{path.suffix.lower()}:{paths.digest(path)}\n".encode())
+        content.update(f"{split}{path.suffix.lower()}:{digests.of_file(path)}\n".encode())
     return content.hexdigest()
 
 
@@ -166,7 +166,7 @@ def fetch(cache: Path) -> Path:
         FeatherweightError: pip cannot fetch it.
     """
     path = cache / SDIST
-    if path.is_file() and paths.digest(path) == SDIST_SHA256:
+    if path.is_file() and digests.of_file(path) == SDIST_SHA256:
         return path
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:

@@ -24,7 +24,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tasks.ml import paths
+from tasks.ml import digests, paths
 
 logger = logging.getLogger("featherweight")
 
@@ -79,12 +79,12 @@ def _write(directory: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
         temporary = Path(folder) / "answers"
         save_file(dict(tensors), temporary)
         paths.fsync(temporary)
-        return temporary.replace(directory / f"{paths.digest(temporary)}{SUFFIX}")
+        return temporary.replace(directory / f"{digests.of_file(temporary)}{SUFFIX}")
 
 
 def _read(path: Path) -> dict[bytes, torch.Tensor]:
     """Answers of a file by text, mapped into memory; none if it does not hold what its name says, and then it goes."""
-    if paths.digest(path) != path.stem:
+    if digests.of_file(path) != path.stem:
         logger.warning("answers of the teacher in %s were changed; it will be asked again", path.name)
         path.unlink(missing_ok=True)
         return {}

@@ -8,7 +8,6 @@ served. B = rows, S = tokens, H = hidden.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from pydantic import TypeAdapter
 from torch import nn
 from transformers.initialization import no_init_weights
 
-from tasks.ml import machine
+from tasks.ml import digests, machine
 from tasks.ml.graph import export, fusion, lowering
 from tasks.ml.models import factorization, families, first_token, modeling, quantization_spec
 from tasks.ml.problem import problem_of
@@ -215,4 +214,4 @@ def identity(like: nn.Module, problem: str, **arguments: Any) -> str:
     shape = {name: getattr(config, name) for name in ("model_type", "hidden_size", "num_attention_heads", "hidden_act")}
     shape["embedding_rank"] = factorization.rank(like)
     about = {"machine": machine.identity(), "problem": problem, "shape": shape, "arguments": arguments}
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return digests.of_value(about)

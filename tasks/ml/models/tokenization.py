@@ -13,13 +13,13 @@ A model directory says in ``tokenizer_config.json`` how texts are cut and padded
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.contracts.base import FeatherweightError
+from tasks.ml import digests
 from tasks.ml.models import inspection
 
 if TYPE_CHECKING:
@@ -109,4 +109,4 @@ def digest(tokenizer: Any) -> str:
     """SHA-256 of what a fast tokenizer says about itself: equal digests encode equally, cut after as many tokens."""
     description = json.loads(tokenizer.backend_tokenizer.to_str())
     description.update(truncation=tokenizer.truncation_side, padding=None)
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+    return digests.of_value(description)

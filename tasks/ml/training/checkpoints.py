@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch.distributed import checkpoint as distributed_checkpoint
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from tasks.ml import paths
+from tasks.ml import digests, paths
 from tasks.ml.parallel import world
 
 KEPT = 2
@@ -46,7 +46,7 @@ def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _digests(directory: Path) -> dict[str, str]:
     """SHA-256 of each file of a directory, by name; each process reads its share of them."""
     mine = world.share(sorted(directory.iterdir()))
-    return dict(world.everybody([(path.name, paths.digest(path)) for path in mine]))
+    return dict(world.everybody([(path.name, digests.of_file(path)) for path in mine]))
 
 
 @dataclass(frozen=True)
