@@ -1,19 +1,25 @@
-"""An encoder with a head: the base model's own, where it knows these labels, else a new one."""
+"""An encoder with a head on its first token: the base model's own, where it knows these labels, else a new one.
+
+Judging imports the problems, and no torch: it is imported where a model is made.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from typing import TYPE_CHECKING, Any
 
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import families
-from tasks.ml.models.dropout import fields
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ONNX_INPUTS = ("input_ids", "attention_mask")
+ONNX_OUTPUTS = ("logits",)
+FIRST_TOKEN_ONLY = True
+"""The head reads the last hidden state of the first token and of no other."""
 
 logger = logging.getLogger("featherweight")
 
@@ -32,6 +38,12 @@ def load(
     Raises:
         FeatherweightError: a parameter of the backbone was not in the files.
     """
+    import torch
+    from torch import nn
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from tasks.ml.models.dropout import fields
+
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     rows = head_rows(config.id2label, labels)
     if rows is None:
@@ -107,7 +119,9 @@ def _say(new: Collection[str], unused: Collection[str]) -> None:
 
 
 def build(config: Any) -> nn.Module:
-    """Builds the model of a config."""
+    """Builds the model of a config, with random weights."""
+    from transformers import AutoModelForSequenceClassification
+
     model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-    families.of(config.model_type).count_positions(model)
+    families.of_model(model).count_positions(model)
     return model

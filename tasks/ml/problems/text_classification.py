@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,20 +12,17 @@ from tasks.contracts.values import Check, ClassRecall
 from tasks.ml.data.tables import Table
 from tasks.ml.data.targets import Targets, classes
 from tasks.ml.problem import Answer
-from tasks.ml.problems import class_labels
+from tasks.ml.problems import class_labels, heads
 from tasks.ml.proof import drop, recall
 from tasks.ml.quality import classwise
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 METRIC = "accuracy"
 WORST = "on which both are surest"
-ONNX_INPUTS = ("input_ids", "attention_mask")
-ONNX_OUTPUTS = ("logits",)
-FIRST_TOKEN_ONLY = True
-"""The head reads the last hidden state of the first token and of no other."""
+ONNX_INPUTS, ONNX_OUTPUTS, FIRST_TOKEN_ONLY = heads.ONNX_INPUTS, heads.ONNX_OUTPUTS, heads.FIRST_TOKEN_ONLY
+load_base, build = heads.load, heads.build
 NO_TARGET = -100
 """Target of a row without a label, as ``torch.nn.functional.cross_entropy`` ignores it."""
 
@@ -44,20 +40,6 @@ def targets(tables: Mapping[str, Table]) -> Targets:
     """
     checked = class_labels.as_classes(tables)
     return classes(checked, class_labels.names(checked), missing=NO_TARGET)
-
-
-def load_base(directory: str | Path, labels: Sequence[str], *, dropout: float = 0.1) -> nn.Module:
-    """Loads a pretrained encoder with a head for these labels, as ``heads.load`` does."""
-    from tasks.ml.problems import heads
-
-    return heads.load(directory, labels, dropout=dropout)
-
-
-def build(config: Any) -> nn.Module:
-    """Builds the model of a config."""
-    from tasks.ml.problems import heads
-
-    return heads.build(config)
 
 
 def loss(logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0) -> torch.Tensor:

@@ -10,7 +10,7 @@ import bisect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,25 +21,25 @@ from tasks.ml.data.label_kinds import is_number
 from tasks.ml.data.tables import Table
 from tasks.ml.data.targets import Targets
 from tasks.ml.problem import Answer
+from tasks.ml.problems import heads
 from tasks.ml.proof import drop
 from tasks.ml.proof.decision import as_check
 from tasks.ml.statistics.bootstrap import quality_difference
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 METRIC = "r2"
 WORST = "on which the error grew most"
-ONNX_INPUTS = ("input_ids", "attention_mask")
-ONNX_OUTPUTS = ("logits",)
-FIRST_TOKEN_ONLY = True
+ONNX_INPUTS, ONNX_OUTPUTS, FIRST_TOKEN_ONLY = heads.ONNX_INPUTS, heads.ONNX_OUTPUTS, heads.FIRST_TOKEN_ONLY
+load_base, build = partial(heads.load, problem_type="regression"), heads.build
 NO_TARGET = -math.inf
 STRATA = 5
 """Ranges of scores of which every split gets its share."""
 SAME = 0.1
 """Two answers are the same if they are nearer than that, in standard deviations of the scores."""
 TINY = 1e-12
+"""Stands for no spread at all, where all rows of a split have the mean."""
 FARTHEST = 1e6
 """Standard deviations from the mean beyond which a score is a mistake."""
 
@@ -133,20 +133,6 @@ def _encoded(label: str, units: Mapping[str, float]) -> float:
             "remove its row"
         )
     return target
-
-
-def load_base(directory: str | Path, labels: Sequence[str], *, dropout: float = 0.1) -> nn.Module:
-    """Loads a pretrained encoder with a new head of one output."""
-    from tasks.ml.problems import heads
-
-    return heads.load(directory, labels, dropout=dropout, problem_type="regression")
-
-
-def build(config: Any) -> nn.Module:
-    """Builds the model of a config."""
-    from tasks.ml.problems import heads
-
-    return heads.build(config)
 
 
 def loss(logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0) -> torch.Tensor:
