@@ -159,20 +159,21 @@ def _distinct(
     names: list[tuple[bytes, ...]] = []
     for seen, identities in groups.items():
         indices = [index for identity in identities for index in spelled[identity]]
+        if any(name in taken for name in (seen, *identities)):
+            dropped["in_another_split"] += len(indices)
+            continue
         labels = [table.labels[index] for index in indices] if table.labels else [""]
         label = labels[0]
         if len(set(labels)) > 1:
             label = targets.settle(labels) if len(identities) == 1 else ""
-            dropped["settled"] += label != ""
-        if any(name in taken for name in (seen, *identities)):
-            dropped["in_another_split"] += len(indices)
-        elif not label and table.labels:
-            conflicts.append(indices)
-        else:
-            dropped["duplicates"] += len(indices) - 1
-            text = min(table.texts[index] for index in indices)
-            rows.append(Row(text, label, key(text)))
-            names.append((seen, *identities))
+            if not label:
+                conflicts.append(indices)
+                continue
+            dropped["settled"] += 1
+        dropped["duplicates"] += len(indices) - 1
+        text = min(table.texts[index] for index in indices)
+        rows.append(Row(text, label, key(text)))
+        names.append((seen, *identities))
     dropped["conflicting_labels"] += sum(map(len, conflicts))
     if len(conflicts) > MAX_CONFLICTS * len(groups):
         raise _conflicting(table, conflicts, len(groups))

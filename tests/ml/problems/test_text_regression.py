@@ -85,6 +85,18 @@ def test_texts_that_many_scored_are_divided_though_no_mean_is_as_low_as_the_lowe
     assert any("texts are there with several labels; each has their mean" in said for said in division.warnings)
 
 
+def test_a_text_of_another_split_has_no_mean_to_be_told_of() -> None:
+    rows = [(f"text {number}", str(number % 5)) for number in range(60)]
+    twice = [("text of both", "1"), ("text of both", "2")]
+    tables = {
+        name: Table(f"{name}.csv", "line", range(len(some)), [text for text, _ in some], [y for _, y in some], "stars")
+        for name, some in (("train", rows + twice), ("test", [*twice, ("other", "3"), ("another", "4")]))
+    }
+    division = splitting.divide(problem.targets(tables), test=0.2, selection=0.2, calibration=0.1)
+    assert any(said.startswith("1 texts are there with several labels") for said in division.warnings)
+    assert division.dropped["in_another_split"] == 2
+
+
 def test_other_texts_that_are_read_as_the_same_are_no_further_scores_of_one() -> None:
     rows = [(f"{number} {end}", str(number % 5 + (end == "b"))) for number in range(50) for end in "ab"]
     with pytest.raises(FeatherweightError, match=r"50 of 50 texts have more than one label.* raise data\.max_length"):
