@@ -218,12 +218,13 @@ def _above_the_mean(answers: np.ndarray, targets: np.ndarray, *, who: str, split
     status = (
         CheckStatus.PASSED if gain.low > 0 else CheckStatus.FAILED if gain.measured <= 0 else CheckStatus.UNDECIDABLE
     )
-    needed = drop.enough(drop.rows_needed(gain, len(targets), rule_out=0.0))
     explanation = (
         f"{who} has an {METRIC} of {found.mean():.3f} on {len(found):,} {split} rows, {100 * gain.measured:.1f} points "
         f"above always answering the mean of the training rows ({100 * confidence:g} % interval {100 * gain.low:.1f} "
-        f"to {100 * gain.high:.1f})" + (f"; {needed}" if status is CheckStatus.UNDECIDABLE else "")
+        f"to {100 * gain.high:.1f})"
     )
+    if status is CheckStatus.UNDECIDABLE:
+        explanation += f"; {drop.enough(drop.rows_needed(gain, len(targets), rule_out=0.0))}"
     return as_check("floor", gain, 0.0, "at_least", len(found), status, explanation)
 
 

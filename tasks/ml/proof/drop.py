@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -16,10 +17,14 @@ def of_hits(teacher: np.ndarray, shipped: np.ndarray, *, limit: float, confidenc
     """Accuracy lost, from correctness (N,), 0 or 1, of both models on the same rows; at most ``limit`` may be."""
     interval = bootstrap.quality_difference(teacher, shipped, confidence=confidence)
     counts = discordance.count(teacher, shipped)
-    check, rule_out = _decided("accuracy", interval, counts.n, limit=limit, confidence=confidence)
-    needed = None
-    if check.status is CheckStatus.UNDECIDABLE:
-        needed = discordance.rows_needed(*counts, rule_out=rule_out, confidence=confidence)
+    check, needed = _weighed(
+        "accuracy",
+        interval,
+        counts.n,
+        limit=limit,
+        confidence=confidence,
+        needed=lambda rule_out: discordance.rows_needed(*counts, rule_out=rule_out, confidence=confidence),
+    )
     parting = Parting(
         lost=counts.lost,
         gained=counts.gained,
@@ -30,14 +35,22 @@ def of_hits(teacher: np.ndarray, shipped: np.ndarray, *, limit: float, confidenc
         largest_drop=discordance.largest_drop(*counts, confidence=confidence),
         rows_needed=needed,
     )
-    return _undecided(check, needed, rule_out).model_copy(update={"parting": parting})
+    return check.model_copy(update={"parting": parting})
 
 
 def of_scores(teacher: np.ndarray, shipped: np.ndarray, *, metric: str, limit: float, confidence: float) -> Check:
     """Quality lost, from any scores (N,) of both models on the same rows; at most ``limit`` may be."""
     interval = bootstrap.quality_difference(teacher, shipped, confidence=confidence)
-    check, rule_out = _decided(metric, interval, len(teacher), limit=limit, confidence=confidence)
-    return _undecided(check, rows_needed(interval, len(teacher), rule_out=rule_out), rule_out)
+    n = len(teacher)
+    check, _ = _weighed(
+        metric,
+        interval,
+        n,
+        limit=limit,
+        confidence=confidence,
+        needed=lambda rule_out: rows_needed(interval, n, rule_out=rule_out),
+    )
+    return check
 
 
 def rows_needed(interval: Interval, n: int, *, rule_out: float) -> int | None:
@@ -49,26 +62,34 @@ def rows_needed(interval: Interval, n: int, *, rule_out: float) -> int | None:
     return math.ceil(enough) if enough <= discordance.MOST_ROWS else None
 
 
-def _decided(metric: str, interval: Interval, n: int, *, limit: float, confidence: float) -> tuple[Check, float]:
-    """The check, and the loss that would have to be ruled out for another answer."""
+def _weighed(
+    metric: str,
+    interval: Interval,
+    n: int,
+    *,
+    limit: float,
+    confidence: float,
+    needed: Callable[[float], int | None],
+) -> tuple[Check, int | None]:
+    """The check, and how many rows would do where these do not.
+
+    Args:
+        needed: rows that would rule out a loss.
+    """
     near, far = limit - abs(limit), limit + abs(limit)
     status = decide(interval, limit, "at_most", band=(near, far))
-    measured = interval.measured
+    measured, rows = interval.measured, None
     moved = f"fell by {100 * measured:.2f}" if measured >= 0 else f"rose by {-100 * measured:.2f}"
     explanation = (
         f"{metric} {moved} points on {n} paired test rows ({100 * confidence:g} % interval of the loss "
         f"{_points(interval.low)} to {_points(interval.high)}); at most {100 * limit:g} may be lost"
     )
+    if status is CheckStatus.UNDECIDABLE:
+        rule_out = far if measured <= limit else near
+        rows = needed(rule_out)
+        explanation += f"; undecidable at this n: {enough(rows)} to rule out a loss of {100 * rule_out:g}"
     check = as_check("quality_drop", interval, limit, "at_most", n, status, explanation)
-    return check.model_copy(update={"metric": metric}), far if measured <= limit else near
-
-
-def _undecided(check: Check, needed: int | None, rule_out: float) -> Check:
-    """The check, which says how many rows would do if these do not."""
-    if check.status is not CheckStatus.UNDECIDABLE:
-        return check
-    more = f"; undecidable at this n: {enough(needed)} to rule out a loss of {100 * rule_out:g}"
-    return check.model_copy(update={"explanation": check.explanation + more})
+    return check.model_copy(update={"metric": metric}), rows
 
 
 def enough(rows: int | None) -> str:
