@@ -1,7 +1,6 @@
 """The commands of ``featherweight``: what each takes, what it runs, and what it prints.
 
-Each imports what it needs when it runs, so that ``--help`` answers at once, and returns an exit
-status other than 0.
+Each imports what it needs when it runs, so that ``--help`` answers at once, and returns an exit status other than 0.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pyarrow as pa
 from prefect.runtime import flow_run
 
 from flows.trials import branch
@@ -14,6 +13,7 @@ from tasks.engine import store
 from tasks.judge import BudgetConfig, judge
 from tasks.ml.statistics import multiplicity
 from tasks.report import report
+from tasks.reporting import evidence
 from tasks.reporting.trials import Finalist, Trial
 from tasks.validate import validate
 
@@ -50,10 +50,9 @@ def judged(trials: Sequence[Trial], course: Course, *, before: tuple[StageResult
     )  # fmt: skip
 
 
-def _p_value(evidence: Digest, margin: float) -> float:
-    rows = pa.ipc.open_file(store.path(evidence) / "rows.arrow").read_all()
-    teacher, shipped = (rows[f"score_{name}"].to_numpy() for name in ("train", "validate"))
-    return multiplicity.non_inferiority_p(teacher, shipped, margin)
+def _p_value(validated: Digest, margin: float) -> float:
+    scores = evidence.scores(store.path(validated) / "rows.arrow")
+    return multiplicity.non_inferiority_p(scores["train"], scores["validate"], margin)
 
 
 def _outcome(

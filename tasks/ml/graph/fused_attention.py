@@ -16,8 +16,9 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from tasks.ml.graph.integers import contrib
+
 NAME = "featherweight_fused"
-OPERATOR = "com.microsoft::MultiHeadAttention"
 
 
 def _attention(
@@ -34,14 +35,9 @@ def _attention(
     assert torch.onnx.is_in_onnx_export(), "the fused operator exists in exported graphs only"
     rows, heads, tokens, size = query.shape
     flat = [part.transpose(1, 2).reshape(part.shape[0], part.shape[2], -1) for part in (query, key, value)]
-    output = torch.onnx.ops.symbolic(
-        OPERATOR,
-        (*flat, None, attention_mask),
-        {"num_heads": int(heads), "scale": float(scaling if scaling is not None else size**-0.5)},
-        dtype=query.dtype,
-        shape=(rows, tokens, heads * size),
-        version=1,
-    )
+    how = {"num_heads": int(heads), "scale": float(scaling if scaling is not None else size**-0.5)}
+    shape = (rows, tokens, heads * size)
+    output = contrib("MultiHeadAttention", (*flat, None, attention_mask), how, shape=shape, dtype=query.dtype)
     return output.reshape(rows, tokens, heads, size), None
 
 

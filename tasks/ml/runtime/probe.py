@@ -198,8 +198,8 @@ def main() -> None:
     }  # fmt: skip
     for line in sys.stdin:
         command = json.loads(line)
-        measure, held = measures[command.pop("measure")], models[command.pop("model")] if "model" in command else ()
-        answer(measure(*held, **command))
+        held = models[command.pop("model")] if "model" in command else ()
+        answer(measures[command.pop("measure")](*held, **command))
 
 
 if __name__ == "__main__":
