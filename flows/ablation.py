@@ -11,7 +11,7 @@ from prefect import tags
 from pydantic import Field, field_validator
 
 from flows import preflight
-from flows.command import console, recipe_files
+from flows.command import console, recipe_layers
 from flows.flow import parent_run
 from flows.recipe import Recipe
 from flows.trials import branch, comparing, techniques
@@ -59,7 +59,7 @@ CONFIG = AblationConfig
 @comparing.flow_of(KIND)
 def ablation(recipe: Recipe = Recipe(), config: AblationConfig = AblationConfig()) -> Ablation:
     """Make a recipe's model with and without each technique, and compare them on the selection split."""
-    recipe, config = recipe_files.checked(recipe), comparing.checked(KIND, CONFIG, config)
+    recipe, config = recipe_layers.checked(recipe), comparing.checked(KIND, CONFIG, config)
     arms, left_out = _planned(recipe, config)
     variations = _variations(recipe, arms)
     seeds = tuple(recipe.seed + number for number in range(config.seeds))
@@ -106,7 +106,7 @@ def _planned(recipe: Recipe, config: AblationConfig) -> tuple[list[Arm], dict[st
     Raises:
         FeatherweightError: the recipe cannot come about with its base model, or all is left out.
     """
-    base = preflight.inspected(recipe)
+    base = preflight.inspected(recipe.base_model)
     preflight.require(preflight.objections(recipe, base))
     planned, left_out = techniques.plan(recipe, config.chosen())
     arms = []

@@ -9,7 +9,7 @@ from prefect.runtime import flow_run
 from prefect.states import Failed, State
 
 from flows import preflight
-from flows.command import recipe_files
+from flows.command import recipe_layers
 from flows.flow import flow, parent_run
 from flows.recipe import Recipe
 from tasks.contracts.values import Bundle, Outcome, Splits, StageResult
@@ -38,13 +38,15 @@ def _run_name() -> str:
 @flow(name="compress", flow_run_name=_run_name, validate_parameters=False)
 def compress(recipe: Recipe = Recipe()) -> Outcome | State[Outcome]:
     """Train, shrink, prove and ship one language model."""
-    recipe = recipe_files.checked(recipe)
-    preflight.require(preflight.objections(recipe, preflight.inspected(recipe)))
+    recipe = recipe_layers.checked(recipe)
+    preflight.require(preflight.objections(recipe, preflight.inspected(recipe.base_model)))
     with parent_run("pipeline", recipe) as run_id:
         prepared = prepare(recipe.data, problem=recipe.problem, base_model=recipe.base_model, run_id=run_id)
         splits = prepared.splits
         tracking.Run(run_id).dataset(recipe.data.source, splits.digest, rows=prepared.scorecard.num_rows)
-        teacher = train(recipe.base_model, splits, recipe.training, seed=recipe.seed, run_id=run_id)
+        teacher = train(
+            recipe.base_model, splits, recipe.training, compute=recipe.compute, seed=recipe.seed, run_id=run_id
+        )
         stages: tuple[StageResult, ...] = (prepared, teacher)
         verdict = floor(teacher.evidence, recipe.budget, run_id=run_id)
         if verdict is None:
@@ -67,11 +69,13 @@ def compress(recipe: Recipe = Recipe()) -> Outcome | State[Outcome]:
 
 def shrunk(recipe: Recipe, splits: Splits, teacher: Bundle, *, run_id: str) -> Iterator[StageResult]:
     """Makes a smaller model of the teacher: what each of distill, prune, quantize and export came to, when it has."""
-    student = distill(teacher, splits, recipe.distillation, seed=recipe.seed, run_id=run_id)
+    options = {"seed": recipe.seed, "run_id": run_id}
+    lesson = {"teaching": recipe.teaching, "compute": recipe.compute}
+    student = distill(teacher, splits, recipe.distillation, **lesson, **options)
     yield student
-    options = {"teacher": teacher, "seed": recipe.seed, "run_id": run_id}
-    pruned = prune(student.bundle, splits, recipe.pruning, rounding=recipe.rounding_to_heal(), **options)
+    pruned = prune(student.bundle, splits, recipe.pruning, teacher=teacher, **recipe.for_pruning(), **lesson, **options)
     yield pruned
-    quantized = quantize(pruned.bundle, splits, recipe.quantization, **options)
+    aware = lesson if recipe.quantization.training else {}
+    quantized = quantize(pruned.bundle, splits, recipe.quantization, teacher=teacher, **aware, **options)
     yield quantized
     yield export(quantized.bundle, recipe.export, run_id=run_id)

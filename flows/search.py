@@ -14,7 +14,7 @@ from prefect.states import Failed, State
 from pydantic import Field
 
 from flows import preflight
-from flows.command import console, recipe_files
+from flows.command import console, recipe_layers
 from flows.flow import parent_run
 from flows.recipe import Recipe
 from flows.trials import branch, comparing, finals, ledger, space
@@ -77,8 +77,8 @@ CONFIG = SearchConfig
 @comparing.flow_of(KIND)
 def search(recipe: Recipe = Recipe(), config: SearchConfig = SearchConfig()) -> Search | State[Search]:
     """Try variations of a recipe, keep the best at every moment, and let the test split judge the last few."""
-    recipe, config = recipe_files.checked(recipe), comparing.checked(KIND, CONFIG, config)
-    base = preflight.inspected(recipe)
+    recipe, config = recipe_layers.checked(recipe), comparing.checked(KIND, CONFIG, config)
+    base = preflight.inspected(recipe.base_model)
     preflight.require(preflight.objections(recipe, base))
     grid = space.of(recipe, base, config.space)
     home = _home(recipe, config)

@@ -11,7 +11,7 @@ from prefect import tags
 from pydantic import Field
 
 from flows import preflight
-from flows.command import console, recipe_files
+from flows.command import console, recipe_layers
 from flows.flow import parent_run
 from flows.recipe import Recipe
 from flows.trials import choices, comparing
@@ -22,7 +22,7 @@ from tasks.ml.statistics.comparison import Trial, summarize
 from tasks.prepare import DataConfig, prepare
 from tasks.reporting import study as sections
 from tasks.reporting.study import Row, Study
-from tasks.train import TrainingConfig, trial
+from tasks.train import trial
 
 logger = logging.getLogger("featherweight")
 
@@ -55,30 +55,32 @@ CONFIG = StudyConfig
 @comparing.flow_of(KIND)
 def study(recipe: Recipe = Recipe(), config: StudyConfig = StudyConfig()) -> Study:
     """Train the same model in many ways, one at a time, and compare them."""
-    recipe, config = recipe_files.checked(recipe), comparing.checked(KIND, CONFIG, config)
-    preflight.require(preflight.of_training(recipe, preflight.inspected(recipe)))
+    recipe, config = recipe_layers.checked(recipe), comparing.checked(KIND, CONFIG, config)
+    preflight.require(preflight.of_training(recipe, preflight.inspected(recipe.base_model)))
     preset = choices.PRESETS[config.preset]
     seeds = tuple(recipe.seed + number for number in range(config.seeds or preset.seeds))
-    plan = choices.plan(recipe.training, preset, choices.machine())
+    plan = choices.plan(choices.Way(recipe.training, recipe.compute), preset, choices.machine())
     data = sized(recipe.data, preset)
     about = {"preset": config.preset.value, "seeds": list(seeds), "target_accuracy": _target(config)}
     with parent_run(KIND, recipe.model_copy(update={"data": data}), about) as run_id:
         prepared = prepare(data, problem=recipe.problem, base_model=recipe.base_model, run_id=run_id)
         tracking.Run(run_id).dataset(data.source, prepared.splits.digest, rows=prepared.scorecard.num_rows)
-        found: dict[TrainingConfig, list[Trial]] = {}
+        found: dict[choices.Way, list[Trial]] = {}
         failed: dict[str, str] = {}
-        names, trials = plan.configs(), plan.trials(seeds)
-        for number, (training, seed) in enumerate(trials, 1):
-            name = f"{names[training]}, seed {seed}"
+        names, trials = plan.ways(), plan.trials(seeds)
+        for number, (way, seed) in enumerate(trials, 1):
+            name = f"{names[way]}, seed {seed}"
             logger.info("study: trial %d of %d: %s", number, len(trials), name)
             try:
                 with tags(name):
-                    result = trial(recipe.base_model, prepared.splits, training, seed=seed, run_id=run_id)
+                    result = trial(
+                        recipe.base_model, prepared.splits, way.training, compute=way.compute, seed=seed, run_id=run_id
+                    )
             except FloatingPointError as error:  # it diverged, which is a finding
                 failed[name] = str(error)
                 continue
             tracking.Run(result.run_id).rename(name)
-            found.setdefault(training, []).append(_read(result, seed))
+            found.setdefault(way, []).append(_read(result, seed))
         outcome = _compare(recipe, config, plan, found, {**plan.left_out, **failed}, seeds=seeds, run_id=run_id)
         comparing.publish(sections, outcome, kind=KIND)
     return outcome
@@ -126,7 +128,7 @@ def _compare(
     recipe: Recipe,
     config: StudyConfig,
     plan: choices.Plan,
-    found: dict[TrainingConfig, list[Trial]],
+    found: dict[choices.Way, list[Trial]],
     left_out: dict[str, str],
     *,
     seeds: tuple[int, ...],
@@ -137,18 +139,16 @@ def _compare(
     Raises:
         FeatherweightError: the baseline diverged with every seed, so that there is nothing to compare with.
     """
-    if plan.baseline.config not in found:
+    if plan.baseline.way not in found:
         raise FeatherweightError(
             "training.learning_rate: the baseline diverged with every seed; a study needs a smaller learning rate"
         )
-    target, start = _target(config), found[plan.baseline.config]
+    target, start = _target(config), found[plan.baseline.way]
     in_order = {key: sorted(trials, key=lambda one: one.seed) for key, trials in found.items()}
-    summaries = {
-        key: summarize(trials, in_order[plan.baseline.config], target=target) for key, trials in in_order.items()
-    }
+    summaries = {key: summarize(trials, in_order[plan.baseline.way], target=target) for key, trials in in_order.items()}
 
     def rows(entries: Sequence[choices.Entry]) -> tuple[Row, ...]:
-        return tuple(Row(one.name, one.note, summaries[one.config]) for one in entries if one.config in found)
+        return tuple(Row(one.name, one.note, summaries[one.way]) for one in entries if one.way in found)
 
     return Study(
         run_id=run_id,
@@ -157,7 +157,7 @@ def _compare(
         preset=config.preset.value,
         seeds=seeds,
         target=target,
-        epochs=plan.baseline.config.epochs,
+        epochs=plan.baseline.way.training.epochs,
         rows=start[0].about["rows"],
         selection_rows=len(start[0].scores),
         baseline=rows([plan.baseline])[0],

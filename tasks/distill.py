@@ -7,6 +7,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from tasks import tutoring
+from tasks.contracts.hyperparameters import ComputeConfig
 from tasks.contracts.values import Bundle, Splits, StageOutput
 from tasks.engine import store
 from tasks.engine.stage import stage
@@ -19,15 +20,17 @@ class LayerChoice(StrEnum):
     INFLUENCE = "influence"
 
 
-class DistillationConfig(tutoring.TutoringConfig):
+class DistillationConfig(tutoring.StudentConfig):
     """How many layers the student keeps, and what it learns from."""
 
-    epochs: float = Field(4, gt=0, le=1000, title="Epochs")
-    """Passes over the distillation texts."""
     learning_rate: float = Field(3e-4, gt=0, le=1, title="Learning rate")
-    """Peak learning rate of AdamW."""
-    attention_weight: float = Field(0.5, ge=0, title="Attention weight")
+    """Peak learning rate."""
+    hidden_weight: float = Field(0.0, ge=0, title="Hidden weight")
+    """Weight of the loss between hidden states, beside that of logits, which is 1."""
+    attention_weight: float = Field(0.0, ge=0, title="Attention weight")
     """Weight of the loss between attention relations."""
+    map_weight: float = Field(0.0, ge=0, title="Attention map weight")
+    """Weight of the loss between attention scores."""
     layers: int = Field(3, ge=1, le=1000, title="Student layers")
     """Transformer layers, spread evenly over the teacher's."""
     layer_choice: LayerChoice = Field(LayerChoice.SPREAD, title="Which layers")
@@ -42,7 +45,15 @@ class DistillationConfig(tutoring.TutoringConfig):
 
 
 @stage
-def distill(source: Bundle, splits: Splits, config: DistillationConfig, *, seed: int) -> StageOutput:
+def distill(
+    source: Bundle,
+    splits: Splits,
+    config: DistillationConfig,
+    *,
+    teaching: tutoring.TeachingConfig,
+    compute: ComputeConfig,
+    seed: int,
+) -> StageOutput:
     """Cuts a student out of the teacher and teaches it with logits, hidden states and attention relations.
 
     The losses and their papers are in ``tasks.ml.distillation.losses``.
@@ -83,6 +94,13 @@ def distill(source: Bundle, splits: Splits, config: DistillationConfig, *, seed:
         tokenizer,
         splits=splits,
         config=config,
+        teaching=teaching,
+        compute=compute,
         seed=seed,
         bundle=source,
+        insides={
+            "hidden": config.hidden_weight,
+            "attention": config.attention_weight,
+            "maps": config.map_weight,
+        },
     )

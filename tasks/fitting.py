@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tasks.contracts.hyperparameters import OptimizerConfig
+from tasks.contracts.hyperparameters import ComputeConfig, OptimizerConfig
 from tasks.contracts.values import Scorecard, StageOutput
 from tasks.engine import progress, publish, tracking
 from tasks.engine.stage import checkpoint_directory
@@ -28,6 +28,7 @@ def learn(
     lesson: Lesson,
     *,
     config: OptimizerConfig,
+    compute: ComputeConfig,
     seed: int,
     apart: bool = False,
     **options: Any,
@@ -43,16 +44,17 @@ def learn(
 
     with tracking.current().system_metrics(), progress.training(title, problem_of(lesson.problem).METRIC) as observer:
         settings = {
-            "for_model": config.for_model(),
+            "for_model": config.for_model() | compute.for_model(),
             "observer": observer,
             "checkpoint": checkpoint_directory(),
             "chosen_in": str(checkpoint_directory()),
             "seed": seed,
             **config.for_trainer(),
+            **compute.for_trainer(),
             **options,
         }
-        if apart or config.num_processes > 1:
-            history = elastic.learn(model, lesson, num_processes=config.num_processes, **settings)
+        if apart or compute.num_processes > 1:
+            history = elastic.learn(model, lesson, num_processes=compute.num_processes, **settings)
         else:
             history = lesson.learn(model, **settings)
     logger.info("%s: precision %s", title, history.notes["precision"])

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from tasks.contracts.base import StageConfig
+from tasks.contracts.base import PlainText, StageConfig
 from tasks.contracts.values import Scorecard, Splits, StageOutput
 from tasks.engine import disk, store, tracking
-from tasks.engine.keys import Outside, PlainText
+from tasks.engine.keys import Outside
 from tasks.engine.stage import stage
 
 logger = logging.getLogger("featherweight")

@@ -8,15 +8,15 @@ import logging
 import statistics
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from tasks import tutoring
-from tasks.contracts.hyperparameters import Embeddings, Parallelism
+from tasks.contracts.base import PlainText, StageConfig
+from tasks.contracts.hyperparameters import ComputeConfig, Embeddings
 from tasks.contracts.values import Bundle, Splits, StageOutput
 from tasks.engine import latency, store, tracking
-from tasks.engine.keys import PlainText
 from tasks.engine.stage import stage
 from tasks.ml import machine
 
@@ -32,7 +32,6 @@ CALIBRATION_BATCH = 16
 
 
 class Sparsity(StrEnum):
-    NONE = "none"
     MAGNITUDE = "magnitude"
     WANDA = "wanda"
     SPARSEGPT = "sparsegpt"
@@ -43,49 +42,79 @@ class Importance(StrEnum):
     ACTIVATION = "activation"
 
 
-class ServedAs(StrEnum):
-    INT8_DYNAMIC = "int8-dynamic"
-    FP32 = "fp32"
+class WidthConfig(StageConfig):
+    """Fractions of every layer that stay."""
 
-
-class PruningConfig(tutoring.TutoringConfig):
-    """How much width to keep, and how long to recover."""
-
-    epochs: float = Field(2, gt=0, le=1000, title="Recovery epochs")
-    """Passes over the texts after the cut, in all rounds."""
-    learning_rate: float = Field(2e-4, gt=0, le=1, title="Learning rate")
-    """Peak learning rate of recovery."""
     keep_ffn: float = Field(0.5, gt=0, le=1, title="FFN width kept")
     """Fraction of FFN channels kept per layer."""
     keep_heads: float = Field(0.75, gt=0, le=1, title="Heads kept")
     """Fraction of attention heads kept per layer."""
-    target_speedup: float = Field(0.0, ge=0, le=100, title="Target speed-up")
-    """How many times faster than the unpruned student, by a table of times measured on this machine; each layer then
-    keeps what is missed most for its time, and may lose attention or FFN whole. 0: keep_ffn and keep_heads in every
-    layer."""
-    served_as: ServedAs = Field(ServedAs.INT8_DYNAMIC, title="Served as")
-    """What the table of times is measured in; for target_speedup."""
+
+
+class SpeedConfig(StageConfig):
+    """As much stays as a wanted speed leaves time for, by a table of times measured on this machine."""
+
+    target_speedup: float = Field(1.5, ge=1, le=100, title="Target speed-up")
+    """How many times faster than the unpruned student; each layer keeps what is missed most for its time, and may lose
+    attention or FFN whole."""
     request_rows: int = Field(1, ge=1, le=4096, title="Rows per request")
-    """Rows of a typical request, of the median length of the calibration split; for target_speedup."""
+    """Rows of a typical request, of the median length of the calibration split."""
+
+
+def _kind_of_width(value: Any) -> str:
+    fields = value if isinstance(value, dict) else dict(value) if isinstance(value, StageConfig) else {}
+    return "speed" if SpeedConfig.model_fields.keys() & fields.keys() else "fractions"
+
+
+class SparsityConfig(StageConfig):
+    """Single weights of the linear layers become zero, and stay it. Their files compress better; ONNX Runtime computes
+    with zeros as with other numbers, so nothing gets faster or smaller by itself."""
+
+    method: Sparsity = Field(Sparsity.WANDA, title="Method")
+    """Which become zero: the smallest (magnitude), those that are small beside what they multiply (wanda), or such that
+    others can make up for (sparsegpt)."""
+    pattern: PlainText = Field("0.5", pattern=r"^(0\.[0-9]+|[1-9][0-9]*:[1-9][0-9]*)$", title="Pattern")
+    """The fraction that becomes zero, anywhere, such as 0.5; or n:m, such as 2:4: n of every m neighbouring weights are
+    kept."""
+
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, float) else value
+
+    @field_validator("pattern")
+    @classmethod
+    def _can_be_kept(cls, pattern: str) -> str:
+        kept, _, group = pattern.partition(":")
+        if group and int(kept) > int(group):
+            raise ValueError(f"{kept} of {group} weights cannot be kept; write n:m with n ≤ m")
+        return pattern
+
+
+class PruningConfig(tutoring.StudentConfig):
+    """How much width to keep, and how long to recover."""
+
+    learning_rate: float = Field(2e-4, gt=0, le=1, title="Learning rate")
+    """Peak learning rate of recovery."""
+    lora_rank: int = Field(0, ge=0, le=4096, title="LoRA rank")
+    """Trains low-rank updates of the linear layers, merged at the end; needs the extra 'training'. 0: trains the layers
+    themselves."""
+    width: Annotated[
+        Annotated[WidthConfig, Tag("fractions")] | Annotated[SpeedConfig, Tag("speed")], Discriminator(_kind_of_width)
+    ] = Field(WidthConfig(), title="Width")
+    """How much of every layer stays: by fractions, or by measured times."""
     importance: Importance = Field(Importance.TAYLOR, title="Importance")
     """taylor: by how much the loss would change, to first order; activation: by how much a unit adds to the output of
     its block."""
     rounds: int = Field(1, ge=1, le=100, title="Rounds")
-    """Cuts on the way to the last one, each with its own measure of importance and its share of the recovery epochs."""
+    """Cuts on the way to the last one, each with its own measure of importance and its share of the steps."""
     keep_vocabulary: float = Field(1.0, gt=0, le=1, title="Vocabulary kept")
     """Fraction of tokens kept, the most frequent; rarer words fall back to sub-words."""
     heal_rounding: bool = Field(False, title="Heal rounding")
     """Token embeddings are rounded as quantization will do it before recovery, which then heals that, too, instead of
     afterwards; for embeddings: frozen."""
-    sparsity: Sparsity = Field(Sparsity.NONE, title="Sparsity")
-    """How single weights of the linear layers are chosen to be zero, and stay it. Their files compress better; ONNX
-    Runtime computes with zeros as with other numbers, so nothing gets faster or smaller by itself."""
-    sparsity_pattern: PlainText = Field(
-        "unstructured", pattern=r"^(unstructured|[1-9][0-9]*:[1-9][0-9]*)$", title="Sparsity pattern"
-    )
-    """unstructured: zeros anywhere; n:m, such as 2:4: n of every m neighbouring weights are kept."""
-    sparsity_fraction: float = Field(0.5, ge=0, lt=1, title="Sparsity fraction")
-    """Fraction of the weights that become zero with pattern unstructured; n:m has its own."""
+    sparsity: SparsityConfig | None = Field(None, title="Sparsity")
+    """Zeros among the weights; none: all stay."""
 
     @model_validator(mode="after")
     def _rounding_can_stay(self) -> Self:
@@ -97,30 +126,14 @@ class PruningConfig(tutoring.TutoringConfig):
         return self
 
     @model_validator(mode="after")
-    def _heads_can_be_compared(self) -> Self:
-        for name in self.compared_attention() if self.target_speedup else ():
-            raise ValueError(
-                f"{name}: target_speedup may take the last layer's heads away, and nothing can be compared then; "
-                f"set {name} to 0, or target_speedup to 0 for fractions"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _zeros_can_stay(self) -> Self:
-        if self.sparsity is Sparsity.NONE:
-            return self
-        kept, _, group = self.sparsity_pattern.partition(":")
-        if group and int(kept) > int(group):
-            raise ValueError(f"sparsity_pattern: {kept} of {group} weights cannot be kept; write n:m with n ≤ m")
-        if self.lora_rank:
-            raise ValueError("lora_rank: low-rank updates fill the zeros of sparsity; choose rank 0, or sparsity none")
-        if self.num_processes > 1 and self.parallelism is not Parallelism.REPLICATED:
-            raise ValueError("sparsity: zeros are held in whole layers; choose parallelism replicated")
+        if self.sparsity and self.lora_rank:
+            raise ValueError("lora_rank: low-rank updates fill the zeros of sparsity; choose rank 0, or no sparsity")
         return self
 
 
 def with_zeros(
-    model: nn.Module, calibration: Split, config: PruningConfig, *, pad_id: int, first_token_only: bool
+    model: nn.Module, calibration: Split, config: SparsityConfig, *, pad_id: int, first_token_only: bool
 ) -> tuple[nn.Module, str]:
     """Returns a model with zeros among its weights, and as JSON what they damage and gain."""
     from tasks.ml.pruning import sparse_gain, sparsity
@@ -129,8 +142,8 @@ def with_zeros(
     sparse, damage = sparsity.sparsify(
         model,
         list(learning.batches(calibration, CALIBRATION_BATCH, pad_id=pad_id)),
-        method=config.sparsity,
-        pattern=sparsity.Pattern.parse(config.sparsity_pattern, config.sparsity_fraction),
+        method=config.method,
+        pattern=sparsity.Pattern.parse(config.pattern),
         first_token_only=first_token_only,
     )
     gain = sparse_gain.gain(sparsity.linears(model), sparsity.linears(sparse))
@@ -142,7 +155,14 @@ Plan = Callable[["nn.Module", "list[LayerImportance]", float], list[dict[str, in
 
 
 def _plan(
-    student: nn.Module, rows: list[list[int]], config: PruningConfig, problem: str, *, pad_id: int, seed: int
+    student: nn.Module,
+    rows: list[list[int]],
+    width: WidthConfig | SpeedConfig,
+    problem: str,
+    *,
+    integer: bool,
+    pad_id: int,
+    seed: int,
 ) -> Plan:
     """How far to cut: by fractions of every layer, or by measured times."""
     from tasks.ml.latency import allocation
@@ -152,13 +172,12 @@ def _plan(
     from tasks.ml.quality import evaluation
 
     full, kind = modeling.shapes(student), problem_of(problem)
-    if config.target_speedup == 0:
+    if isinstance(width, WidthConfig):
         return lambda model, scores, way: surgery.fraction(
-            full, heads=1 - (1 - config.keep_heads) * way, ffn=1 - (1 - config.keep_ffn) * way
+            full, heads=1 - (1 - width.keep_heads) * way, ffn=1 - (1 - width.keep_ffn) * way
         )
     length = int(statistics.median(len(row) for row in rows))
-    integer = config.served_as is ServedAs.INT8_DYNAMIC
-    table = latency.table(student, problem, batch=config.request_rows, length=length, integer=integer)
+    table = latency.table(student, problem, batch=width.request_rows, length=length, integer=integer)
     before = table.predict(full)
 
     def plan(model: nn.Module, scores: list[LayerImportance], way: float) -> list[dict[str, int]]:
@@ -170,7 +189,7 @@ def _plan(
                 first_token.narrow(smaller)
             return kind.divergence(whole, evaluation.logits(smaller, rows, pad_id=pad_id))
 
-        target = before / config.target_speedup**way
+        target = before / width.target_speedup**way
         logger.info("prune: trying what each width of each layer does to the answers")
         shapes, lost = allocation.allocate(modeling.shapes(model), table, milliseconds=target, damage=damage, seed=seed)
         after = table.predict(shapes)
@@ -187,7 +206,7 @@ def _plan(
 
 def _place(*, config: PruningConfig, **_: Any) -> str:
     """A measured time belongs to the machine that it was taken on."""
-    return machine.identity() if config.target_speedup else ""
+    return machine.identity() if isinstance(config.width, SpeedConfig) else ""
 
 
 def _report_safety(before: Any, after: Any) -> None:
@@ -209,8 +228,11 @@ def prune(
     config: PruningConfig,
     *,
     teacher: Bundle,
+    teaching: tutoring.TeachingConfig,
+    compute: ComputeConfig,
     seed: int,
     rounding: Mapping[str, int] | None = None,
+    integer: bool = False,
 ) -> StageOutput:
     """Removes what the calibration split misses least, then lets the teacher heal it.
 
@@ -218,6 +240,7 @@ def prune(
 
     Args:
         rounding: ``token_bits`` and ``block_size`` of the embeddings, where recovery is to heal that, too.
+        integer: whether linear layers are timed in int8, where times decide what is cut.
     """
     from tasks.ml.data import datasets
     from tasks.ml.models import quantization_spec, tokenization
@@ -240,7 +263,15 @@ def prune(
         _report_safety(tokenizer, smaller_tokenizer)
         tokenizer = smaller_tokenizer
     calibration = datasets.read(data, "calibration", tokenizer)
-    plan = _plan(student, calibration.input_ids, config, source.problem, pad_id=tokenizer.pad_token_id, seed=seed)
+    plan = _plan(
+        student,
+        calibration.input_ids,
+        config.width,
+        source.problem,
+        integer=integer,
+        pad_id=tokenizer.pad_token_id,
+        seed=seed,
+    )
 
     def cut(model: nn.Module, way: float) -> nn.Module:
         batches = learning.batches(calibration, CALIBRATION_BATCH, pad_id=tokenizer.pad_token_id)
@@ -252,9 +283,9 @@ def prune(
 
     lesson: dict[str, Any] = {
         "splits": splits,
-        "config": config.model_copy(
-            update={"epochs": config.epochs / config.rounds, "steps": -(-config.steps // config.rounds)}
-        ),
+        "config": config.model_copy(update={"steps": -(-config.steps // config.rounds)}),
+        "teaching": teaching,
+        "compute": compute,
         "seed": seed,
         "bundle": teacher,
         "vocabulary": tokens,
@@ -265,9 +296,13 @@ def prune(
         student = tutoring.teach_between(f"prune-{number}", smaller, master, tokenizer, **lesson)
     student = cut(student, 1.0)
     evidence: dict[str, str] = {}
-    if config.sparsity is not Sparsity.NONE:
+    if config.sparsity:
         student, evidence["sparsity.json"] = with_zeros(
-            student, calibration, config, pad_id=tokenizer.pad_token_id, first_token_only=problem.FIRST_TOKEN_ONLY
+            student,
+            calibration,
+            config.sparsity,
+            pad_id=tokenizer.pad_token_id,
+            first_token_only=problem.FIRST_TOKEN_ONLY,
         )
         lesson["zeros"] = sparsity.zeros(student)
     return tutoring.teach("prune", student, master, tokenizer, evidence=evidence, **lesson)

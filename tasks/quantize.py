@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from tasks import fitting, tutoring
 from tasks.contracts.base import FeatherweightError, StageConfig
-from tasks.contracts.hyperparameters import Embeddings, Parallelism, Precision
+from tasks.contracts.hyperparameters import ComputeConfig, Embeddings, Parallelism
 from tasks.contracts.values import Bundle, Scorecard, Splits, StageOutput
 from tasks.engine import publish, store
 from tasks.engine.stage import stage
@@ -57,29 +57,15 @@ class Rounding(StrEnum):
     GPTQ = "gptq"
 
 
-class AwareTrainingConfig(tutoring.TutoringConfig):
-    """Quantization-aware training: the teacher corrects the model while it computes as if it were quantized."""
+class AwareTrainingConfig(tutoring.StudentConfig):
+    """The teacher corrects the model while it computes as if it were quantized."""
 
-    epochs: float = Field(0, ge=0, le=1000, title="Epochs")
-    """Passes over the texts with quantization simulated; 0: none."""
+    steps: int = Field(500, ge=1, le=10**9, title="Steps")
+    """Optimizer steps."""
     learning_rate: float = Field(2e-5, gt=0, le=1, title="Learning rate")
     """Peak learning rate."""
     embeddings: Embeddings = Field(Embeddings.FROZEN, title="Token embeddings")
     """frozen keeps the table as it was rounded; sparse and dense train it, and it is rounded again."""
-    precision: Precision = Field(Precision.AUTO, title="Precision")
-    """auto is fp32, as the simulation is: in fewer bits the rest of the model would be rounded about as much as
-    quantization rounds. Others are refused."""
-
-    @model_validator(mode="after")
-    def _layers_can_be_simulated(self) -> Self:
-        asked = {
-            "lora_rank": self.lora_rank > 0,
-            f"precision {self.precision}": self.precision not in (Precision.AUTO, Precision.FP32),
-            "parallelism tensor": self.num_processes > 1 and self.parallelism is Parallelism.TENSOR,
-        }
-        for name in (name for name, given in asked.items() if given and self.epochs):
-            raise ValueError(f"{name}: not while quantization is simulated; leave it out, or set epochs to 0")
-        return self
 
 
 class QuantizationConfig(StageConfig):
@@ -104,7 +90,8 @@ class QuantizationConfig(StageConfig):
     max_damage: float = Field(0.0, ge=0, title="Damage allowed")
     """Divergence (nats per row, or squared error of scores; calibration split) that quantized linear layers may cause;
     the layers that cause most get more bits until it is kept. 0: no limit, and no scan."""
-    training: AwareTrainingConfig = Field(AwareTrainingConfig(), title="Quantization-aware training")
+    training: AwareTrainingConfig | None = Field(None, title="Quantization-aware training")
+    """Training with quantization simulated; none: as it was rounded."""
 
     @model_validator(mode="after")
     def _integers_where_needed(self) -> Self:
@@ -112,7 +99,7 @@ class QuantizationConfig(StageConfig):
             "smoothing": self.smoothing > 0,
             "rounding": self.rounding is not Rounding.NEAREST,
             "max_damage": self.max_damage > 0,
-            "training.epochs": self.training.epochs > 0,
+            "training": self.training is not None,
         }
         for name in (name for name, given in asked.items() if given and self.scheme not in INTEGER):
             raise ValueError(f"{name}: needs an integer scheme ({', '.join(INTEGER)}), and scheme is {self.scheme}")
@@ -141,8 +128,21 @@ class QuantizationConfig(StageConfig):
 
 
 @stage
-def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teacher: Bundle, seed: int) -> StageOutput:
-    """Writes the quantization spec beside the weights and reports the quality of its simulation."""
+def quantize(
+    source: Bundle,
+    splits: Splits,
+    config: QuantizationConfig,
+    *,
+    teacher: Bundle,
+    teaching: tutoring.TeachingConfig | None = None,
+    compute: ComputeConfig | None = None,
+    seed: int,
+) -> StageOutput:
+    """Writes the quantization spec beside the weights and reports the quality of its simulation.
+
+    Args:
+        teaching, compute: for quantization-aware training.
+    """
     from tasks.ml.data import datasets
     from tasks.ml.models import first_token, modeling, quantization_spec, tokenization
     from tasks.ml.problem import problem_of
@@ -170,10 +170,13 @@ def quantize(source: Bundle, splits: Splits, config: QuantizationConfig, *, teac
         use_gptq=config.rounding is Rounding.GPTQ,
     )
     files = {sensitivity.FILE: scan.to_json()} if scan else {}
-    if config.training.epochs:
+    if config.training:
+        assert teaching is not None
+        assert compute is not None
         files["history.json"] = _train(
-            model, tokenizer, spec, teacher, splits=splits, zeros=zeros, config=config, seed=seed
-        )
+            model, tokenizer, spec, teacher,
+            splits=splits, zeros=zeros, config=config.training, teaching=teaching, compute=compute, seed=seed,
+        )  # fmt: skip
     bundle, _ = publish.torch_bundle(model, tokenizer, source.problem, spec=spec)
     size_mb = quantization_spec.num_bytes(model, spec) / 1e6
     num_parameters = modeling.num_parameters(model)
@@ -210,7 +213,9 @@ def _train(
     *,
     splits: Splits,
     zeros: Mapping[str, torch.Tensor],
-    config: QuantizationConfig,
+    config: AwareTrainingConfig,
+    teaching: tutoring.TeachingConfig,
+    compute: ComputeConfig,
     seed: int,
 ) -> str:
     """Has the teacher correct the model, in place, while it computes as if quantized; returns the history as JSON.
@@ -222,7 +227,7 @@ def _train(
     from tasks.ml.pruning import surgery
     from tasks.ml.quantization import fake_quantization, simulation
 
-    if zeros and config.training.num_processes > 1 and config.training.parallelism is not Parallelism.REPLICATED:
+    if zeros and compute.num_processes > 1 and compute.parallelism is not Parallelism.REPLICATED:
         raise FeatherweightError(
             "quantization: training: the model is sparse, and zeros are held in whole layers; choose parallelism "
             "replicated"
@@ -238,14 +243,13 @@ def _train(
         master,
         tokenizer,
         splits=splits,
-        config=config.training,
+        teaching=teaching,
         seed=seed,
         bundle=teacher,
         vocabulary=tokens if cut else None,
         zeros=zeros,
         spec=spec,
     )
-    options: Any = {"config": config.training, "seed": seed, "steps": config.training.steps}
-    history = fitting.learn("quantize", model, lesson, **options)
+    history = fitting.learn("quantize", model, lesson, config=config, compute=compute, seed=seed)
     fake_quantization.settle(model.cpu(), spec)
     return history.to_json()

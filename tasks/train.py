@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import Field
 
 from tasks import fitting
-from tasks.contracts.hyperparameters import OptimizerConfig
+from tasks.contracts.hyperparameters import ComputeConfig, OptimizerConfig
 from tasks.contracts.values import Scorecard, Splits, StageOutput
 from tasks.engine import publish, store
 from tasks.engine.keys import Outside
@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 class TrainingConfig(OptimizerConfig):
     """How the teacher is fine-tuned."""
 
+    epochs: float = Field(3, gt=0, le=1000, title="Epochs")
+    """Passes over the training rows."""
+    weight_decay: float = Field(0.01, ge=0, le=10, title="Weight decay")
+    """Decoupled weight decay of matrices."""
+    clip_norm: float = Field(1.0, gt=0, title="Gradient clipping")
+    """Largest global gradient norm."""
+    layer_decay: float = Field(1.0, gt=0, le=1, title="Layer decay")
+    """Factor on the learning rate per layer below the head."""
+    lora_rank: int = Field(0, ge=0, le=4096, title="LoRA rank")
+    """Trains low-rank updates of the linear layers, merged at the end; needs the extra 'training'. 0: trains the layers
+    themselves."""
     dropout: float = Field(0.1, ge=0, lt=1, title="Dropout")
     """Probability in hidden layers, attention and head."""
     label_smoothing: float = Field(0.0, ge=0, lt=1, title="Label smoothing")
@@ -80,7 +91,9 @@ def _open(base_model: str, splits: Splits, config: TrainingConfig, *, seed: int)
 
 
 @stage
-def train(base_model: BaseName, splits: Splits, config: TrainingConfig, *, seed: int) -> StageOutput:
+def train(
+    base_model: BaseName, splits: Splits, config: TrainingConfig, *, compute: ComputeConfig, seed: int
+) -> StageOutput:
     """Fine-tunes the base model on the training split; the selection split stops it and shows overfitting."""
     base = _open(base_model, splits, config, seed=seed)
     return fitting.fit(
@@ -90,14 +103,15 @@ def train(base_model: BaseName, splits: Splits, config: TrainingConfig, *, seed:
         base.lesson,
         train=base.train,
         config=config,
+        compute=compute,
         seed=seed,
-        evaluations_per_epoch=config.evaluations_per_epoch,
-        patience=config.patience,
     )
 
 
 @stage
-def trial(base_model: BaseName, splits: Splits, config: TrainingConfig, *, seed: int) -> StageOutput:
+def trial(
+    base_model: BaseName, splits: Splits, config: TrainingConfig, *, compute: ComputeConfig, seed: int
+) -> StageOutput:
     """Trains to the last epoch, as ``train`` does, to measure what a config is worth; keeps no weights.
 
     In a process of its own: a resident set never falls, so the peak of one that trained before would be the larger.
@@ -113,9 +127,10 @@ def trial(base_model: BaseName, splits: Splits, config: TrainingConfig, *, seed:
         base.model,
         lesson,
         config=config,
+        compute=compute,
         seed=seed,
         apart=True,
-        evaluations_per_epoch=config.evaluations_per_epoch,
+        patience=None,
     )
     others_share = company.share()
     logits = evaluation.logits(base.model, lesson.selection.input_ids, pad_id=lesson.pad_id)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks import fitting
-from tasks.contracts.hyperparameters import OptimizerConfig
+from tasks.contracts.base import StageConfig
+from tasks.contracts.hyperparameters import ComputeConfig, OptimizerConfig
 from tasks.contracts.values import Bundle, Splits, StageOutput
 from tasks.engine import disk, store
 from tasks.engine.keys import Outside, code_digest, numerics_versions
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 def _model_digest(name: str) -> str:
     from tasks.ml.models import locators
 
-    return locators.directory_digest(locators.find(name, field="augmentation_model"))
+    return locators.directory_digest(locators.find(name, field="teaching.augmentation.model"))
 
 
 class AugmentationKind(StrEnum):
@@ -39,38 +41,42 @@ class AugmentationKind(StrEnum):
     BOTH = "both"
 
 
-class TutoringConfig(OptimizerConfig):
-    """What a model learns from its teacher, and on which text."""
+class AugmentationConfig(StageConfig):
+    """Texts that are made of the training texts, for the teacher to answer."""
+
+    per_text: float = Field(1.0, gt=0, le=20, title="Texts per text")
+    """How many are made per training text."""
+    kind: AugmentationKind = Field(AugmentationKind.SPANS, title="Kind of augmentation")
+    """spans: parts of texts; replacements: texts with some words replaced by similar ones; both: half of each."""
+    model: Annotated[str, Outside(_model_digest)] = Field("", title="Model for replacements")
+    """Masked language model that proposes words: package:PACKAGE/PATH, a local directory, or a hub name. Empty: the
+    nearest words in the teacher's embeddings."""
+
+    @model_validator(mode="after")
+    def _is_asked(self) -> Self:
+        if self.model and self.kind is AugmentationKind.SPANS:
+            raise ValueError(
+                "model: proposes words for replacements; set kind to replacements or both, or leave it out"
+            )
+        return self
+
+
+class TeachingConfig(StageConfig):
+    """What a smaller model learns of its teacher's answers, and on which texts, in every stage that has one learn."""
 
     temperature: float = Field(2.0, gt=0, le=100, title="Temperature")
     """Softens the logits of teacher and student."""
-    logit_weight: float = Field(1.0, ge=0, title="Logit weight")
-    """Weight of the loss between logits."""
-    hidden_weight: float = Field(1.0, ge=0, title="Hidden weight")
-    """Weight of the loss between hidden states."""
-    attention_weight: float = Field(0.0, ge=0, title="Attention weight")
-    """Weight of the loss between attention relations."""
-    map_weight: float = Field(0.0, ge=0, title="Attention map weight")
-    """Weight of the loss between attention scores."""
     label_weight: float = Field(0.0, ge=0, title="Label weight")
-    """Weight of the supervised loss."""
-    dropout: float = Field(-1.0, ge=-1, lt=1, title="Dropout")
-    """Probability in hidden layers, attention and head. Below 0: as the teacher was trained, or the model in the stage
-    before."""
-    augmentation: float = Field(1.0, ge=0, le=20, title="Augmentation")
-    """Texts to make of training texts, per training text."""
-    augmentation_kind: AugmentationKind = Field(AugmentationKind.SPANS, title="Kind of augmentation")
-    """spans: parts of texts; replacements: texts with some words replaced by similar ones; both: half of each."""
-    augmentation_model: Annotated[str, Outside(_model_digest)] = Field("", title="Model for replacements")
-    """Masked language model that proposes words: package:PACKAGE/PATH, a local directory, or a hub name. Empty: the
-    nearest words in the teacher's embeddings."""
-    steps: int = Field(0, ge=0, le=10**9, title="Steps")
-    """Optimizer steps in all, instead of epochs: as much work for few texts as for many. 0: epochs."""
+    """Weight of the supervised loss; that of the loss between logits is 1."""
+    augmentation: AugmentationConfig | None = Field(None, title="Augmentation")
+    """Texts made of the training texts, as more texts to answer; none: training and unlabeled texts alone."""
 
-    def compared_attention(self) -> list[str]:
-        """Fields by which the last layer's attention is learned."""
-        weights = {"attention_weight": self.attention_weight, "map_weight": self.map_weight}
-        return [name for name, weight in weights.items() if weight]
+
+class StudentConfig(OptimizerConfig):
+    """What a smaller model learns with."""
+
+    steps: int = Field(1500, ge=0, le=10**9, title="Steps")
+    """Optimizer steps: as much work for few texts as for many. 0: nothing is learned."""
 
 
 def more_texts(
@@ -79,7 +85,7 @@ def more_texts(
     tokenizer: Any,
     teacher: nn.Module,
     *,
-    config: TutoringConfig,
+    config: AugmentationConfig,
     max_length: int,
     seed: int,
 ) -> list[str]:
@@ -88,14 +94,14 @@ def more_texts(
     from tasks.ml.models import families, locators, tokenization
 
     kinds = {AugmentationKind.SPANS, AugmentationKind.REPLACEMENTS}
-    kinds = kinds if config.augmentation_kind is AugmentationKind.BOTH else {config.augmentation_kind}
-    per_kind = config.augmentation / len(kinds)
+    kinds = kinds if config.kind is AugmentationKind.BOTH else {config.kind}
+    per_kind = config.per_text / len(kinds)
     made: list[str] = []
     if AugmentationKind.SPANS in kinds:
         made += augmentation.sub_spans(train.texts, per_kind, seed=seed)
-    if AugmentationKind.REPLACEMENTS in kinds and per_kind:
-        if config.augmentation_model:
-            directory = locators.find(config.augmentation_model, field="augmentation_model")
+    if AugmentationKind.REPLACEMENTS in kinds:
+        if config.model:
+            directory = locators.find(config.model, field="teaching.augmentation.model")
             tokenizer = tokenization.load(directory)
             propose = substitutes.predictions(substitutes.load_masked(directory), tokenizer)
             found = augmentation.words(train.texts, tokenizer, max_length=max_length)
@@ -130,9 +136,10 @@ def prepare_lesson(
     tokenizer: Any,
     *,
     splits: Splits,
-    config: TutoringConfig,
+    teaching: TeachingConfig,
     seed: int,
     bundle: Bundle,
+    insides: Mapping[str, float] = MappingProxyType({}),
     vocabulary: Sequence[int] | None = None,
     zeros: Mapping[str, torch.Tensor] | None = None,
     spec: Spec | None = None,
@@ -142,6 +149,7 @@ def prepare_lesson(
     Args:
         tokenizer: encodes for both models.
         bundle: the teacher as it was published, whose labels the student is held against.
+        insides: weights of what is learned beside answers, as ``teaching.Weights`` has them.
         vocabulary: token id of the bundle for each id that texts are written in, where the teacher's vocabulary was
             cut.
         zeros: weights of the student that stay zero, as ``sparsity.zeros`` finds them.
@@ -150,9 +158,10 @@ def prepare_lesson(
     import numpy as np
 
     from tasks.ml.data import datasets
-    from tasks.ml.distillation import layer_choice, teaching
+    from tasks.ml.distillation import layer_choice
+    from tasks.ml.distillation.teaching import Weights
     from tasks.ml.jobs import lessons
-    from tasks.ml.models import dropout, tokenization
+    from tasks.ml.models import tokenization
     from tasks.ml.problem import problem_of
     from tasks.ml.quality import evaluation
     from tasks.ml.training import trainer
@@ -161,7 +170,9 @@ def prepare_lesson(
     trainer.seed_everything(seed)
     train, unlabeled, selection = (datasets.read(data, name, tokenizer) for name in ("train", "unlabeled", "selection"))
     max_length = datasets.info(data).max_length
-    made = more_texts(train, unlabeled, tokenizer, teacher, config=config, max_length=max_length, seed=seed)
+    made: list[str] = []
+    if config := teaching.augmentation:
+        made = more_texts(train, unlabeled, tokenizer, teacher, config=config, max_length=max_length, seed=seed)
     rows = train.input_ids + tokenization.encode(made, tokenizer, max_length=max_length) + unlabeled.input_ids
     targets = np.full(len(rows), problem_of(splits.problem).NO_TARGET, train.targets.dtype)
     targets[: len(train)] = train.targets
@@ -169,22 +180,14 @@ def prepare_lesson(
     known = memory(bundle, vocabulary=vocabulary)
     student.to(device)
     teacher.to(device)
-    if config.dropout >= 0:
-        dropout.change(student, config.dropout)
-    weights = teaching.Weights(
-        logits=config.logit_weight,
-        hidden=config.hidden_weight,
-        attention=config.attention_weight,
-        labels=config.label_weight,
-        maps=config.map_weight,
-    )
+    weights = Weights(labels=teaching.label_weight, **insides)
     lesson = lessons.Lesson(
         problem=splits.problem,
         pad_id=tokenizer.pad_token_id,
         input_ids=rows,
         targets=targets,
         selection=selection,
-        tutor=lessons.Tutor(teacher, layer_choice.layer_map(student, teacher), weights, config.temperature, known),
+        tutor=lessons.Tutor(teacher, layer_choice.layer_map(student, teacher), weights, teaching.temperature, known),
         reference=evaluation.answers(store.path(bundle.digest), data, bundle.problem),
         zeros=zeros or {},
         spec=spec,
@@ -198,7 +201,8 @@ def teach(
     teacher: nn.Module,
     tokenizer: Any,
     *,
-    config: TutoringConfig,
+    config: StudentConfig,
+    compute: ComputeConfig,
     seed: int,
     evidence: Mapping[str, str] | None = None,
     **about: Any,
@@ -210,8 +214,8 @@ def teach(
         evidence: files to publish beside the history, by name.
         about: passed on to ``prepare_lesson``.
     """
-    lesson, train = prepare_lesson(student, teacher, tokenizer, config=config, seed=seed, **about)
-    options: Any = {"config": config, "seed": seed, "steps": config.steps}
+    lesson, train = prepare_lesson(student, teacher, tokenizer, seed=seed, **about)
+    options: Any = {"config": config, "compute": compute, "seed": seed}
     return fitting.fit(title, student, tokenizer, lesson, train=train, evidence=evidence, **options)
 
 
@@ -221,7 +225,8 @@ def teach_between(
     teacher: nn.Module,
     tokenizer: Any,
     *,
-    config: TutoringConfig,
+    config: StudentConfig,
+    compute: ComputeConfig,
     seed: int,
     **about: Any,
 ) -> nn.Module:
@@ -239,8 +244,8 @@ def teach_between(
     whole = seal.is_file() and seal.read_bytes() == locators.directory_digest(folder / "model").encode()
     if not whole:
         student = make()
-        lesson, _ = prepare_lesson(student, teacher, tokenizer, config=config, seed=seed, **about)
-        options: Any = {"config": config, "seed": seed, "steps": config.steps}
+        lesson, _ = prepare_lesson(student, teacher, tokenizer, seed=seed, **about)
+        options: Any = {"config": config, "compute": compute, "seed": seed}
         fitting.learn(title, student, lesson, checkpoint=folder / "checkpoints", **options)
         shutil.rmtree(folder / "model", ignore_errors=True)
         (folder / "model").mkdir(parents=True)

@@ -24,9 +24,7 @@ class ValidationConfig(StageConfig):
     """Where and how thoroughly the exported model is tried."""
 
     device: Device = Field(Device.AUTO, title="Device")
-    """auto takes CUDA if every heavy node really runs on it, else the CPU."""
-    require_gpu: bool = Field(False, title="Require a GPU")
-    """Fail unless every heavy node ran on the GPU."""
+    """auto takes CUDA if every heavy node really runs on it, else the CPU; cuda fails unless every heavy node did."""
     threads: int = Field(0, ge=0, le=1024, title="Threads")
     """CPU threads for runtime and baseline alike; 0 takes all cores."""
     repeats: int = Field(5, ge=3, le=100, title="Repeats")

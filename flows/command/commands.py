@@ -161,7 +161,7 @@ def search(
     """
     from flows.command import recipe_files
 
-    fields = recipe_files.read(config) if config else {}
+    fields = recipe_files.read_mapping(recipe_files.find(config)) if config else {}
     values = {**fields.get("space", {}), **recipe_files.assignments(space, "--space")}
     said = {
         "minimize": minimize, "trials": trials, "minutes": minutes, "target_ms": target_ms, "target_mb": target_mb,

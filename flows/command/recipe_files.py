@@ -1,18 +1,15 @@
-"""Recipes as people write them: found by name or path, changed by ``--set``, and explained when they are wrong.
-
-Imports ``Recipe`` only to validate, because that imports Prefect.
-"""
+"""Recipes as people write them: found by name or path, read with what they extend, changed by ``--set``."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
+from flows.command import recipe_layers
+from flows.command.recipe_layers import Layer
 from tasks.contracts.base import FeatherweightError
 from tasks.ml import paths
 from tasks.ml.quoting import quoted
@@ -26,7 +23,7 @@ NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 SOURCES = (("data", "source"), ("data", "unlabeled"))
 MODELS = (
     ("base_model",),
-    *((*group, "augmentation_model") for group in (("distillation",), ("pruning",), ("quantization", "training"))),
+    ("teaching", "augmentation", "model"),
 )
 """Fields that may hold paths."""
 
@@ -62,8 +59,9 @@ def find(name: str) -> Path:
             f"recipe {quoted(name)}: no such file (looked for {str(path.absolute())!r}); "
             f"ready recipes are {', '.join(ready_names())}"
         )
+    hint = recipe_layers.did_you_mean(name, ready_names())
     raise FeatherweightError(
-        f"recipe {quoted(name)}: no ready recipe and no file has this name{_did_you_mean(name, ready_names())}; "
+        f"recipe {quoted(name)}: no ready recipe and no file has this name{hint}; "
         f"ready recipes are {', '.join(ready_names())}"
     )
 
@@ -78,38 +76,49 @@ def load(name: str, changes: Sequence[str] = ()) -> Recipe:
     Raises:
         FeatherweightError: with one line per thing that is wrong.
     """
-    return validate(read(name, changes), name)
+    return recipe_layers.validate(read(name, changes), name)
 
 
-def read(name: str, changes: Sequence[str] = ()) -> dict[str, Any]:
-    """Reads a recipe's fields and applies the changes; does not look at what they mean.
+def read(name: str, changes: Sequence[str] = ()) -> list[Layer]:
+    """Reads what a recipe is made of: the recipes that it extends, itself, and the changes; not what it means.
 
     Relative paths count from the folder of the recipe's file, and those in changes from where the command is run.
+
+    Raises:
+        FeatherweightError: a file cannot be read, is no YAML mapping, or extends itself.
     """
-    path = find(name)
-    values = _read_mapping(path)
+    layers = _chain(find(name), ())
+    if changes:
+        values: dict[str, Any] = {}
+        for change in changes:
+            _apply(values, change)
+        if "extends" in values:
+            raise FeatherweightError("--set extends: is for files; name that recipe instead")
+        layers.append(Layer("--set", values))
+    return layers
+
+
+def _chain(path: Path, above: tuple[Path, ...]) -> list[Layer]:
+    """A recipe's file below those that it extends, which ``above`` lead to it."""
+    place = path.resolve()
+    if place in above:
+        way = " extends ".join(one.name for one in (*above[above.index(place) :], place))
+        raise FeatherweightError(f"recipe {path.name}: extends itself: {way}")
+    values = read_mapping(path)
+    parent = values.pop("extends", None)
     if path.parent != READY:
         _count_from(path.parent, values)
-    for change in changes:
-        _apply(values, change)
-    return values
-
-
-def validate(values: dict[str, Any], name: str) -> Recipe:
-    """Makes a ``Recipe`` of fields; ``name`` is what errors call it."""
-    from flows.recipe import Recipe
-
+    own = Layer(f"recipe {path.stem}" if path.parent == READY else path.name, values)
+    if parent is None:
+        return [own]
+    if not isinstance(parent, str):
+        raise FeatherweightError(f"recipe {path.name}: extends: name a ready recipe or a file (got {quoted(parent)})")
+    is_ready = parent in ready_names() or path.parent == READY
     try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise FeatherweightError(*explain(error, f"recipe {Path(name).name}")) from None
-
-
-def checked(recipe: Recipe | dict[str, Any]) -> Recipe:
-    """Returns a recipe that came as fields, such as those of a form, as a ``Recipe``."""
-    if not isinstance(recipe, dict):
-        return recipe
-    return validate(recipe, str(recipe.get("name") or ""))
+        found = find(parent if is_ready else str(path.parent / paths.written(parent, field="extends")))
+    except FeatherweightError as error:
+        raise FeatherweightError(f"recipe {path.name}: extends: {error}") from None
+    return [*_chain(found, (*above, place)), own]
 
 
 class _Loader(yaml.SafeLoader):
@@ -152,8 +161,8 @@ def _refusal(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
-    """Reads a YAML mapping.
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Reads a YAML mapping, whatever its fields mean.
 
     Raises:
         FeatherweightError: the file cannot be read, is not UTF-8 YAML (with line and column), or holds no mapping.
@@ -234,42 +243,3 @@ def _apply(values: dict[str, Any], change: str) -> None:
         if not isinstance(target, dict):
             raise FeatherweightError(f"--set {quoted(change)}: {key} is a value, not a group of fields")
     target[keys[-1]] = value
-
-
-def explain(error: ValidationError, source: str) -> Iterator[str]:
-    """Says each thing that pydantic found, by the field's path in the recipe and with what would be right."""
-    for found in error.errors(include_url=False):
-        path = [str(part) for part in found["loc"]]
-        if found["type"] == "extra_forbidden":
-            known = list(_model(path[:-1]).model_fields)
-            group = f"{'.'.join(path[:-1])}: " if path[:-1] else ""
-            hint = _did_you_mean(path[-1], known) or f"; known keys are {', '.join(known)}"
-            yield f"{source}: {group}unknown key {quoted(path[-1])}{hint}"
-        elif found["type"] == "value_error":
-            yield f"{source}: {': '.join([*path, str(found['ctx']['error'])])}"
-        elif found["type"] == "model_type":
-            yield f"{source}: {'.'.join(path)}: must be a group of fields (got {quoted(found['input'])})"
-        elif found["type"] == "string_pattern_mismatch":
-            meaning = " ".join((_model(path[:-1]).model_fields[path[-1]].description or "").split())
-            rule = f"{found['ctx']['pattern']} ({meaning})"
-            yield f"{source}: {'.'.join(path)}: {quoted(found['input'])} does not match {rule}"
-        else:
-            message = found["msg"].replace("Input should", "must", 1)
-            yield f"{source}: {'.'.join(path)}: {message} (got {quoted(found['input'])})"
-
-
-def _model(path: Sequence[str]) -> type[BaseModel]:
-    from flows.recipe import Recipe
-
-    model: type[BaseModel] = Recipe
-    for name in path:
-        annotation = model.model_fields[name].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        model = annotation
-    return model
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -19,14 +19,14 @@ def on_recipe(kind: str, recipe: str, changes: Sequence[str], config: Mapping[st
     Raises:
         FeatherweightError: the recipe, the config, the data or the base model is not right.
     """
-    from flows.command import recipe_files
+    from flows.command import recipe_files, recipe_layers
 
-    values = recipe_files.read(recipe, changes)
+    layers = recipe_files.read(recipe, changes)
 
     def prepare() -> Callable[[], Any]:
         from flows.trials import comparing
 
-        loaded = recipe_files.validate(values, recipe)
+        loaded = recipe_layers.validate(layers, recipe)
         module = importlib.import_module(f"flows.{kind}")
         given = [loaded] if config is None else [loaded, comparing.checked(kind, module.CONFIG, config)]
         return lambda: getattr(module, kind)(*given, return_state=True)

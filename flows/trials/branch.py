@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flows.command import recipe_files
+from flows.command import recipe_layers
 from flows.compress import shrunk
 from flows.recipe import Recipe
 from tasks.appraise import AppraisalConfig, appraise
@@ -50,8 +50,19 @@ class Branch(Contract):
         return {"train": teacher, **{stage: self.bundle(stage) for stage in ("distill", "prune", "quantize")}}
 
 
+def value_of(recipe: Recipe, path: str) -> Any:
+    """The value of a field, named by its path; ``None`` where the recipe has no such group."""
+    found: Any = recipe
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
 def variation(recipe: Recipe, changes: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
-    """The recipe with some fields changed, each named by its path, such as ``pruning.keep_ffn``.
+    """The recipe with some fields changed, each named by its path, such as ``pruning.width.keep_ffn``.
+
+    A field of a group that the recipe does not have, or has in its other kind, brings the group with it, and ``None``
+    leaves the group as it is by default.
 
     Args:
         source: what errors say was wrong.
@@ -61,15 +72,21 @@ def variation(recipe: Recipe, changes: Mapping[str, Any], *, source: str = "reci
     """
     values = recipe.model_dump(mode="json")
     for path, value in changes.items():
-        *groups, name = path.split(".")
+        *above, group, name = ["", *path.split(".")]
         target = values
-        for group in groups:
-            target = target[group]
-        target[name] = value
+        for one in above[1:]:
+            target = target[one]
+        if not group:
+            values[name] = value
+        elif value is None:
+            target.pop(group, None)
+        else:
+            fields = target[group] or {}
+            target[group] = {**(fields if name in fields else {}), name: value}
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise FeatherweightError(*recipe_files.explain(error, source)) from None
+        raise FeatherweightError(*recipe_layers.explain(error, source)) from None
 
 
 def appraisal(recipe: Recipe) -> AppraisalConfig:
@@ -87,7 +104,9 @@ def taught(recipe: Recipe, seed: int, *, run_id: str) -> tuple[StageResult, Stag
     """
     prepared = prepare(recipe.data, problem=recipe.problem, base_model=recipe.base_model, run_id=run_id)
     tracking.Run(run_id).dataset(recipe.data.source, prepared.splits.digest, rows=prepared.scorecard.num_rows)
-    teacher = train(recipe.base_model, prepared.splits, recipe.training, seed=seed, run_id=run_id)
+    teacher = train(
+        recipe.base_model, prepared.splits, recipe.training, compute=recipe.compute, seed=seed, run_id=run_id
+    )
     if verdict := floor(teacher.evidence, recipe.budget, run_id=run_id):
         raise FeatherweightError(verdict.reason)
     return prepared, teacher

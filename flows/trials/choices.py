@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+from tasks.contracts.base import StageConfig
+from tasks.contracts.hyperparameters import ComputeConfig
 from tasks.train import TrainingConfig
+
+AnyConfig = TypeVar("AnyConfig", bound=StageConfig)
 
 BASELINE: dict[str, Any] = {
     "optimizer": "sgd", "precision": "fp32", "batching": "shuffled", "embeddings": "dense", "micro_batch": 0,
@@ -22,7 +26,7 @@ class Choice:
 
     name: str
     changes: Mapping[str, Any]
-    """Fields of the training config. An optimizer brings its own scale of learning rates."""
+    """Fields of training and compute. An optimizer brings its own scale of learning rates."""
     note: str
     """What it is, in a clause."""
     under_optimizers: bool = True
@@ -119,18 +123,34 @@ def machine() -> Machine:
     )
 
 
+class Way(NamedTuple):
+    """A way to train: what is learned with, and how it is computed."""
+
+    training: TrainingConfig
+    compute: ComputeConfig
+
+    def changed(self, changes: Mapping[str, Any]) -> Way:
+        """With fields of either changed."""
+
+        def of(config: AnyConfig) -> AnyConfig:
+            mine = {name: value for name, value in changes.items() if name in type(config).model_fields}
+            return type(config).model_validate({**config.model_dump(), **mine})
+
+        return Way(of(self.training), of(self.compute))
+
+
 @dataclass(frozen=True)
 class Entry:
-    """A row of a table: a config by the name that it has there."""
+    """A row of a table: a way to train by the name that it has there."""
 
     name: str
     note: str
-    config: TrainingConfig
+    way: Way
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to try. Entries of several tables may share a config, which is then tried once."""
+    """What to try. Entries of several tables may share a way, which is then tried once."""
 
     baseline: Entry
     alone: tuple[Entry, ...]
@@ -139,47 +159,43 @@ class Plan:
     left_out: Mapping[str, str]
     """Choices that mean nothing here, with the reason."""
 
-    def configs(self) -> dict[TrainingConfig, str]:
-        """The different configs in the order of the tables, by the name that each has first."""
-        found: dict[TrainingConfig, str] = {}
+    def ways(self) -> dict[Way, str]:
+        """The different ways in the order of the tables, by the name that each has first."""
+        found: dict[Way, str] = {}
         for entry in (self.baseline, *self.alone, *self.together, *self.optimizers):
-            found.setdefault(entry.config, entry.name)
+            found.setdefault(entry.way, entry.name)
         return found
 
-    def trials(self, seeds: Sequence[int]) -> list[tuple[TrainingConfig, int]]:
-        """Every config with every seed; for each seed the order starts elsewhere, so that a machine that slows down
+    def trials(self, seeds: Sequence[int]) -> list[tuple[Way, int]]:
+        """Every way with every seed; for each seed the order starts elsewhere, so that a machine that slows down
         does not always slow the same ones."""
-        configs = list(self.configs())
-        starts = [number * len(configs) // len(seeds) for number in range(len(seeds))]
-        return [
-            (config, seed)
-            for seed, start in zip(seeds, starts, strict=True)
-            for config in configs[start:] + configs[:start]
-        ]
+        ways = list(self.ways())
+        starts = [number * len(ways) // len(seeds) for number in range(len(seeds))]
+        return [(way, seed) for seed, start in zip(seeds, starts, strict=True) for way in ways[start:] + ways[:start]]
 
 
-def plan(training: TrainingConfig, preset: Preset, here: Machine) -> Plan:
-    """Derives every config from a recipe's."""
-    adamw_rate = training.learning_rate / here.learning_rates[training.optimizer]
+def plan(way: Way, preset: Preset, here: Machine) -> Plan:
+    """Derives every way from a recipe's."""
+    adamw_rate = way.training.learning_rate / here.learning_rates[way.training.optimizer]
     left_out: dict[str, str] = {}
 
-    def changed(config: TrainingConfig, changes: Mapping[str, Any]) -> TrainingConfig:
+    def changed(on: Way, changes: Mapping[str, Any]) -> Way:
         if "optimizer" in changes:
             changes = {**changes, "learning_rate": adamw_rate * here.learning_rates[changes["optimizer"]]}
-        return TrainingConfig.model_validate({**config.model_dump(), **changes})
+        return on.changed(changes)
 
-    def entries(name: str, note: str, on: TrainingConfig, changes: Mapping[str, Any], where: str) -> list[Entry]:
+    def entries(name: str, note: str, on: Way, changes: Mapping[str, Any], where: str) -> list[Entry]:
         """The entry, or none with the reason why."""
-        config = changed(on, changes)
-        if reason := _senseless(config, changes, here):
+        changed_way = changed(on, changes)
+        if reason := _senseless(changed_way, changes, here):
             left_out[f"{name.removeprefix('+ ')}, {where}"] = reason
             return []
-        return [Entry(name, note, config)]
+        return [Entry(name, note, changed_way)]
 
     def wanted(name: str, names: Sequence[str] | None) -> bool:
         return names is None or name in names
 
-    baseline = changed(training, {**BASELINE, **preset.training})
+    baseline = changed(way, {**BASELINE, **preset.training})
     alone: list[Entry] = []
     together: list[Entry] = []
     under_optimizers = baseline
@@ -187,10 +203,10 @@ def plan(training: TrainingConfig, preset: Preset, here: Machine) -> Plan:
         if wanted(choice.name, preset.alone):
             alone += entries(choice.name, choice.note, baseline, choice.changes, "alone")
         if wanted(choice.name, preset.together):
-            before = together[-1].config if together else baseline
+            before = together[-1].way if together else baseline
             together += entries(f"+ {choice.name}", choice.note, before, choice.changes, "on top")
             if choice.under_optimizers and together:
-                under_optimizers = together[-1].config
+                under_optimizers = together[-1].way
     optimizers: list[Entry] = []
     for name, factor in here.learning_rates.items():
         if wanted(name, preset.optimizers):
@@ -202,18 +218,20 @@ def plan(training: TrainingConfig, preset: Preset, here: Machine) -> Plan:
     )  # fmt: skip
 
 
-def _senseless(config: TrainingConfig, changes: Mapping[str, Any], here: Machine) -> str:
-    """Why a config with these changes would differ in nothing, or not run here; empty if it makes sense."""
-    if config.optimizer in here.missing:
-        return f"needs the package {here.missing[config.optimizer]}: pip install 'featherweight[training]'"
+def _senseless(way: Way, changes: Mapping[str, Any], here: Machine) -> str:
+    """Why a way with these changes would differ in nothing, or not run here; empty if it makes sense."""
+    training, compute = way
+    if training.optimizer in here.missing:
+        return f"needs the package {here.missing[training.optimizer]}: pip install 'featherweight[training]'"
     if "embeddings" in changes and here.on_gpu:
         return "has an effect on CPUs only"
-    if "embeddings" in changes and here.learning_rates[config.optimizer] != 1:
-        return f"has an effect with optimizers of Adam's scale only, and not with {config.optimizer}"
+    if "embeddings" in changes and here.learning_rates[training.optimizer] != 1:
+        return f"has an effect with optimizers of Adam's scale only, and not with {training.optimizer}"
     if changes.get("precision") == "auto" and here.precision.startswith("fp32"):
         return f"auto chooses {here.precision}"
-    if config.num_processes > here.processes:
-        return f"needs {config.num_processes} cores, or as many GPUs where there are any; there are {here.processes}"
-    if "micro_batch" in changes and not config.batch_tokens and config.micro_batch >= config.batch_size:
-        return f"a batch of {config.batch_size} is no more than {config.micro_batch} rows"
+    if compute.num_processes > here.processes:
+        return f"needs {compute.num_processes} cores, or as many GPUs where there are any; there are {here.processes}"
+    batch = training.for_trainer()["batch_size"]
+    if "micro_batch" in changes and batch and compute.micro_batch >= batch:
+        return f"a batch of {batch} is no more than {compute.micro_batch} rows"
     return ""

@@ -13,6 +13,7 @@ from flows.recipe import Recipe
 from tasks.contracts.values import Bundle, StageResult
 from tasks.engine import store
 from tasks.ml.statistics import pareto
+from tasks.prune import WidthConfig
 from tasks.reporting.trials import Limits, Minimize
 
 STANDARD_ERRORS = 2.0
@@ -39,14 +40,15 @@ def forecast(recipe: Recipe, teacher: Bundle) -> Forecast:
     """Foretells what can be foretold of a variation of the teacher."""
     from tasks.ml.latency import forecast as shapes
 
-    if recipe.pruning.target_speedup or recipe.distillation.keep_hidden < 1:  # what is cut then depends on weights
+    width = recipe.pruning.width
+    if not isinstance(width, WidthConfig) or recipe.distillation.keep_hidden < 1:  # what is cut depends on weights
         return Forecast(size_mb=None, latency_ms=None)
     num_bytes = shapes.num_bytes(
         store.path(teacher.digest),
         teacher.problem,
         layers=recipe.distillation.layers,
-        keep_heads=recipe.pruning.keep_heads,
-        keep_ffn=recipe.pruning.keep_ffn,
+        keep_heads=width.keep_heads,
+        keep_ffn=width.keep_ffn,
         keep_vocabulary=recipe.pruning.keep_vocabulary,
         embedding_rank=recipe.distillation.embedding_rank,
         plan=recipe.quantization.for_plan(),

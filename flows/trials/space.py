@@ -9,12 +9,11 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 from flows import preflight
 from flows.recipe import Recipe
-from flows.trials.branch import variation
+from flows.trials.branch import value_of, variation
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.models.inspection import Inspection
 from tasks.quantize import EmbeddingScheme, Scheme
@@ -50,13 +49,14 @@ class Dimension:
 
 SPACE = (
     Dimension("distillation.layers", lambda base: depths(base.config["num_hidden_layers"])),
-    Dimension("pruning.keep_ffn", lambda base: (0.25, 0.5, 0.75, 1.0)),
-    Dimension("pruning.keep_heads", lambda base: fractions(base.config["num_attention_heads"])),
+    Dimension("pruning.width.target_speedup", lambda base: (1.3, 1.6, 2.0, 2.5)),
+    Dimension("pruning.width.keep_ffn", lambda base: (0.25, 0.5, 0.75, 1.0)),
+    Dimension("pruning.width.keep_heads", lambda base: fractions(base.config["num_attention_heads"])),
     Dimension("pruning.keep_vocabulary", lambda base: (0.25, 0.5, 1.0)),
     Dimension("quantization.scheme", lambda base: (Scheme.NONE.value, Scheme.INT8_DYNAMIC.value)),
     Dimension("quantization.embeddings", lambda base: tuple(scheme.value for scheme in EmbeddingScheme)),
 )
-"""A new dimension is a line here."""
+"""A new dimension is a line here. Those whose field a recipe does not have are left out."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Space:
 
     def nearest(self, recipe: Recipe) -> Point:
         """The point that the recipe itself describes; where its value is not in the grid, the one next to it."""
-        return {path: _nearest(attrgetter(path)(recipe), values) for path, values in self.values.items()}
+        return {path: _nearest(value_of(recipe, path), values) for path, values in self.values.items()}
 
 
 def is_ordered(values: Sequence[Any]) -> bool:
@@ -103,7 +103,9 @@ def of(recipe: Recipe, base: Inspection, wanted: Mapping[str, Sequence[Any]]) ->
     """
     found: dict[str, Values] = {}
     for dimension in SPACE:
-        values, own = dimension.values(base), attrgetter(dimension.field)(recipe)
+        if (own := value_of(recipe, dimension.field)) is None:
+            continue
+        values = dimension.values(base)
         if own not in values and is_ordered(values) and own < max(values):
             values = tuple(sorted((*values, own)))
         possible = [value for value in values if value == own or _is_possible(recipe, base, dimension.field, value)]
@@ -129,9 +131,9 @@ def checked(recipe: Recipe, base: Inspection, path: str, values: Sequence[Any]) 
     Raises:
         FeatherweightError: it may not.
     """
-    if path.partition(".")[0] not in GROUPS or path.count(".") != 1:
+    if path.partition(".")[0] not in GROUPS or "." not in path:
         raise FeatherweightError(
-            f"search: space: {path}: only fields of {', '.join(GROUPS)} vary, for example pruning.keep_ffn"
+            f"search: space: {path}: only fields of {', '.join(GROUPS)} vary, for example pruning.keep_vocabulary"
         )
     if not values:
         raise FeatherweightError(f"search: space: {path}: name at least one value, for example {path}=[0.5, 0.25]")

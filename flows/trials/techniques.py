@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any
 
 from flows.recipe import Recipe
-from flows.trials.branch import variation
+from flows.trials.branch import value_of, variation
 from tasks.contracts.base import FeatherweightError
 from tasks.quantize import INTEGER
 
 Changes = Mapping[str, Any]
-"""Values by the field's path, such as ``pruning.keep_ffn``."""
+"""Values by the field's path, such as ``pruning.width.keep_ffn``; see ``branch.variation``."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,15 @@ class Technique:
     """What cannot stay where it is taken out."""
 
 
-BY_FRACTIONS: Changes = {"pruning.target_speedup": (0.0,)}
+BY_FRACTIONS: Changes = {"pruning.width.keep_ffn": 0.5}
 INTEGERS: Changes = {"quantization.scheme": tuple(scheme.value for scheme in INTEGER)}
 STATIC: Changes = {"quantization.scheme": ("int8-static",)}
-SPARSE: Changes = {"pruning.sparsity": ("wanda", "sparsegpt", "magnitude")}
-TEXTS: Changes = {"distillation.augmentation": 1.0, "pruning.augmentation": 1.0}
-WORDS: Changes = {"distillation.augmentation": 1.0, "distillation.augmentation_kind": ("replacements", "both")}
+SPARSE: Changes = {"pruning.sparsity.method": ("wanda", "sparsegpt", "magnitude")}
+TEXTS: Changes = {"teaching.augmentation.per_text": 1.0}
+WORDS: Changes = {**TEXTS, "teaching.augmentation.kind": ("replacements", "both")}
 INTEGERS_ONLY: Changes = {
     "quantization.smoothing": 0.0, "quantization.rounding": "nearest", "quantization.max_damage": 0.0,
-    "quantization.training.epochs": 0.0,
+    "quantization.training.steps": None,
 }  # fmt: skip
 
 TECHNIQUES = (
@@ -51,8 +50,8 @@ TECHNIQUES = (
               {"distillation.attention_weight": 0.5}, {"distillation.attention_weight": 0.0}),
     Technique("attention maps", "distillation: which tokens the last layer attends to follows the teacher",
               {"distillation.map_weight": 1.0}, {"distillation.map_weight": 0.0}),
-    Technique("labels", "distillation: the supervised loss beside the teacher's answers",
-              {"distillation.label_weight": 0.5}, {"distillation.label_weight": 0.0}),
+    Technique("labels", "distillation and recovery: the supervised loss beside the teacher's answers",
+              {"teaching.label_weight": 0.5}, {"teaching.label_weight": 0.0}),
     Technique("layers by influence", "distillation: the layers that turn the hidden state most, instead of spread ones",
               {"distillation.layer_choice": "influence"}, {"distillation.layer_choice": "spread"}),
     Technique("narrower hidden state", "distillation: three quarters of the teacher's hidden size",
@@ -60,39 +59,36 @@ TECHNIQUES = (
     Technique("factorized embeddings", "distillation: a token table of 128 columns, projected to the hidden size",
               {"distillation.embedding_rank": 128}, {"distillation.embedding_rank": 0}),
     Technique("augmentation", "distillation and recovery: texts made of the training texts as more texts", TEXTS,
-              {"distillation.augmentation": 0.0, "pruning.augmentation": 0.0}),
+              {"teaching.augmentation.per_text": None}),
     Technique("replacements", "distillation and recovery: words replaced by similar ones, instead of parts of texts",
-              {"distillation.augmentation_kind": "replacements", "pruning.augmentation_kind": "replacements"},
-              {"distillation.augmentation_kind": "spans", "pruning.augmentation_kind": "spans"}, TEXTS),
+              {"teaching.augmentation.kind": "replacements"}, {"teaching.augmentation.kind": "spans"}, TEXTS),
     Technique("replacements by a model", "distillation: a masked language model proposes words, instead of neighbours",
-              {}, {"distillation.augmentation_model": ""}, WORDS),
+              {}, {"teaching.augmentation.model": ""}, WORDS),
     Technique("unlabeled text", "distillation and recovery: texts of other domains, answered by the teacher",
               {}, {"data.unlabeled": ""}),
     Technique("FFN pruning", "pruning: half the FFN channels of every layer",
-              {"pruning.keep_ffn": 0.5}, {"pruning.keep_ffn": 1.0}, BY_FRACTIONS),
+              {"pruning.width.keep_ffn": 0.5}, {"pruning.width.keep_ffn": 1.0}, BY_FRACTIONS),
     Technique("head pruning", "pruning: a quarter of the heads of every layer",
-              {"pruning.keep_heads": 0.75}, {"pruning.keep_heads": 1.0}, BY_FRACTIONS),
+              {"pruning.width.keep_heads": 0.75}, {"pruning.width.keep_heads": 1.0}, BY_FRACTIONS),
     Technique("pruning by measured times", "pruning: what makes it 1.5 times as fast here goes, instead of fractions",
-              {"pruning.target_speedup": 1.5}, {"pruning.target_speedup": 0.0}),
+              {"pruning.width.target_speedup": 1.5}, {"pruning.width.target_speedup": None}),
     Technique("importance by activation", "pruning: what adds least to a block's output goes, instead of by Taylor",
               {"pruning.importance": "activation"}, {"pruning.importance": "taylor"}),
     Technique("pruning in rounds", "pruning: three cuts with recovery in between, instead of one",
               {"pruning.rounds": 3}, {"pruning.rounds": 1}),
-    Technique("hidden states in recovery", "pruning: the pruned model's hidden states follow the teacher's",
-              {"pruning.hidden_weight": 1.0}, {"pruning.hidden_weight": 0.0}),
     Technique("vocabulary pruning", "pruning: the rarer half of the tokens",
               {"pruning.keep_vocabulary": 0.5}, {"pruning.keep_vocabulary": 1.0}),
     Technique("healed rounding", "pruning: token embeddings are rounded before recovery, instead of after it",
               {"pruning.heal_rounding": True}, {"pruning.heal_rounding": False},
               {"pruning.embeddings": ("frozen",), "quantization.embeddings": ("int4", "int8")}),
     Technique("magnitude sparsity", "pruning: the smallest weights become zero",
-              {"pruning.sparsity": "magnitude"}, {"pruning.sparsity": "none"}),
+              {"pruning.sparsity.method": "magnitude"}, {"pruning.sparsity.method": None}),
     Technique("Wanda sparsity", "pruning: weights that are small beside what they multiply become zero",
-              {"pruning.sparsity": "wanda"}, {"pruning.sparsity": "none"}),
+              {"pruning.sparsity.method": "wanda"}, {"pruning.sparsity.method": None}),
     Technique("SparseGPT sparsity", "pruning: weights become zero, and others make up for them",
-              {"pruning.sparsity": "sparsegpt"}, {"pruning.sparsity": "none"}),
+              {"pruning.sparsity.method": "sparsegpt"}, {"pruning.sparsity.method": None}),
     Technique("2:4 sparsity", "pruning: two zeros among every four weights, instead of zeros anywhere",
-              {"pruning.sparsity_pattern": "2:4"}, {"pruning.sparsity_pattern": "unstructured"}, SPARSE),
+              {"pruning.sparsity.pattern": "2:4"}, {"pruning.sparsity.pattern": "0.5"}, SPARSE),
     Technique("dynamic int8", "quantization: int8 weights, activations scaled at run time",
               {"quantization.scheme": "int8-dynamic"}, {"quantization.scheme": "none"}, falls=INTEGERS_ONLY),
     Technique("static int8", "quantization: activations scaled by the calibration split, instead of at run time",
@@ -118,7 +114,7 @@ TECHNIQUES = (
     Technique("mixed precision", "quantization: layers that quantization damages most get more bits",
               {"quantization.max_damage": 0.001}, {"quantization.max_damage": 0.0}, INTEGERS),
     Technique("aware training", "quantization: the teacher corrects the model as it will be rounded",
-              {"quantization.training.epochs": 0.5}, {"quantization.training.epochs": 0.0}, INTEGERS),
+              {"quantization.training.steps": 500}, {"quantization.training.steps": None}, INTEGERS),
 )  # fmt: skip
 """In the order of the line. A number counts as used at any value but ``off``'s; a name or a switch at ``on``'s only."""
 
@@ -138,7 +134,7 @@ def lacks(technique: Technique, recipe: Recipe) -> dict[str, Any]:
     """The values that a recipe must get for a technique to have an effect; empty if it has what is needed."""
     missing = {}
     for path, needed in technique.needs.items():
-        value = attrgetter(path)(recipe)
+        value = value_of(recipe, path)
         if isinstance(needed, tuple):
             if value not in needed:
                 missing[path] = needed[0]
@@ -150,9 +146,9 @@ def lacks(technique: Technique, recipe: Recipe) -> dict[str, Any]:
 def is_used(technique: Technique, recipe: Recipe) -> bool:
     """Whether a recipe uses a technique: whether all its fields say so, and nothing is missing for it to matter."""
     return not lacks(technique, recipe) and all(
-        attrgetter(path)(recipe) == technique.on[path]
+        value_of(recipe, path) == technique.on[path]
         if isinstance(technique.on.get(path), str | bool)
-        else attrgetter(path)(recipe) != off
+        else value_of(recipe, path) != off
         for path, off in technique.off.items()
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,17 +21,29 @@ class FeatherweightError(ValueError):
         return "\n".join(self.args)
 
 
-def _sentences(schema: dict[str, Any]) -> None:
-    """Puts each description, which may be a docstring of several lines, on one."""
+def _for_a_form(schema: dict[str, Any]) -> None:
+    """Puts each description, which may be a docstring of several lines, on one; of a choice between groups only
+    ``anyOf`` becomes tabs in a form."""
     for field in schema.get("properties", {}).values():
         if "description" in field:
             field["description"] = " ".join(field["description"].split())
+        if "oneOf" in field:
+            field["anyOf"] = field.pop("oneOf")
+            field.pop("discriminator", None)
 
 
 class Contract(BaseModel):
     """Base of everything that travels: frozen, and closed to unknown fields. A field's docstring describes it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, json_schema_extra=_sentences)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, json_schema_extra=_for_a_form)
+
+
+class Plain:
+    """Marks text that is all there is to it, such as the name of a column."""
+
+
+PlainText = Annotated[str, Plain()]
+"""Text that a cache key takes as it stands; see ``tasks.engine.keys``."""
 
 
 class StageConfig(Contract):

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel
 
-from tasks.contracts.base import StageConfig
+from tasks.contracts.base import Plain, StageConfig
 from tasks.contracts.values import Bundle, Splits
 from tasks.ml import digests
 
@@ -54,12 +54,6 @@ class Outside:
     identity: Callable[[str], str]
 
 
-class _Plain:
-    """Marks text that is all there is to it, such as the name of a column."""
-
-
-PlainText = Annotated[str, _Plain()]
-
 _VALUES = (bool, int, float, types.NoneType, Bundle, Splits)
 """Types that say all there is to them; a digest is the identity of a content."""
 
@@ -87,7 +81,7 @@ def _unmarked(kind: Any, path: str, marks: Sequence[Any] = ()) -> Iterator[str]:
     elif origin is not Literal and arguments:
         yield from _unmarked(_of_items(kind), path)
     elif kind is str:
-        if not any(isinstance(mark, Outside | _Plain) for mark in marks):
+        if not any(isinstance(mark, Outside | Plain) for mark in marks):
             yield path
     elif kind not in _VALUES and not is_enum and origin is not Literal:
         yield path

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from tasks.contracts.base import StageConfig
+from tasks.contracts.base import PlainText, StageConfig
 from tasks.engine import disk
-from tasks.engine.keys import PlainText
 from tasks.ml import machine
 
 BATCH = 16

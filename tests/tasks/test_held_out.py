@@ -13,9 +13,9 @@ from types import FunctionType
 
 import pytest
 
+from tasks.contracts.base import PlainText
 from tasks.contracts.values import Splits, StageOutput
 from tasks.engine import store, tracking
-from tasks.engine.keys import PlainText
 from tasks.engine.stage import stage
 from tasks.ml.data import datasets, held_out
 from tests.tasks import tiny_models

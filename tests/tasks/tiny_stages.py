@@ -12,10 +12,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import TaskRun
 from prefect.exceptions import ObjectNotFound
 
-from tasks.contracts.base import FeatherweightError, StageConfig
+from tasks.contracts.base import FeatherweightError, PlainText, StageConfig
 from tasks.contracts.values import Bundle, Scorecard, StageOutput, StageResult
 from tasks.engine import progress, store, tracking
-from tasks.engine.keys import Outside, PlainText
+from tasks.engine.keys import Outside
 from tasks.engine.stage import checkpoint_directory, stage
 
 executions: list[str] = []

@@ -30,7 +30,7 @@ class Weights:
     """Weights of the parts of the loss; a part of weight zero is neither computed nor kept."""
 
     logits: float = 1.0
-    hidden: float = 1.0
+    hidden: float = 0.0
     attention: float = 0.0
     labels: float = 0.0
     maps: float = 0.0
@@ -39,6 +39,11 @@ class Weights:
     def relations(self) -> tuple[str, ...]:
         """Of which vectors of the last layer something is learned."""
         return RELATIONS if self.attention > 0 else RELATIONS[:2] if self.maps > 0 else ()
+
+    @property
+    def only_answers(self) -> bool:
+        """Whether nothing is learned of what happens at single tokens."""
+        return not self.hidden and not self.relations
 
 
 @dataclass

@@ -105,7 +105,7 @@ class Lesson:
             model,
             precision,
             lengths=[len(row) for row in self.input_ids],
-            first_token_only=self.tutor is None and problem_of(self.problem).FIRST_TOKEN_ONLY,
+            first_token_only=self.is_about_answers and problem_of(self.problem).FIRST_TOKEN_ONLY,
         )
         if self.tutor is not None:
             weights = self.tutor.weights
@@ -126,11 +126,10 @@ class Lesson:
         problem = problem_of(self.problem)
         return learning.quality(model, problem, self.selection, pad_id=self.pad_id, reference=self.reference)
 
-    def _precision(self, name: str, device: torch.device, directory: Path | None) -> precisions.Choice:
-        if name == "auto" and self.spec is not None and self.spec.linears:
-            # In bf16 the rest of the model would be rounded about as much as quantization rounds.
-            return precisions.Choice(None, "fp32 (what quantized numbers are simulated in)")
-        return precisions.of_run(name, device, directory)
+    @property
+    def is_about_answers(self) -> bool:
+        """Whether nothing is compared but what a head reads."""
+        return self.tutor is None or self.tutor.weights.only_answers
 
     def learn(
         self,
@@ -147,14 +146,18 @@ class Lesson:
 
         Args:
             for_model: keyword arguments of ``trainable.prepared``.
-            precision: one of ``precisions.PRECISIONS``; ``auto`` is fp32 where quantized products are simulated.
+            precision: one of ``precisions.PRECISIONS``; fp32, whatever it is, where quantized products are simulated.
             checkpoint: see ``trainer.fit``.
             chosen_in: directory of what trainings that belong together choose at the start of the first, if it is not
                 the checkpoint's.
             for_trainer: its other keyword arguments.
         """
         directory = Path(chosen_in) if chosen_in else checkpoint
-        chosen = self._precision(precision, next(model.parameters()).device, directory)
+        if self.spec is not None and self.spec.linears:
+            # In bf16 the rest of the model would be rounded about as much as quantization rounds.
+            precision, chosen = "fp32", precisions.Choice(None, "fp32 (what quantized numbers are simulated in)")
+        else:
+            chosen = precisions.of_run(precision, next(model.parameters()).device, directory)
         with ExitStack() as stack:
             if self.tutor is not None and self.tutor.weights.hidden > 0:
                 shares = for_model.get("parallelism", "replicated")
@@ -165,8 +168,7 @@ class Lesson:
             if self.tutor is not None:
                 stack.callback(self.tutor.memory.publish)
                 for_trainer["before_saving"] = self.tutor.memory.publish
-            # A tutor's last hidden states are compared at every token.
-            if self.tutor is None and problem_of(self.problem).FIRST_TOKEN_ONLY:
+            if self.is_about_answers and problem_of(self.problem).FIRST_TOKEN_ONLY:
                 stack.enter_context(first_token.narrowed(model))
             stack.enter_context(fake_quantization.linears(model, self.spec))
             limited = for_trainer.get("max_memory", 0.0) > 0

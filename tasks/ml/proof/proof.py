@@ -145,7 +145,6 @@ def examine(
     data: Path,
     problem_name: str,
     device: str,
-    require_gpu: bool,
     threads: int,
     repeats: int,
     sentences: int,
@@ -168,7 +167,7 @@ def examine(
     threads = threads or machine.num_cores()
     file = shipped.directory / MODEL
     sample = runtime.feed(shipped.rows[:1], pad_id=shipped.pad_id)
-    provider = runtime.choose_provider(file, sample, device=device, require_gpu=require_gpu)
+    provider = runtime.choose_provider(file, sample, device=device)
     progress(0.0, "parity with the simulated model")
     agreement = parity.compare(
         models[-1].directory,

@@ -7,6 +7,7 @@ O = output channels, I = input channels, B = rows, S = tokens.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import families, listening
 from tasks.ml.quantization import gptq
 
-UNSTRUCTURED = "unstructured"
 BLOCK = 128
 """Columns that SparseGPT chooses from at once (section 3.2; the paper's value)."""
 
@@ -33,19 +33,19 @@ class Pattern:
     """m; 0: anywhere."""
 
     @classmethod
-    def parse(cls, text: str, fraction: float) -> Pattern:
-        """Reads ``unstructured``, which takes the fraction, or ``n:m``, as in 2:4, which has its own: 1 − n / m.
+    def parse(cls, text: str) -> Pattern:
+        """Reads the fraction that becomes zero, as in 0.5, or ``n:m``, as in 2:4, where it is 1 − n / m.
 
         Raises:
             FeatherweightError: it is neither.
         """
-        if text == UNSTRUCTURED:
-            return cls(fraction)
-        kept, _, group = text.partition(":")
+        kept, colon, group = text.partition(":")
+        if not colon and re.fullmatch(r"0\.[0-9]+", text):
+            return cls(float(text))
         if not (kept.isdecimal() and group.isdecimal() and 0 < int(kept) <= int(group)):
             raise FeatherweightError(
-                f"sparsity_pattern: {text!r} is not understood; write unstructured, or n:m with n of m weights kept, "
-                "such as 2:4"
+                f"sparsity: pattern: {text!r} is not understood; write the fraction of zeros, such as 0.5, or n:m with "
+                "n of m weights kept, such as 2:4"
             )
         return cls(1 - int(kept) / int(group), int(group))
 
@@ -60,8 +60,8 @@ def keep_highest(scores: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     width = pattern.group or columns
     if columns % width:
         raise FeatherweightError(
-            f"sparsity_pattern: a layer has {columns} input channels, which {width} does not divide; choose another m, "
-            f"or {UNSTRUCTURED}"
+            f"sparsity: pattern: a layer has {columns} input channels, which {width} does not divide; take another "
+            "m, or a fraction such as 0.5"
         )
     groups = scores.reshape(-1, width)
     removed = groups.argsort(dim=-1, stable=True)[:, : round(pattern.fraction * width)]

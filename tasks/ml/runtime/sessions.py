@@ -76,8 +76,8 @@ def stray_nodes(nodes: Mapping[str, Mapping[str, int]], provider: str) -> dict[s
     return {op: n for op, n in sorted(elsewhere.items()) if op in HEAVY}
 
 
-def choose_provider(model: Path, feed: Feed, *, device: str, require_gpu: bool = False) -> str:
-    """Decides where a model runs: ``auto`` takes CUDA only if every heavy node really runs there.
+def choose_provider(model: Path, feed: Feed, *, device: str) -> str:
+    """Decides where a model runs: ``auto`` takes CUDA only if every heavy node really runs there, ``cuda`` demands it.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -87,7 +87,7 @@ def choose_provider(model: Path, feed: Feed, *, device: str, require_gpu: bool =
     """
     if device == "cpu":
         return CPU
-    demanded = require_gpu or device == "cuda"
+    demanded = device == "cuda"
     if not _cuda_starts(model):
         if demanded:
             raise FeatherweightError(

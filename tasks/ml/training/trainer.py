@@ -224,16 +224,16 @@ def fit(
     *,
     lengths: Sequence[int],
     evaluate: Callable[[], Mapping[str, float]],
-    epochs: float,
     batch_size: int,
     learning_rate: float,
     schedule: str,
     warmup: float,
-    weight_decay: float,
-    clip_norm: float,
     precision: Choice,
     seed: int,
     observer: Observer,
+    epochs: float = 1,
+    weight_decay: float = 0.01,
+    clip_norm: float = 1.0,
     optimizer: str = "adamw",
     layer_decay: float = 1.0,
     batching: str = "bucketed",
@@ -243,7 +243,7 @@ def fit(
     compile: str = "off",
     max_memory: float = 0.0,
     demand: Demand | None = None,
-    steps: int = 0,
+    steps: int | None = None,
     evaluations_per_epoch: int = 1,
     patience: int | None = None,
     checkpoint: Path | None = None,
@@ -269,7 +269,7 @@ def fit(
         max_memory: limit of all processes of this machine, or of each GPU, in 10^9 bytes; how much is computed at once
             is then planned, see ``memory``. 0: no limit.
         demand: what a row takes, for that.
-        steps: optimizer steps in all, instead of ``epochs``; 0: epochs.
+        steps: optimizer steps in all, instead of ``epochs``; 0 leaves the model as it is.
         patience: evaluations without improvement before stopping; ``None`` never stops early.
         checkpoint: directory of the resumable state, written after each evaluation and every ``saves_every`` seconds;
             resumed from if it holds one. The clock is read where a point of the curves is recorded.
@@ -281,7 +281,7 @@ def fit(
     """
     device = next(model.parameters()).device
     sampler = Sampler(lengths, batch_size, seed=seed, batch_tokens=batch_tokens, batching=batching)
-    total = steps or max(1, math.ceil(epochs * sampler.per_epoch))
+    total = max(1, math.ceil(epochs * sampler.per_epoch)) if steps is None else steps
     evaluate_every = max(1, sampler.per_epoch // evaluations_per_epoch)
     record_every = max(1, total // POINTS_PER_RUN)
     algorithm = optimizers.build(
@@ -367,6 +367,7 @@ def fit(
             if patience is not None and best.bad >= patience:
                 history.notes["stopped_early_at_step"] = done
                 break
+    history.notes.setdefault("training_s", 0.0)
     if best.weights:
         model.load_state_dict(best.weights)
     update.loss.close()

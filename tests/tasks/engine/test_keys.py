@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import pytest
 
 from tasks import distill, prune, quantize
-from tasks.contracts.base import StageConfig
+from tasks.contracts.base import PlainText, StageConfig
 from tasks.contracts.values import Bundle, Splits, StageOutput
 from tasks.engine import keys
-from tasks.engine.keys import Outside, PlainText
+from tasks.engine.keys import Outside
 from tasks.engine.stage import stage
 from tests.tasks import tiny_stages
 from tests.tasks.tiny_stages import TinyConfig
