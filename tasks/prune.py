@@ -42,7 +42,7 @@ class Importance(StrEnum):
     ACTIVATION = "activation"
 
 
-class WidthConfig(StageConfig):
+class WidthConfig(StageConfig, title="By fractions"):
     """Fractions of every layer that stay."""
 
     keep_ffn: float = Field(0.5, gt=0, le=1, title="FFN width kept")
@@ -51,7 +51,7 @@ class WidthConfig(StageConfig):
     """Fraction of attention heads kept per layer."""
 
 
-class SpeedConfig(StageConfig):
+class SpeedConfig(StageConfig, title="By measured speed"):
     """As much stays as a wanted speed leaves time for, by a table of times measured on this machine."""
 
     target_speedup: float = Field(1.5, ge=1, le=100, title="Target speed-up")
@@ -66,7 +66,7 @@ def _kind_of_width(value: Any) -> str:
     return "speed" if SpeedConfig.model_fields.keys() & fields.keys() else "fractions"
 
 
-class SparsityConfig(StageConfig):
+class SparsityConfig(StageConfig, title="Zeros"):
     """Single weights of the linear layers become zero, and stay it. Their files compress better; ONNX Runtime computes
     with zeros as with other numbers, so nothing gets faster or smaller by itself."""
 
@@ -94,11 +94,6 @@ class SparsityConfig(StageConfig):
 class PruningConfig(tutoring.StudentConfig):
     """How much width to keep, and how long to recover."""
 
-    learning_rate: float = Field(2e-4, gt=0, le=1, title="Learning rate")
-    """Peak learning rate of recovery."""
-    lora_rank: int = Field(0, ge=0, le=4096, title="LoRA rank")
-    """Trains low-rank updates of the linear layers, merged at the end; needs the extra 'training'. 0: trains the layers
-    themselves."""
     width: Annotated[
         Annotated[WidthConfig, Tag("fractions")] | Annotated[SpeedConfig, Tag("speed")], Discriminator(_kind_of_width)
     ] = Field(WidthConfig(), title="Width")
@@ -115,6 +110,11 @@ class PruningConfig(tutoring.StudentConfig):
     afterwards; for embeddings: frozen."""
     sparsity: SparsityConfig | None = Field(None, title="Sparsity")
     """Zeros among the weights; none: all stay."""
+    learning_rate: float = Field(2e-4, gt=0, le=1, title="Learning rate")
+    """Peak learning rate of recovery."""
+    lora_rank: int = Field(0, ge=0, le=4096, title="LoRA rank")
+    """Trains low-rank updates of the linear layers, merged at the end; needs the extra 'training'. 0: trains the layers
+    themselves."""
 
     @model_validator(mode="after")
     def _rounding_can_stay(self) -> Self:

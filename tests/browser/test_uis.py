@@ -78,7 +78,7 @@ const read = path => fetch("UI" + path).then(answer => answer.text()).then(text 
 def test_a_hostile_page_starts_nothing_and_reads_nothing(day: servers.Running, page: Page, tmp_path: Path) -> None:
     sign_in(page, day)
     with SyncPrefectClient(day.api, auth_string=day.password) as client:
-        deployment = client.read_deployment_by_name("compress/smoke").id
+        deployment = client.read_deployment_by_name("compress/compress-smoke").id
         before = len(client.read_flow_runs())
         ui = day.api.removesuffix("/api")
         places = {"DEPLOYMENT": f"{day.api}/deployments/{deployment}", "UI": ui, "OWNED": str(tmp_path / "owned")}

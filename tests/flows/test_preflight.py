@@ -30,8 +30,9 @@ BERT = {
     "model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
     "intermediate_size": 1536,
 }  # fmt: skip
-BY_TIMES = {"target_speedup": 1.5}
-WANDA = {"sparsity": "wanda", "sparsity_pattern": "2:4"}
+BY_TIMES = {"width": {"target_speedup": 1.5}}
+WANDA = {"sparsity": {"method": "wanda", "pattern": "2:4"}}
+SHARDED = {"num_processes": 2, "parallelism": "sharded"}
 TENSOR = {"num_processes": 8, "parallelism": "tensor"}
 
 
@@ -48,7 +49,7 @@ def objections(base: Inspection, **fields: Any) -> list[str]:
 @pytest.mark.parametrize("name", recipe_files.ready_names())
 def test_nothing_is_said_against_ready_recipes(name: str) -> None:
     recipe = recipe_files.load(name)
-    assert list(preflight.objections(recipe, preflight.inspected(recipe))) == []
+    assert list(preflight.objections(recipe, preflight.inspected(recipe.base_model))) == []
 
 
 @pytest.mark.parametrize(
@@ -72,41 +73,41 @@ def test_nothing_is_said_against_ready_recipes(name: str) -> None:
             "quantization.block_size: 32 does not divide the token table's 100 columns; set quantization.embeddings to",
         ),
         (
-            {"pruning": {"sparsity": "magnitude", "sparsity_pattern": "2:5"}},
-            "pruning.sparsity_pattern: 5 does not divide 288, which is as many inputs as a layer then has; use n:m "
-            "with an m that divides 96, or unstructured",
+            {"pruning": {"sparsity": {"method": "magnitude", "pattern": "2:5"}}},
+            "pruning.sparsity.pattern: 5 does not divide 288, which is as many inputs as a layer then has; use n:m "
+            "with an m that divides 96, or a fraction such as 0.5",
         ),
         (
-            {"pruning": {**WANDA, "keep_ffn": 0.501}},
-            "pruning.sparsity_pattern: 4 does not divide 770, which is as many inputs as a layer then has; use n:m "
-            "with an m that divides 2, or unstructured",
+            {"pruning": {**WANDA, "width": {"keep_ffn": 0.501}}},
+            "pruning.sparsity.pattern: 4 does not divide 770, which is as many inputs as a layer then has; use n:m "
+            "with an m that divides 2, or a fraction such as 0.5",
         ),
         (
             {"pruning": WANDA, "distillation": {"embedding_rank": 126}},
-            "pruning.sparsity_pattern: 4 does not divide 126",
+            "pruning.sparsity.pattern: 4 does not divide 126",
         ),
         (
-            {"pruning": {**WANDA, **BY_TIMES, "sparsity_pattern": "2:64"}},
-            "pruning.sparsity_pattern: 64 does not divide 32",
+            {"pruning": {**BY_TIMES, "sparsity": {"pattern": "2:64"}}},
+            "pruning.sparsity.pattern: 64 does not divide 32",
         ),
         (
-            {"training": {**TENSOR, "embeddings": "dense"}},
-            "training.num_processes: 8 processes cannot have the same number of a layer's 12 heads; use a number that "
-            "divides 12, or parallelism sharded",
-        ),
-        (
-            {"pruning": {**TENSOR, "num_processes": 2}},
-            "pruning.num_processes: 2 processes cannot have the same number of a layer's 9 heads; use a number that "
+            {"compute": TENSOR},
+            "compute.num_processes: 8 processes cannot have the same number of a layer's 12 heads; use a number that "
             "divides 3, or parallelism sharded",
         ),
         (
-            {"distillation": {"num_processes": 2, "parallelism": "sharded", "keep_hidden": 0.5}},
-            "distillation.parallelism: sharded does not train a student narrower than its teacher "
-            "(distillation.keep_hidden); use replicated, or hidden_weight 0",
+            {"compute": {**TENSOR, "num_processes": 2}},
+            "compute.num_processes: 2 processes cannot have the same number of a layer's 9 heads; use a number that "
+            "divides 3, or parallelism sharded",
         ),
         (
-            {"distillation": {"augmentation_model": "./nowhere"}},
-            "distillation.augmentation_model: directory './nowhere' does not exist",
+            {"compute": SHARDED, "distillation": {"keep_hidden": 0.5, "hidden_weight": 1}},
+            "compute.parallelism: sharded does not train a student narrower than its teacher "
+            "(distillation.keep_hidden); use replicated, or distillation.hidden_weight 0",
+        ),
+        (
+            {"teaching": {"augmentation": {"kind": "both", "model": "./nowhere"}}},
+            "teaching.augmentation.model: directory './nowhere' does not exist",
         ),
     ],
 )  # fmt: skip
@@ -121,11 +122,10 @@ def test_what_cannot_be_is_said_with_what_could(tmp_path: Path, fields: dict[str
         {"distillation": {"layers": 6, "embedding_rank": 128}, "quantization": {"embeddings": "int4"}},
         {"quantization": {"embeddings": "int8", "block_size": 100}},
         {"pruning": {**WANDA, **BY_TIMES}},
-        {"pruning": {"sparsity_pattern": "2:5"}},
-        {"pruning": {**TENSOR, "num_processes": 3}},
-        {"training": {**TENSOR, "num_processes": 1}},
-        {"distillation": {"num_processes": 2, "parallelism": "sharded", "keep_hidden": 0.5, "hidden_weight": 0}},
-        {"quantization": {"training": {**TENSOR, "num_processes": 1, "augmentation_model": "./nowhere"}}},
+        {"pruning": {"sparsity": {"pattern": "0.5"}}},
+        {"compute": {**TENSOR, "num_processes": 3}},
+        {"compute": {**TENSOR, "num_processes": 1}},
+        {"compute": SHARDED, "distillation": {"keep_hidden": 0.5}},
     ],
 )
 def test_nothing_is_said_against_what_can_be(tmp_path: Path, fields: dict[str, Any]) -> None:
@@ -154,24 +154,23 @@ def test_what_is_not_installed_is_said(
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     monkeypatch.setattr(preflight, "find_spec", lambda _: None)
     assert objections(model(tmp_path), **fields) == [said]
-    assert objections(model(tmp_path), quantization={"training": {**LION, "epochs": 0}}) == []
+    aware = {"quantization": {"training": LION}}
+    assert objections(model(tmp_path), **aware)[0].startswith("quantization.training.optimizer: lion needs")
 
 
-@pytest.mark.parametrize("field", [{"require_gpu": True}, {"device": "cuda"}])
-def test_a_gpu_that_is_not_there_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: dict[str, Any]
-) -> None:
+def test_a_gpu_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    field = {"device": "cuda"}
     monkeypatch.setattr(machine, "gpus", lambda: ("H200", "driver 1"))
     assert objections(model(tmp_path), validation=field) == []
     monkeypatch.setattr(machine, "gpus", lambda: ())
     (said,) = objections(model(tmp_path), validation=field)
-    assert said.startswith(f"validation.{next(iter(field))}: a GPU was asked for, and there is none")
+    assert said.startswith("validation.device: a GPU was asked for, and there is none")
 
 
 def test_a_precision_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "default_device", lambda: torch.device("cpu"))
-    (said,) = objections(model(tmp_path), training={"precision": "fp8"})
-    assert said.startswith("training.precision: fp8 needs an NVIDIA GPU of compute capability 8.9")
+    (said,) = objections(model(tmp_path), compute={"precision": "fp8"})
+    assert said.startswith("compute.precision: fp8 needs an NVIDIA GPU of compute capability 8.9")
 
 
 def test_a_model_that_proposes_words_needs_a_head(tmp_path: Path) -> None:
@@ -180,12 +179,12 @@ def test_a_model_that_proposes_words_needs_a_head(tmp_path: Path) -> None:
     BertForMaskedLM(tiny.config).save_pretrained(tmp_path / "masked")
 
     def said(name: str, **fields: Any) -> list[str]:
-        fields |= {"augmentation_model": str(tmp_path / name)}
-        return objections(model(tmp_path), distillation={"augmentation_kind": "both", **fields})
+        asked = {"kind": "both", "model": str(tmp_path / name), **fields}
+        return objections(model(tmp_path), teaching={"augmentation": asked})
 
     (found,) = said("encoder")
     assert "encoder has no head that predicts masked tokens (cls is missing)" in found
-    assert said("masked") == said("encoder", augmentation_kind="spans") == said("encoder", augmentation=0) == []
+    assert said("masked") == []
 
 
 def test_only_wordpiece_is_cut(tmp_path: Path) -> None:
@@ -215,7 +214,7 @@ FLOWS: dict[str, tuple[Flow[..., Any], tuple[Any, ...], str]] = {
     "compress": (compress, (), "distillation.layers"),
     "search": (search, (SearchConfig(trials=1),), "distillation.layers"),
     "ablation": (ablation, (AblationConfig(techniques=("GPTQ",)),), "distillation.layers"),
-    "study": (study, (), "training.num_processes"),
+    "study": (study, (), "compute.num_processes"),
 }
 
 
@@ -225,7 +224,7 @@ def test_every_flow_says_it_before_any_work(
 ) -> None:
     values = recipe.model_dump(mode="json")
     values["distillation"]["layers"] = 3
-    values["training"] |= {"num_processes": 3, "parallelism": "tensor", "embeddings": "dense"}
+    values["compute"] |= {"num_processes": 3, "parallelism": "tensor"}
     with pytest.raises(FeatherweightError, match=said):
         flow(Recipe.model_validate(values), *config)
     assert not list((home / "store" / "objects").glob("*"))
@@ -242,7 +241,7 @@ def test_a_base_model_that_is_damaged_ends_a_run_before_any_work(recipe: Recipe,
 def test_a_technique_that_the_model_cannot_use_is_left_out(recipe: Recipe) -> None:
     from flows import ablation as module
 
-    base = preflight.inspected(recipe)
+    base = preflight.inspected(recipe.base_model)
     assert base.config["hidden_size"] == 32
     config = AblationConfig(techniques=("factorized embeddings", "GPTQ"))
     arms, left_out = module._planned(recipe, config)

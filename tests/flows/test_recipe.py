@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from flows.command import recipe_files
+from flows.command import recipe_files, recipe_layers
 from flows.recipe import Recipe
 from tasks.contracts.base import FeatherweightError
 from tasks.engine.keys import Outside
@@ -56,31 +56,36 @@ def test_relative_paths_count_from_the_recipes_folder(tmp_path: Path, monkeypatc
 
 
 def test_every_field_that_may_hold_a_path_is_known_as_one() -> None:
-    def named(group: type[BaseModel], *path: str) -> Iterator[tuple[str, ...]]:
-        for name, field in group.model_fields.items():
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                yield from named(field.annotation, *path, name)
-            elif any(isinstance(mark, Outside) for mark in field.metadata):
-                yield *path, name
+    def named(*path: str) -> Iterator[tuple[str, ...]]:
+        for group in recipe_layers.groups(path):
+            for name, field in group.model_fields.items():
+                if any(isinstance(mark, Outside) for mark in field.metadata):
+                    yield *path, name
+                yield from named(*path, name)
 
-    assert {*named(Recipe), ("base_model",)} == {*recipe_files.SOURCES, *recipe_files.MODELS}
+    assert {*named(), ("base_model",)} == {*recipe_files.SOURCES, *recipe_files.MODELS}
 
 
 def test_a_pattern_needs_no_quotes(tmp_path: Path) -> None:
-    path = write(tmp_path, "pruning: {sparsity: magnitude, sparsity_pattern: 2:4}\n")
-    assert recipe_files.load(path).pruning.sparsity_pattern == "2:4"
-    assert recipe_files.load(path, ["pruning.sparsity_pattern=1:30"]).pruning.sparsity_pattern == "1:30"
+    path = write(tmp_path, "pruning: {sparsity: {pattern: 2:4}}\n")
+    assert recipe_files.load(path).pruning.sparsity.pattern == "2:4"
+    assert recipe_files.load(path, ["pruning.sparsity.pattern=1:30"]).pruning.sparsity.pattern == "1:30"
     with pytest.raises(FeatherweightError, match=r"training\.epochs: must be a valid number.*got '1:30'"):
         recipe_files.load(path, ["training.epochs=1:30"])
 
 
 def test_changes_are_applied_in_order_and_parsed_as_yaml(tmp_path: Path) -> None:
     path = write(tmp_path, "name: mine\ntraining: {epochs: 3, batch_size: 8}\n")
-    changes = ["training.epochs=2", "training.epochs=0.5", "validation.require_gpu=true", "data.source=file:a=b #1.csv"]
+    changes = [
+        "training.epochs=2",
+        "training.epochs=0.5",
+        "export.opset=21",
+        "data.source=file:a=b #1.csv",
+    ]
     recipe = recipe_files.load(path, changes)
     assert recipe.training.epochs == 0.5
-    assert recipe.training.batch_size == 8
-    assert recipe.validation.require_gpu is True
+    assert recipe.training.batch_size == "8"
+    assert recipe.export.opset == 21
     assert recipe.data.source == "file:a=b #1.csv"  # in an argument no # begins a remark
 
 
@@ -108,7 +113,7 @@ def test_changes_are_applied_in_order_and_parsed_as_yaml(tmp_path: Path) -> None
         ),
         ("name: ../up\n", "recipe mine.yaml: name: '../up' does not match"),
         (
-            "pruning: {sparsity: wanda}\nquantization: {training: {epochs: 1}}\n",
+            "pruning: {sparsity: {method: wanda}}\nquantization: {training: {steps: 1}}\n",
             "quantization: training fills the zeros of pruning.sparsity",
         ),
         (
@@ -116,22 +121,28 @@ def test_changes_are_applied_in_order_and_parsed_as_yaml(tmp_path: Path) -> None
             "quantization: block_size: the runtime has no blocks of 24; choose one of 16, 32, 64, 128, 256",
         ),
         (
-            "pruning: {target_speedup: 2, map_weight: 1}\n",
-            "pruning: map_weight: target_speedup may take the last layer's heads away",
+            "pruning: {width: {target_speedup: 0.5}}\n",
+            "recipe mine.yaml: pruning.width.target_speedup: must be greater than or equal to 1 (got 0.5)",
         ),
         (
-            "pruning: {target_speedup: 2}\nquantization: {training: {epochs: 1, attention_weight: 1}}\n",
-            "quantization: training.attention_weight compares the last layer's heads, which pruning.target_speedup",
+            "pruning: {width: {target_speedup: 2, keep_ffn: 0.5}}\n",
+            "recipe mine.yaml: pruning.width: unknown key 'keep_ffn'",
         ),
+        ("pruning: {width: 0.5}\n", "recipe mine.yaml: pruning.width: must be a group of fields (got 0.5)"),
+        ("pruning: {sparsity: {pattern: '4:2'}}\n", "pruning: sparsity: pattern: 4 of 2 weights cannot be kept"),
+        ("training: {batch_size: 0}\n", "recipe mine.yaml: training.batch_size: '0' does not match"),
+        ("training: {batch_size: 9 rows}\n", "(Rows per optimizer step, such as 32; or as many as fit"),
+        ("goal: best\n", "recipe mine.yaml: goal: 'best' is none of balanced, smallest, fastest, faithful"),
+        ("goal: 3\n", "recipe mine.yaml: goal: 3 is none of balanced"),
+        ("goal: balanced\nbase_model: ./nowhere\n", "nowhere' does not exist"),
+        ("extends: demos\n", "recipe mine.yaml: extends: recipe"),
+        ("extends: mine.yaml\n", "recipe mine.yaml: extends itself: mine.yaml extends mine.yaml"),
+        ("extends: [demo]\n", "recipe mine.yaml: extends: name a ready recipe or a file"),
         ("name: Default\n", "recipe mine.yaml: name: 'Default' is MLflow's own experiment"),
         ("deployment: {alias: latest}\n", "deployment: alias: 'latest' is a name that MLflow keeps for itself"),
         ("deployment: {alias: v2}\n", "deployment: alias: 'v2' is a name that MLflow keeps for itself"),
         ("deployment: {alias: previous}\n", "deployment: alias: 'previous' is the champion before the present one"),
         ("data: {text: x, label: x}\n", "recipe mine.yaml: data: text and label are both column 'x'"),
-        (
-            "validation: {device: cpu, require_gpu: true}\n",
-            "require_gpu contradicts device: cpu; use device: cuda or auto",
-        ),
         (
             "data: {test_fraction: 0.59, selection_fraction: 0.39}\n",
             "less than 0.95 is needed to leave rows to train on",
@@ -148,7 +159,8 @@ def test_what_is_wrong_is_said_with_its_place(text: str | bytes, expected: str, 
 def test_each_wrong_field_gets_its_line(tmp_path: Path) -> None:
     with pytest.raises(FeatherweightError) as error:
         recipe_files.load(write(tmp_path, "training: {epochs: 0, batch_size: 0}\n"))
-    assert [line.split(": ")[1] for line in str(error.value).splitlines()] == ["training.epochs", "training.batch_size"]
+    found = {line.split(": ")[1] for line in str(error.value).splitlines()}
+    assert found == {"training.epochs", "training.batch_size"}
 
 
 @pytest.mark.parametrize(
@@ -177,7 +189,9 @@ def test_a_name_that_is_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("training.epochs", "write key.path=value"),
         ("=3", "write key.path=value"),
         ("training..epochs=3", "write key.path=value"),
-        ("name.first=x", "name is a value, not a group of fields"),
+        ("name.first=x", "name: must be a valid string (got {'first': 'x'})"),
+        ("training.epochs.first=x", "training.epochs: must be a valid number"),
+        ("training=3", "training: must be a group of fields (got 3)"),
         ("name=[", "--set 'name=[': line 1, column 2: "),
         ("training.epoks=3", "training: unknown key 'epoks'; did you mean 'epochs'?"),
     ],
@@ -189,9 +203,8 @@ def test_a_change_that_cannot_be_made(change: str, expected: str, tmp_path: Path
 
 
 def models(model: type[BaseModel]) -> list[type[BaseModel]]:
-    inner = [field.annotation for field in model.model_fields.values()]
-    groups = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
-    return [model, *(found for group in groups for found in models(group))]
+    inner = [group for name in model.model_fields for group in recipe_layers.groups([name], model)]
+    return [model, *(found for group in inner for found in models(group))]
 
 
 @pytest.mark.parametrize("model", models(Recipe), ids=lambda model: model.__name__)
@@ -206,7 +219,9 @@ def test_every_field_has_a_title_and_every_value_a_sentence_and_a_working_defaul
 
 def test_recovery_hears_of_quantization_only_where_it_heals_it() -> None:
     quantized = {"embeddings": "int4", "block_size": 64}
-    assert Recipe.model_validate({"quantization": quantized}).rounding_to_heal() is None
+    assert Recipe.model_validate({"quantization": quantized}).for_pruning()["rounding"] is None
     pruning = {"heal_rounding": True, "embeddings": "frozen"}
     recipe = Recipe.model_validate({"quantization": quantized, "pruning": pruning})
-    assert recipe.rounding_to_heal() == {"token_bits": 4, "block_size": 64}
+    assert recipe.for_pruning() == {"rounding": {"token_bits": 4, "block_size": 64}, "integer": False}
+    timed = Recipe.model_validate({"pruning": {"width": {"target_speedup": 2}}})
+    assert timed.for_pruning() == {"rounding": None, "integer": True}

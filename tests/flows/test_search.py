@@ -25,7 +25,7 @@ from tests.flows import tiny_recipes
 from tests.flows.tiny_recipes import children
 
 SPACE: dict[str, list[Any]] = {
-    "pruning.keep_heads": [0.5], "pruning.keep_ffn": [0.5, 1.0], "quantization.scheme": ["int8-dynamic"],
+    "pruning.width.keep_heads": [0.5], "pruning.width.keep_ffn": [0.5, 1.0], "quantization.scheme": ["int8-dynamic"],
     "quantization.embeddings": ["none", "int8"],
 }  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_a_search_finds_ships_and_repeats_nothing(recipe: Recipe, tmp_path: Path
     for trial in found.trials:
         data = runs[trial.run_id].data
         assert data.tags["featherweight.state"] == trial.state.value
-        assert data.params["pruning.keep_ffn"] == str(trial.changes["pruning.keep_ffn"])
+        assert data.params["pruning.width.keep_ffn"] == str(trial.changes["pruning.width.keep_ffn"])
         tested = [run for run in children(trial.run_id, "stage") if run.data.tags["featherweight.stage"] == "validate"]
         assert len(tested) == (trial.number in {one.trial.number for one in found.finalists})
     path = comparing.copy(sections, found, tmp_path / "search.html")
@@ -135,7 +135,7 @@ def test_trials_and_time_do_not_make_another_search(recipe: Recipe) -> None:
 
     assert home(trials=3, minutes=5, parallel=2, finalists=1) == home()
     assert home(minimize="size") != home()
-    assert home(space={"pruning.keep_ffn": [0.5]}) != home()
+    assert home(space={"pruning.width.keep_ffn": [0.5]}) != home()
     assert home().is_relative_to(disk.home())
 
 
@@ -144,7 +144,7 @@ def test_trials_and_time_do_not_make_another_search(recipe: Recipe) -> None:
     [
         ({"trials": 0}, "search: trials: must be greater than or equal to 1"),
         ({"minimize": "cost"}, "search: minimize: must be 'latency' or 'size'"),
-        ({"space": {"pruning.keep_ffn": 0.5}}, "search: space.pruning.keep_ffn: must be a valid list"),
+        ({"space": {"pruning.width.keep_ffn": 0.5}}, "search: space.pruning.width.keep_ffn: must be a valid list"),
     ],
 )
 def test_a_wrong_field_is_named(fields: dict[str, object], said: str) -> None:
@@ -153,8 +153,8 @@ def test_a_wrong_field_is_named(fields: dict[str, object], said: str) -> None:
 
 
 def test_a_wrong_space_is_refused_before_any_work(recipe: Recipe) -> None:
-    with pytest.raises(FeatherweightError, match=r"pruning\.keep_ffn: must be greater than 0"):
-        search.search(recipe, SearchConfig(space={"pruning.keep_ffn": [0]}))
+    with pytest.raises(FeatherweightError, match=r"pruning\.width\.keep_ffn: must be greater than 0"):
+        search.search(recipe, SearchConfig(space={"pruning.width.keep_ffn": [0]}))
     assert not (disk.home() / "store" / "records").exists()
 
 

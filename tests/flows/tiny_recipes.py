@@ -31,12 +31,12 @@ def sources(folder: Path) -> tuple[Path, Path]:
 def write(folder: Path) -> Recipe:
     """Writes base model and rows into a folder and returns the recipe."""
     base, source = sources(folder)
-    student = {"learning_rate": 2e-3, "batch_size": 16, "epochs": 3, "augmentation": 0}
+    student = {"learning_rate": 2e-3, "batch_size": 16, "steps": 57}
     return Recipe.model_validate({
         "name": "tiny", "base_model": str(base),
         "data": {"source": f"file:{source}", "max_length": 16, "max_rows": 300, "selection_fraction": 0.2},
         "training": {"learning_rate": 2e-3, "batch_size": 16, "epochs": 2},
-        "distillation": {**student, "layers": 1}, "pruning": {**student, "keep_heads": 0.5},
+        "distillation": {**student, "layers": 1}, "pruning": {**student, "width": {"keep_heads": 0.5}},
         "validation": {"device": "cpu", "threads": 1, "repeats": 3, "sentences": 10, "max_flips": 0.1},
         "budget": {"max_quality_drop": 0.5, "min_shrink": 1.2, "min_speedup": 0.1}, "seed": 3,
     })  # fmt: skip

@@ -15,9 +15,13 @@ from typing import Any
 import pytest
 from prefect.utilities.callables import parameter_schema
 
+from flows import everyday as everyday_module
 from flows.compress import compress
+from flows.everyday import everyday
+from flows.goals import AIMS, Goal
 from flows.promote import promote, rollback
 from flows.recipe import Recipe
+from tasks.contracts.base import FeatherweightError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "form.json"
 SCHEMA: dict[str, Any] = json.loads(parameter_schema(compress).model_dump_json())
@@ -49,6 +53,7 @@ def test_the_form_is_what_it_was() -> None:
 def test_groups_come_in_the_order_of_the_line() -> None:
     properties = definitions()["Recipe"]["properties"]
     order = sorted(properties, key=lambda name: properties[name]["position"])
+    assert order[:4] == ["name", "problem", "data", "base_model"]
     assert order == list(Recipe.model_fields)
     stages = ["data", "training", "distillation", "pruning", "quantization", "export", "validation", "budget"]
     assert [name for name in order if name in stages] == stages
@@ -63,9 +68,41 @@ def test_every_field_has_a_title_and_a_default_and_every_plain_one_a_sentence() 
             assert field["description"].endswith((".", "…")), name
 
 
-def test_no_union_no_open_dictionary_and_nothing_ignored() -> None:
+def leaves(definition: dict[str, Any]) -> Iterator[str]:
+    """The fields that a person sees of a group whose choices are as they are by default."""
+    for name, field in definition["properties"].items():
+        reference = field.get("$ref") or next((one["$ref"] for one in field.get("anyOf", []) if field["default"]), "")
+        group = definitions().get(reference.rpartition("/")[2], {})
+        if group.get("type") == "object":
+            yield from (f"{name}.{leaf}" for leaf in leaves(group))
+        else:
+            yield name
+
+
+def test_the_full_form_and_the_everyday_one_are_short() -> None:
+    assert len(list(leaves(definitions()["Recipe"]))) <= 90
+    assert len(parameter_schema(everyday).properties) <= 12
+
+
+def test_the_everyday_form_makes_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(everyday_module, "line", lambda recipe: recipe)
+    recipe: Any = everyday.fn(
+        name="mine", data="file:rows.csv", label_column="stars", goal=Goal.SMALLEST, make_champion=False
+    )
+    assert (recipe.name, recipe.data.source, recipe.data.label) == ("mine", "file:rows.csv", "stars")
+    assert recipe.budget.max_quality_drop == 0.015
+    assert recipe.budget.min_shrink == AIMS[Goal.SMALLEST].min_shrink
+    assert recipe.deployment.alias == "candidate"
+    with pytest.raises(FeatherweightError, match="name: 'a b' does not match"):
+        everyday.fn(name="a b")
+
+
+def test_only_groups_are_chosen_between_no_dictionary_is_open_and_nothing_ignored() -> None:
     text = json.dumps(SCHEMA)
-    assert "anyOf" not in text
+    for name, field in fields():
+        for one in field.get("anyOf", []):
+            group = definitions()[one["$ref"].rpartition("/")[2]] if "$ref" in one else one
+            assert group["type"] in ("object", "null"), f"{name}: a form makes nothing of it that one can fill"
     assert "oneOf" not in text
     assert all(definition["additionalProperties"] is False for _, definition in groups())
     assert "prefixItems" not in text

@@ -15,7 +15,7 @@ from tasks.contracts.base import FeatherweightError
 
 LONGEST_LINE = 600
 
-PATHS = ["name", "problem", "seed", "data", "data.source", "data.text", "training.epochs", "training.precision",
+PATHS = ["name", "problem", "seed", "data", "data.source", "data.text", "training.epochs", "compute.precision",
          "pruning.sparsity", "budget.min_shrink", "deployment.alias", "quantization", "no.such", "Ä.²", ""]  # fmt: skip
 SCALARS = st.sampled_from(
     ["2024-13-45", "2024-01-01", "0x_", "0o9", "!!int abc", "!!float x", "!!binary '*'",

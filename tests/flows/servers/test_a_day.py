@@ -86,7 +86,7 @@ def test_twenty_at_once_all_end_and_none_is_lost(
 
 
 def test_a_schedule_fires_on_time(client: SyncPrefectClient, tiny: dict[str, Any]) -> None:
-    deployment = client.read_deployment_by_name("compress/smoke")
+    deployment = client.read_deployment_by_name("compress/compress-smoke")
     (created,) = client.create_deployment_schedules(
         deployment.id, [(IntervalSchedule(interval=timedelta(seconds=30)), True)], parameters={"recipe": tiny}
     )

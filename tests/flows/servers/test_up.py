@@ -32,12 +32,12 @@ def test_check_sees_every_part_answer_and_leaves_nothing(home: Path) -> None:
     told = json.loads(done.stdout)
     assert told["prefect"] == f"http://127.0.0.1:{ports[0]}"
     assert told["mlflow"] == f"http://127.0.0.1:{ports[1]}"
-    assert "compress/demo" in told["deployments"]
+    assert "compress/compress-demo" in told["deployments"]
     lines = [line.partition(" (")[0] for line in done.stderr.splitlines()]
     assert f"prefect: http://127.0.0.1:{ports[0]}" in lines
     assert f"mlflow: http://127.0.0.1:{ports[1]}" in lines
     assert any(line.startswith("worker: ") for line in lines)
-    assert any("compress/demo" in line and "promote/champion" in line for line in lines)
+    assert any("compress/compress-demo" in line and "promote/make-champion" in line for line in lines)
     left = [
         p.pid for p in psutil.process_iter(["cmdline"]) if any(str(port) in (p.info["cmdline"] or []) for port in ports)
     ]

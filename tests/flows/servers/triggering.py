@@ -20,7 +20,7 @@ def until(condition: Callable[[], Any], seconds: float) -> Any:
 
 def trigger(client: SyncPrefectClient, recipe: Mapping[str, Any], **changes: Any) -> Any:
     """Triggers a deployment as the form does: with a whole recipe, here with some fields changed."""
-    deployment = client.read_deployment_by_name("compress/smoke")
+    deployment = client.read_deployment_by_name("compress/compress-smoke")
     merged = {**recipe, **{k: {**recipe[k], **v} if isinstance(v, dict) else v for k, v in changes.items()}}
     return client.create_flow_run_from_deployment(deployment.id, parameters={"recipe": merged})
 

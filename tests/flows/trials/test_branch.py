@@ -50,11 +50,11 @@ def test_branches_share_what_they_have_in_common(recipe: Recipe, run_id: str) ->
 
 
 def test_a_variation_changes_these_fields_and_no_others(recipe: Recipe) -> None:
-    varied = branch.variation(recipe, {"pruning.keep_ffn": 0.25, "distillation.layers": 2})
-    assert (varied.pruning.keep_ffn, varied.distillation.layers) == (0.25, 2)
-    assert branch.variation(varied, {"pruning.keep_ffn": 0.5, "distillation.layers": 1}) == recipe
+    varied = branch.variation(recipe, {"pruning.width.keep_ffn": 0.25, "distillation.layers": 2})
+    assert (varied.pruning.width.keep_ffn, varied.distillation.layers) == (0.25, 2)
+    assert branch.variation(varied, {"pruning.width.keep_ffn": 0.5, "distillation.layers": 1}) == recipe
     with pytest.raises(FeatherweightError, match="keep_ffn"):
-        branch.variation(recipe, {"pruning.keep_ffn": 2})
+        branch.variation(recipe, {"pruning.width.keep_ffn": 2})
 
 
 def test_a_candidate_is_tried_where_it_would_be_validated(recipe: Recipe) -> None:

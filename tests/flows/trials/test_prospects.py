@@ -57,8 +57,8 @@ def test_what_is_surely_dominated_is_given_up() -> None:
 def test_the_size_is_foretold_from_the_teacher(scheme: str) -> None:
     teacher = tiny_models.publish_model(tiny_models.model())
     whole = {
-        "distillation.layers": 2, "pruning.keep_ffn": 1, "pruning.keep_heads": 1, "quantization.scheme": scheme,
-        "quantization.embeddings": "none",
+        "distillation.layers": 2, "pruning.width.keep_ffn": 1, "pruning.width.keep_heads": 1,
+        "quantization.scheme": scheme, "quantization.embeddings": "none",
     }  # fmt: skip
     recipe = branch.variation(Recipe(), whole)
     everything = sum(parameter.numel() for parameter in tiny_models.model().parameters()) * 4 / 1e6

@@ -27,14 +27,14 @@ def twelve(tmp_path: Path) -> Inspection:
 
 
 def test_steps_are_coarse_and_hold_the_recipe_s_own_values(twelve: Inspection) -> None:
-    recipe = Recipe.model_validate({"pruning": {"keep_ffn": 0.4}, "distillation": {"layers": 3}})
+    recipe = Recipe.model_validate({"pruning": {"width": {"keep_ffn": 0.4}}, "distillation": {"layers": 3}})
     found = space.of(recipe, twelve, {})
     assert found.values["distillation.layers"] == (2, 3, 4, 6, 8, 10, 12)
-    assert found.values["pruning.keep_ffn"] == (0.25, 0.4, 0.5, 0.75, 1.0)
+    assert found.values["pruning.width.keep_ffn"] == (0.25, 0.4, 0.5, 0.75, 1.0)
     assert found.values["quantization.embeddings"] == ("none", "int8", "int4")
     assert len(found) == len(list(found.points()))
     assert found.nearest(recipe) in found.points()
-    assert found.nearest(recipe)["pruning.keep_ffn"] == 0.4
+    assert found.nearest(recipe)["pruning.width.keep_ffn"] == 0.4
 
 
 def test_few_units_have_few_steps() -> None:
@@ -55,9 +55,9 @@ def test_what_a_model_cannot_be_is_no_step(tmp_path: Path) -> None:
 
 
 def test_a_user_narrows_it_and_adds_to_it(twelve: Inspection) -> None:
-    found = space.of(Recipe(), twelve, {"pruning.keep_ffn": [0.5], "pruning.epochs": [2, 1, 2]})
-    assert found.values["pruning.keep_ffn"] == (0.5,)
-    assert found.values["pruning.epochs"] == (1, 2)
+    found = space.of(Recipe(), twelve, {"pruning.width.keep_ffn": [0.5], "pruning.steps": [2, 1, 2]})
+    assert found.values["pruning.width.keep_ffn"] == (0.5,)
+    assert found.values["pruning.steps"] == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,10 @@ def test_a_user_narrows_it_and_adds_to_it(twelve: Inspection) -> None:
     [
         ("data.max_rows", [10], "only fields of distillation, pruning, quantization, export vary"),
         ("pruning", [10], "only fields of"),
-        ("pruning.keep_ffn", [], "name at least one value"),
-        ("pruning.keep_ffn", [0.5, 2], "pruning.keep_ffn: must be less than or equal to 1"),
+        ("pruning.width.keep_ffn", [], "name at least one value"),
+        ("pruning.width.keep_ffn", [0.5, 2], "pruning.width.keep_ffn: must be less than or equal to 1"),
         ("distillation.layers", [6, 13], "13 are more than the base model's 12"),
-        ("pruning.keep_fnn", [0.5], "unknown key 'keep_fnn'; did you mean 'keep_ffn'"),
+        ("pruning.width.keep_fnn", [0.5], "unknown key 'keep_fnn'; did you mean 'keep_ffn'"),
     ],
 )
 def test_what_cannot_vary_is_refused(twelve: Inspection, path: str, values: list[float], said: str) -> None:

@@ -11,6 +11,7 @@ from flows.recipe import Recipe
 from flows.trials.branch import variation
 from flows.trials.techniques import TECHNIQUES, Arm, Technique, find, is_used, lacks, plan
 from tasks.contracts.base import FeatherweightError
+from tasks.prune import WidthConfig
 
 LENT = ["replacements by a model"]
 """Techniques that the demo does not use, and that only a recipe can lend."""
@@ -25,7 +26,7 @@ def arm(recipe: Recipe, name: str) -> Arm:
 
 def differing(one: Any, other: Any, path: str = "") -> set[str]:
     """Paths of the fields in which two recipes differ."""
-    if not isinstance(one, dict):
+    if not isinstance(one, dict) or not isinstance(other, dict) or one.keys() != other.keys():
         return set() if one == other else {path}
     return {found for name in one for found in differing(one[name], other[name], f"{path}.{name}".lstrip("."))}
 
@@ -43,7 +44,8 @@ def test_every_technique_can_be_taken_out_of_a_ready_recipe_or_put_in(ready: str
         assert one.is_used == (one.used == recipe), technique.name
         difference = differing(one.used.model_dump(mode="json"), one.spared.model_dump(mode="json"))
         assert difference, technique.name
-        assert difference <= technique.off.keys() | technique.falls.keys(), technique.name
+        changed = [f"{path}." for path in technique.off.keys() | technique.falls.keys()]
+        assert all(any(one.startswith(f"{path}.") for one in changed) for path in difference), technique.name
 
 
 def test_every_technique_lives_in_fields_of_the_line_and_has_a_name_of_its_own() -> None:
@@ -63,21 +65,21 @@ def test_every_choice_of_a_stage_is_a_technique_or_the_absence_of_one() -> None:
     from tasks.tutoring import AugmentationKind
 
     choices = {
-        "distillation.layer_choice": LayerChoice, "distillation.augmentation_kind": AugmentationKind,
-        "pruning.importance": Importance, "pruning.sparsity": Sparsity, "quantization.scheme": Scheme,
+        "distillation.layer_choice": LayerChoice, "teaching.augmentation.kind": AugmentationKind,
+        "pruning.importance": Importance, "pruning.sparsity.method": Sparsity, "quantization.scheme": Scheme,
         "quantization.embeddings": EmbeddingScheme, "quantization.calibration": Calibration,
         "quantization.rounding": Rounding,
     }  # fmt: skip
     for path, choice in choices.items():
         named = {changes[path] for one in TECHNIQUES for changes in (one.on, one.off) if path in changes}
-        assert named == {value.value for value in choice} - {"both"}, path
+        assert named - {None} == {value.value for value in choice} - {"both"}, path
 
 
 def test_numbers_are_used_at_any_value_but_off_and_names_at_their_own_only() -> None:
-    narrow = variation(Recipe(), {"pruning.keep_ffn": 0.3})
+    narrow = variation(Recipe(), {"pruning.width.keep_ffn": 0.3})
     assert is_used(find("FFN pruning"), narrow)
-    assert arm(narrow, "FFN pruning").spared.pruning.keep_ffn == 1.0
-    assert not is_used(find("FFN pruning"), variation(narrow, {"pruning.keep_ffn": 1.0}))
+    assert arm(narrow, "FFN pruning").spared.pruning.width.keep_ffn == 1.0
+    assert not is_used(find("FFN pruning"), variation(narrow, {"pruning.width.keep_ffn": 1.0}))
     plain = variation(Recipe(), {"quantization.embeddings": "none"})
     found = arm(plain, "int4 embeddings")
     assert not found.is_used, "neither its own value nor the other's"
@@ -90,7 +92,7 @@ def test_a_technique_that_only_a_recipe_can_lend_is_left_out_of_others() -> None
     assert "names nothing to use" in left_out["unlabeled text"]
     lent = variation(Recipe(), {"data.unlabeled": "file:more.txt"})
     assert arm(lent, "unlabeled text").spared == Recipe()
-    models = {"distillation.augmentation_kind": "both", "distillation.augmentation_model": "package:words"}
+    models = {"teaching.augmentation": {"kind": "both", "model": "package:words"}}
     assert arm(variation(Recipe(), models), "replacements by a model").is_used
 
 
@@ -101,33 +103,33 @@ def test_what_a_technique_has_no_effect_without_is_on_both_sides() -> None:
     assert {found.used.quantization.scheme, found.spared.quantization.scheme} == {"int8-dynamic"}
     static = variation(Recipe(), {"quantization.scheme": "int8-static"})
     assert arm(static, "GPTQ").spared == static, "what is needed is there"
-    quiet = variation(Recipe(), {"distillation.augmentation": 0.0, "pruning.augmentation": 0.5})
-    assert lacks(find("replacements"), quiet) == {"distillation.augmentation": 1.0}
+    assert lacks(find("replacements"), Recipe()) == {"teaching.augmentation.per_text": 1.0}
 
 
 def test_what_has_no_effect_is_not_used() -> None:
-    timed = variation(Recipe(), {"pruning.target_speedup": 2.0})
+    timed = variation(Recipe(), {"pruning.width.target_speedup": 2.0})
     found = arm(timed, "FFN pruning")
     assert not found.is_used, "times decide how much goes, whatever keep_ffn says"
-    assert found.used.pruning.target_speedup == found.spared.pruning.target_speedup == 0.0
+    assert found.used.pruning.width == WidthConfig(keep_ffn=0.5)
+    assert found.spared.pruning.width == WidthConfig(keep_ffn=1.0)
     assert arm(timed, "pruning by measured times").is_used
 
 
 def test_what_needs_integers_falls_with_them() -> None:
-    rounded = variation(Recipe(), {"quantization.rounding": "gptq", "quantization.training.epochs": 1.0})
+    rounded = variation(Recipe(), {"quantization.rounding": "gptq", "quantization.training.steps": 100})
     found = arm(rounded, "dynamic int8")
     assert found.used == rounded
     assert found.spared.quantization == variation(Recipe(), {"quantization.scheme": "none"}).quantization
 
 
 def test_a_technique_that_does_not_go_with_the_recipe_is_left_out_with_the_reason() -> None:
-    sparse = variation(Recipe(), {"pruning.sparsity": "wanda"})
+    sparse = variation(Recipe(), {"pruning.sparsity.method": "wanda"})
     arms, left_out = plan(sparse, [find("aware training"), find("2:4 sparsity")])
     assert [one.technique.name for one in arms] == ["2:4 sparsity"]
     assert "training fills the zeros of pruning.sparsity" in left_out["aware training"]
-    impossible = Technique("impossible", "", {"pruning.keep_ffn": 7.0}, {"pruning.keep_ffn": 1.0})
-    _, left_out = plan(variation(Recipe(), {"pruning.keep_ffn": 1.0}), [impossible])
-    assert left_out["impossible"] == "recipe: pruning.keep_ffn: must be less than or equal to 1 (got 7.0)"
+    impossible = Technique("impossible", "", {"pruning.width.keep_ffn": 7.0}, {"pruning.width.keep_ffn": 1.0})
+    _, left_out = plan(variation(Recipe(), {"pruning.width.keep_ffn": 1.0}), [impossible])
+    assert left_out["impossible"] == "recipe: pruning.width.keep_ffn: must be less than or equal to 1 (got 7.0)"
 
 
 def test_a_wrong_combination_is_explained() -> None:
