@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import itertools
 import os
 import re
 import threading
@@ -17,6 +18,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 from prefect.client.orchestration import SyncPrefectClient
 
+from flows.recipe import Recipe
 from tests import servers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -126,19 +128,19 @@ def test_the_ui_speaks_to_nobody_else(day: servers.Running, page: Page) -> None:
     assert [one for one in tried if not one.endswith(": csp")] == []
 
 
-def open_form(page: Page, day: servers.Running) -> None:
-    """As a person gets there: signed in, deployments, smoke, Run, Custom run."""
+def open_form(page: Page, day: servers.Running, deployment: str = "compress-smoke", shown: str = "Row limit") -> None:
+    """As a person gets there: signed in, deployments, the one of this name, Run, Custom run."""
     sign_in(page, day)
     page.goto(f"http://127.0.0.1:{day.prefect}/deployments")
-    page.get_by_role("link", name="smoke").first.click()
+    page.get_by_role("link", name=deployment).first.click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").click()
-    expect(page.get_by_text("Row limit")).to_be_visible()
+    expect(page.get_by_text(shown)).to_be_visible()
 
 
 def field(page: Page, title: str) -> Locator:
-    """The number input under a title; the innermost group that has the title is the field itself."""
-    return page.locator(".schema-form-property", has_text=f"{title} (Optional)").last.locator("input")
+    """The input under a title; the innermost group that has the title is the field itself."""
+    return page.locator(".schema-form-property", has_text=f"{title} (Optional)").last.locator("input, textarea")
 
 
 def test_the_form_starts_from_the_recipe_and_refuses_what_is_out_of_bounds(
@@ -186,3 +188,63 @@ def test_a_run_from_the_form_to_the_charts(day: servers.Running, page: Page, scr
     expect(page.locator(".js-plotly-plot, canvas, svg.main-svg").first).to_be_visible()
     page.wait_for_timeout(2000)
     page.screenshot(path=screenshots / "mlflow-charts.png")
+
+
+MOST_FIELDS = 90
+SHALLOW = 2
+"""Layers of a model that learns in seconds, and is large enough for the budget of a goal."""
+
+
+def test_every_field_of_a_recipe_is_in_a_form_of_ninety(day: servers.Running, page: Page) -> None:
+    open_form(page, day)
+    inputs = page.locator(
+        ".schema-form-property input, .schema-form-property textarea, .schema-form-property .p-select"
+    )
+    expect(inputs.nth(20)).to_be_visible()
+    assert 60 < inputs.count() <= MOST_FIELDS
+
+
+def with_few_layers(folder: Path) -> Path:
+    """The demo's base model without its upper layers."""
+    from tasks.ml.models import locators, modeling, tokenization
+    from tasks.ml.problems import text_classification
+    from tasks.ml.pruning import surgery
+
+    whole = locators.locate(Recipe().base_model)
+    model = surgery.keep_layers(text_classification.load_base(whole, ["bad", "good"]), list(range(SHALLOW)))
+    modeling.save(model, tokenization.load(whole), folder)
+    return folder
+
+
+def test_from_a_table_to_a_champion_through_the_everyday_form(
+    day: servers.Running, page: Page, screenshots: Path, tmp_path: Path
+) -> None:
+    table, base = tmp_path / "opinions.csv", with_few_layers(tmp_path)
+    words = Path(__file__).read_text(encoding="utf-8").split()[:40]
+    rows = [
+        f'"{one} {telling} {other}",{opinion}'
+        for one, other in itertools.product(sorted({word.strip(',"') for word in words if word.isalpha()}), repeat=2)
+        for telling, opinion in (("wonderful", "good"), ("dreadful", "bad"))
+    ]
+    table.write_text("\n".join(["opinion;stars", *(row.replace('",', '";') for row in rows)]) + "\n", encoding="utf-8")
+
+    open_form(page, day, "compress-my-data", "make_champion")
+    fields = page.locator(".schema-form-property")
+    first, last = (box for box in (fields.first.bounding_box(), fields.last.bounding_box()) if box)
+    assert fields.count() <= 12
+    assert last["y"] + last["height"] - first["y"] <= 1000, "all fields are on one screen"
+    for title, value in {
+        "name": "opinions", "data": f"file:{table}", "text_column": "opinion", "label_column": "stars",
+        "base_model": str(base), "largest_drop_in_points": "10",
+    }.items():  # fmt: skip
+        field(page, title).fill(value)
+    fields.first.scroll_into_view_if_needed()
+    page.screenshot(path=screenshots / "everyday.png")
+    page.get_by_role("button", name="Submit").click()
+    page.wait_for_url(lambda url: "/run?" not in url)
+    page.goto(f"http://127.0.0.1:{day.prefect}/runs")
+    page.get_by_role("link", name=re.compile(r"opinions \d{4}-\d\d")).first.click(timeout=120_000)
+    expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=900_000)
+    page.screenshot(path=screenshots / "everyday-run.png")
+    page.goto(f"http://127.0.0.1:{day.mlflow}/#/models/opinions")
+    expect(page.get_by_text("champion").first).to_be_visible()
