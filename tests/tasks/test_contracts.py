@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
 from tasks.contracts.base import Contract, FeatherweightError
-from tasks.contracts.hyperparameters import OptimizerConfig
+from tasks.contracts.hyperparameters import ComputeConfig, OptimizerConfig, unsuited
 from tasks.contracts.values import (
     Bundle,
     Check,
@@ -19,6 +23,12 @@ from tasks.contracts.values import (
     StageResult,
     Verdict,
 )
+from tasks.distill import DistillationConfig
+from tasks.ml.training import trainer
+from tasks.prune import PruningConfig
+from tasks.quantize import AwareTrainingConfig
+from tasks.train import TrainingConfig
+from tasks.tutoring import StudentConfig
 
 DIGEST = "ab" * 32
 
@@ -107,7 +117,54 @@ def test_mendable_errors_are_value_errors() -> None:
         ({"parallelism": "tensor", "offload_optimizer": True}, "offload_optimizer: not for parallelism tensor"),
     ],
 )
-def test_what_processes_cannot_train_is_refused_before_any_work(values: dict[str, object], message: str) -> None:
-    assert OptimizerConfig.model_validate(values).num_processes == 1
-    with pytest.raises(ValidationError, match=message):
-        OptimizerConfig.model_validate({**values, "num_processes": 2})
+def test_what_processes_cannot_train_is_known_before_any_work(values: dict[str, Any], message: str) -> None:
+    asked: dict[str, Any] = {"optimizer": "adamw", "precision": "auto", "lora_rank": 0, **values}
+    assert re.search(message, unsuited(**asked))
+    assert unsuited(**asked | {"parallelism": "replicated"}) == ""
+
+
+def test_a_batch_is_counted_in_rows_or_in_tokens() -> None:
+    rows, tokens = OptimizerConfig(batch_size=16), OptimizerConfig(batch_size="4096 tokens")  # type: ignore[arg-type]
+    assert rows == OptimizerConfig(batch_size="16")
+    assert rows.for_trainer()["batch_size"] == 16
+    assert "batch_tokens" not in rows.for_trainer()
+    assert {name: tokens.for_trainer()[name] for name in ("batch_size", "batch_tokens")} == {
+        "batch_size": 0, "batch_tokens": 4096
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [0, -8, 8.0, True, "0", "8 rows", "tokens", " 8", "8  tokens", ""])
+def test_what_is_no_size_of_a_batch_is_refused(value: object) -> None:
+    with pytest.raises(ValidationError, match="batch_size"):
+        OptimizerConfig.model_validate({"batch_size": value})
+
+
+STAGES = [TrainingConfig, DistillationConfig, PruningConfig, AwareTrainingConfig]
+
+
+@pytest.mark.parametrize("config", STAGES)
+def test_every_field_of_a_training_reaches_the_trainer_or_the_model(config: type[OptimizerConfig]) -> None:
+    """But those that say what is learned from, or what of."""
+    own = {
+        TrainingConfig: {"dropout", "label_smoothing"},
+        DistillationConfig: config.model_fields.keys() - StudentConfig.model_fields.keys(),
+        PruningConfig: config.model_fields.keys() - StudentConfig.model_fields.keys() - {"lora_rank"},
+        AwareTrainingConfig: set(),
+    }[config]
+    told = config().for_trainer()
+    assert told.keys() <= inspect.signature(trainer.fit).parameters.keys()
+    assert told.keys() | config().for_model().keys() | own >= config.model_fields.keys()
+    assert OptimizerConfig.model_fields.keys() <= told.keys() | config().for_model().keys()
+
+
+def test_all_of_how_a_machine_computes_reaches_the_trainer_or_the_model() -> None:
+    told, model = ComputeConfig().for_trainer(), ComputeConfig().for_model()
+    assert told.keys() <= inspect.signature(trainer.fit).parameters.keys()
+    assert told.keys() | model.keys() | {"num_processes"} == ComputeConfig.model_fields.keys()
+
+
+def test_off_is_a_word() -> None:
+    """YAML reads it as a truth value."""
+    assert ComputeConfig.model_validate({"compile": False}).compile == "off"
+    with pytest.raises(ValidationError, match="compile"):
+        ComputeConfig.model_validate({"compile": True})

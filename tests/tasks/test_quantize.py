@@ -8,14 +8,18 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tasks.contracts.base import FeatherweightError
+from tasks.contracts.hyperparameters import ComputeConfig
 from tasks.contracts.values import Bundle, Splits, StageResult
 from tasks.engine import store, tracking
 from tasks.export import ExportConfig, export
 from tasks.ml.data import datasets
 from tasks.ml.graph import export as onnx_export
 from tasks.ml.models import tokenization
+from tasks.ml.pruning import sparsity
 from tasks.ml.runtime import parity, sessions
 from tasks.quantize import QuantizationConfig, quantize
+from tasks.tutoring import TeachingConfig
 from tests.tasks import tiny_models
 
 
@@ -87,14 +91,36 @@ def test_the_scan_is_evidence(run_id: str) -> None:
     assert result_of(run_id, splits, scheme="int4", max_damage=1e-9).cached
 
 
+AWARE: dict[str, Any] = {"steps": 4, "learning_rate": 1e-3, "batch_size": 16}
+
+
+def trained(source: Bundle, splits: Splits, run_id: str, compute: ComputeConfig) -> StageResult:
+    config = QuantizationConfig(block_size=16, scheme="int4", training=AWARE)
+    return quantize(
+        source, splits, config, teacher=source, teaching=TeachingConfig(), compute=compute, seed=0, run_id=run_id
+    )
+
+
 def test_the_teacher_corrects_while_quantization_is_simulated(run_id: str) -> None:
     splits = tiny_models.publish_data()
-    training = {"epochs": 1, "learning_rate": 1e-3, "batch_size": 16, "augmentation": 0}
-    result = result_of(run_id, splits, scheme="int4", training=training)
+    source = tiny_models.publish_model(tiny_models.model())
+    result = trained(source, splits, run_id, ComputeConfig(precision="bf16"))
     history = tiny_models.read_json(store.path(result.evidence), "history.json")
-    assert history["points"]
+    assert history["points"][-1]["step"] == history["notes"]["total_steps"] == 4
+    assert history["notes"]["precision"] == "fp32 (what quantized numbers are simulated in)"
     assert result.bundle is not None
     assert compared(result.bundle, splits, run_id)["label_flips"] <= 1
+
+
+@pytest.mark.parametrize("parallelism", ["sharded", "tensor"])
+def test_zeros_are_not_trained_in_layers_that_are_cut(run_id: str, parallelism: str) -> None:
+    model = tiny_models.model()
+    for linear in sparsity.linears(model).values():
+        linear.weight.data[:, ::2] = 0
+    source, splits = tiny_models.publish_model(model), tiny_models.publish_data()
+    compute = ComputeConfig(num_processes=2, parallelism=parallelism)
+    with pytest.raises(FeatherweightError, match=r"training: the model is sparse, .* choose parallelism replicated"):
+        trained(source, splits, run_id, compute)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +128,9 @@ def test_the_teacher_corrects_while_quantization_is_simulated(run_id: str) -> No
     [
         ({"scheme": "none", "rounding": "gptq"}, "rounding: needs an integer scheme"),
         ({"scheme": "fp16", "smoothing": 0.5}, "smoothing: needs an integer scheme"),
-        ({"training": {"epochs": 1, "lora_rank": 4}}, "lora_rank: not while quantization is simulated"),
-        ({"training": {"epochs": 1, "precision": "bf16"}}, "precision bf16: not while quantization is simulated"),
+        ({"scheme": "fp16", "training": {}}, "training: needs an integer scheme"),
+        ({"scheme": "int4", "block_size": 48}, "block_size: the runtime has no blocks of 48"),
+        ({"training": {"steps": 0}}, r"training\.steps\n.* greater than or equal to 1"),
     ],
 )
 def test_what_does_not_go_together_is_named(config: dict[str, Any], message: str) -> None:

@@ -159,6 +159,6 @@ def test_a_runtime_that_says_something_else_fails(
 def test_a_gpu_that_was_asked_for_and_is_missing_fails(
     run_id: str, splits: Splits, lineage: dict[str, Bundle], shipped: Bundle
 ) -> None:
-    demanding = ValidationConfig(require_gpu=True)
+    demanding = ValidationConfig(device="cuda")
     with pytest.raises(FeatherweightError, match="cannot start a CUDA session"):
         validate(shipped, splits, demanding, lineage=lineage, run_id=run_id)

@@ -19,6 +19,7 @@ from tasks.contracts.values import Bundle, Splits, StageOutput
 from tasks.engine import keys
 from tasks.engine.keys import Outside
 from tasks.engine.stage import stage
+from tasks.tutoring import TeachingConfig
 from tests.tasks import tiny_stages
 from tests.tasks.tiny_stages import TinyConfig
 
@@ -196,16 +197,17 @@ def test_text_of_which_nothing_is_said_is_refused(function: Any, where: str) -> 
 @pytest.mark.parametrize("module", [distill, prune, quantize])
 def test_the_model_that_proposes_words_is_in_the_key_of_every_stage_that_asks_it(module: Any, tmp_path: Path) -> None:
     function = getattr(module, module.__name__.rpartition(".")[2]).__wrapped__
-    tutoring = {"augmentation_model": str(tmp_path)}
     config = {
-        distill: lambda: distill.DistillationConfig(**tutoring),
-        prune: lambda: prune.PruningConfig(**tutoring),
-        quantize: lambda: quantize.QuantizationConfig(training={"epochs": 1, **tutoring}),
-    }[module]()
+        distill: distill.DistillationConfig(),
+        prune: prune.PruningConfig(),
+        quantize: quantize.QuantizationConfig(training={}),
+    }[module]
+    augmentation = {"kind": "replacements", "model": str(tmp_path)}
     arguments = {
         "source": Bundle(digest="0" * 64, format="torch", problem="p"),
         "splits": Splits(digest="0" * 64, problem="p"),
         "config": config,
+        "teaching": TeachingConfig(augmentation=augmentation),
         "seed": 0,
     }
     found = []
