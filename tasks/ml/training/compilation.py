@@ -237,7 +237,7 @@ def where_it_pays(
         notes: get the decision as ``compile``; one that is there, of a run that is resumed, holds.
         mode: ``auto``, or ``off`` to change nothing.
     """
-    if mode == "off":
+    if mode == "off" or not steps:
         yield
         return
     layers = Layers(passes.model)

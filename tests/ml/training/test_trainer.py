@@ -103,6 +103,26 @@ def test_it_learns_and_records() -> None:
     assert history.notes["precision"] == "fp32 (as asked)"
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "schedule-free-adamw"])
+@pytest.mark.parametrize("compile", ["off", "auto"])
+def test_no_steps_are_taken_where_none_are_asked_for(optimizer: str, compile: str) -> None:
+    task, observer = Regression(), Recorder()
+    before = [parameter.clone() for parameter in task.model.parameters()]
+    history = task.fit(observer, steps=0, optimizer=optimizer, compile=compile)
+    for a, b in zip(before, task.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not task.model.training
+    assert (observer.first_step, observer.steps, observer.evaluations) == (0, [], [])
+    assert history.points == history.evaluations == []
+    assert (history.notes["total_steps"], history.notes["training_s"]) == (0, 0.0)
+
+
+def test_steps_say_how_long_whatever_the_epochs() -> None:
+    observer = Recorder()
+    Regression().fit(observer, steps=11, epochs=1)
+    assert observer.steps == list(range(1, 12))
+
+
 @pytest.mark.parametrize(("saves_every", "resumed_at"), [(trainer.SAVES_EVERY, 24), (0.0, 28)])
 @pytest.mark.parametrize("optimizer", ["adamw", "schedule-free-adamw"])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
@@ -221,7 +241,7 @@ def test_batches_of_a_token_budget_learn_and_go_on_where_they_were(tmp_path: Pat
 
 def test_a_row_that_does_not_fit_into_the_budget_is_named_before_any_work() -> None:
     observer = Recorder()
-    with pytest.raises(FeatherweightError, match="batch_tokens: a row of 7 tokens does not fit into 6; the least is 7"):
+    with pytest.raises(FeatherweightError, match="batch_size: a row of 7 tokens does not fit into 6; the least is 7"):
         Regression().fit(observer, batch_tokens=6)
     assert observer.first_step == -1
 
