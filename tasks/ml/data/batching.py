@@ -73,7 +73,7 @@ def filled(tokens: int) -> RowsOf:
     def rows(longest: int) -> int:
         if longest > tokens:
             raise FeatherweightError(
-                f"batch_tokens: a row of {longest} tokens does not fit into {tokens}; the least is {longest}"
+                f"batch_size: a row of {longest} tokens does not fit into {tokens}; the least is {longest} tokens"
             )
         return tokens // longest
 

@@ -67,12 +67,12 @@ def load_masked(directory: Path) -> nn.Module:
     """
     from transformers import AutoModelForMaskedLM
 
-    field = "augmentation_model"
     model, about = AutoModelForMaskedLM.from_pretrained(
         directory, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
     )
     lacking = sorted(about["missing_keys"])
     if lacking:
+        field = "teaching.augmentation.model"
         raise FeatherweightError(HEADLESS.format(field=field, directory=directory, lacking=lacking[0]))
     return model.eval()
 

@@ -123,8 +123,8 @@ def allocate(
     fixed = table.predict([{"heads": 0, "ffn": 0}] * len(full))
     if milliseconds <= fixed:
         raise FeatherweightError(
-            f"pruning.target_speedup: the target is {milliseconds:.3f} ms, and {fixed:.3f} ms are embeddings, norms "
-            "and head, which pruning leaves; lower target_speedup, or take fewer layers in distillation"
+            f"pruning.width.target_speedup: the target is {milliseconds:.3f} ms, and {fixed:.3f} ms are embeddings, "
+            "norms and head, which pruning leaves; lower target_speedup, or take fewer layers in distillation"
         )
     blocks = _blocks(full, table, damage)
     known: dict[tuple[int, ...], tuple[float, Shapes]] = {}

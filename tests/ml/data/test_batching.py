@@ -105,5 +105,5 @@ def test_a_budget_is_the_limit_of_rows_where_all_are_as_long() -> None:
 
 
 def test_a_budget_below_the_longest_row_is_refused_with_the_least() -> None:
-    with pytest.raises(FeatherweightError, match="batch_tokens: a row of 65 tokens does not fit into 64; the least is"):
+    with pytest.raises(FeatherweightError, match="batch_size: a row of 65 tokens does not fit into 64; the least is"):
         batching.Sampler([3, 65, 12], 8, batch_tokens=64, seed=0)

@@ -83,5 +83,5 @@ def test_a_model_without_that_head_is_refused(
     drafts = found(texts, tokenizer)
     assert substitutes.predictions(loaded, tokenizer)(drafts) == substitutes.predictions(masked, tokenizer)(drafts)
     model.bert.save_pretrained(tmp_path / "encoder")
-    with pytest.raises(FeatherweightError, match=r"augmentation_model: .* has no head that predicts masked tokens"):
+    with pytest.raises(FeatherweightError, match=r"^teaching\.augmentation\.model: .* has no head that predicts"):
         substitutes.load_masked(tmp_path / "encoder")

@@ -111,7 +111,8 @@ def test_blocks_that_are_gone_stay_gone() -> None:
 
 def test_a_target_below_the_fixed_part_is_refused() -> None:
     with pytest.raises(
-        FeatherweightError, match=r"target_speedup: the target is 0.400 ms, and 0.500 ms are embeddings"
+        FeatherweightError,
+        match=r"^pruning\.width\.target_speedup: the target is 0.400 ms, and 0.500 ms are embeddings",
     ):
         allocate(0.4)
 
