@@ -80,15 +80,6 @@ def fields(config: Any) -> list[str]:
     return [name for name, value in config.to_dict().items() if "dropout" in name and isinstance(value, float | int)]
 
 
-def change(model: nn.Module, probability: float) -> None:
-    """Has a model, in place, drop with this probability wherever it drops, and its configuration say so."""
-    for name in fields(model.config):
-        setattr(model.config, name, probability)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = probability
-
-
 def _put_back(parent: nn.Module, name: str, original: nn.Module) -> None:
     original.train(parent.get_submodule(name).training)
     setattr(parent, name, original)
