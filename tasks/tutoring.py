@@ -125,9 +125,8 @@ def memory(teacher: Bundle, *, vocabulary: Sequence[int] | None = None) -> Memor
     from tasks.ml.quantization import simulation
 
     code = [code_digest(module.__name__) for module in (simulation, teaching)]
-    return answers.Memory(
-        disk.folder("answers") / digests.of_value([teacher.digest, numerics_versions(), code]), vocabulary
-    )
+    how = digests.of_value([numerics_versions(), code])
+    return answers.Memory(disk.folder("answers") / f"{teacher.digest}-{how[:16]}", vocabulary)
 
 
 def prepare_lesson(

@@ -306,6 +306,37 @@ def xray(
 
 
 @app.command
+def gc(*, yes: bool = False, unknown: bool = False, json: Json = False) -> None:
+    """Show what nobody needs in the home, or remove it.
+
+    Kept is what a run in MLflow that was not deleted came to or can resume from, what a registered version is made of,
+    the answers of teachers that are kept, and all that a running command uses. What is removed and wanted again is
+    computed again. Deleted runs themselves, and their artifacts, are MLflow's: see 'mlflow gc'.
+
+    Args:
+        yes: Remove it.
+        unknown: Also what belongs to runs that MLflow does not know, which another MLflow server may.
+    """
+    from dataclasses import asdict
+
+    from flows.command import console
+    from tasks.engine import disk, garbage
+
+    console.start_logging()
+    found = garbage.collect(remove=yes, unknown=unknown)
+    total = sum(one.num_bytes for one in found)
+    rows = [(one.kind, str(one.count), f"{one.num_bytes:,}") for one in found]
+    document = {"removed": yes, "num_bytes": total, "garbage": [asdict(one) for one in found]}
+
+    def show() -> None:
+        console.print_table(("what nobody needs", "how many", "bytes"), rows, numbers_from=1)
+        done = "removed" if yes else "can go; say featherweight gc --yes to remove them" if total else "can go"
+        print(f"{total / 1e6:.1f} MB {done}; {sum(disk.usage().values()) / 1e6:.1f} MB are in {disk.home()}")
+
+    _print(json, document, show)
+
+
+@app.command
 def doctor(*, json: Json = False) -> int:
     """Check versions, runtimes, disk and databases."""
     from dataclasses import asdict

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from flows.servers import embedded
 from tasks.engine import disk, redaction
 from tasks.ml import machine
+from tasks.ml.distillation import limits
 
 PACKAGES = ("torch", "transformers", "tokenizers", "onnx", "onnxscript", "datasets", "mlflow", "prefect", "fastapi")
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
@@ -102,7 +103,15 @@ def _disk() -> list[Finding]:
         disk.require_free_space()
         return f"{disk.home()}, {shutil.disk_usage(disk.home()).free / 1e9:.1f} GB free"
 
-    return [_attempt("home", look)]
+    def used() -> str:
+        parts = disk.usage()
+        shown = ", ".join(f"{part} {num_bytes / 1e6:.0f}" for part, num_bytes in parts.items())
+        return (
+            f"{sum(parts.values()) / 1e6:.0f} MB used: {shown}; teachers' answers take at most "
+            f"{limits.answers_on_disk() / 1e6:.0f} ({limits.VARIABLE}), 'featherweight gc' says what can go of the rest"
+        )
+
+    return [_attempt("home", look), _attempt("space", used)]
 
 
 def _prefect() -> list[Finding]:

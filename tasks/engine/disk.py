@@ -154,6 +154,31 @@ def require_free_space(num_bytes: int = MIN_FREE_BYTES) -> None:
         )
 
 
+PARTS = {
+    "results": ("store/objects", "store/records"),
+    "teachers' answers": ("store/answers",),
+    "resumable state": ("store/checkpoints",),
+    "MLflow": ("mlflow.db", "mlartifacts"),
+    "Prefect": ("prefect",),
+}
+"""What a home is made of; the rest is called other."""
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files below a directory; what others remove meanwhile counts nothing."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_symlink() or not path.is_dir():
+            return path.lstat().st_size
+        return sum(size(one) for one in path.iterdir())
+    return 0
+
+
+def usage() -> dict[str, int]:
+    """Bytes of each part of the home."""
+    parts = {part: sum(size(home() / name) for name in names) for part, names in PARTS.items()}
+    return {**parts, "other": size(home()) - sum(parts.values())}
+
+
 @contextlib.contextmanager
 def held(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[None]:
     """Holds a file or directory by ``flock``, between threads as between processes; the kernel lets go for the dead.
@@ -179,8 +204,8 @@ def held(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[Non
         os.close(handle)
 
 
-def lock(name: str, *, shared: bool = False) -> contextlib.AbstractContextManager[None]:
+def lock(name: str, *, shared: bool = False, wait: bool = True) -> contextlib.AbstractContextManager[None]:
     """Holds a name in this home, as ``held`` does a file."""
     path = folder("locks") / f"{name}.lock"
     path.touch()
-    return held(path, shared=shared)
+    return held(path, shared=shared, wait=wait)

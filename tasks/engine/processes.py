@@ -7,6 +7,7 @@ clock. A lock does none of that, and it is seen by whoever sees the home.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import socket
@@ -66,6 +67,14 @@ def _is_held(path: Path) -> bool:
         return False
     except BlockingIOError:
         return True
+
+
+def oldest() -> float:
+    """When the process that lives longest of all that have this home was first named (seconds since the epoch, by the
+    clock of the home's disk); infinity where none lives."""
+    with disk.lock("processes"):
+        alive = (path for path in disk.folder("processes").iterdir() if path.is_file() and _is_held(path))
+        return min((path.stat().st_mtime for path in alive), default=math.inf)
 
 
 def sweep() -> None:

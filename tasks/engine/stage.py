@@ -29,9 +29,6 @@ from tasks.ml.data import held_out
 
 logger = logging.getLogger("featherweight")
 
-RUN_ID = "run_id"
-"""File in the directory of resumable state: the MLflow run that goes on when the stage does."""
-
 _checkpoint_directory: contextvars.ContextVar[Path] = contextvars.ContextVar("featherweight_checkpoint_directory")
 
 
@@ -42,7 +39,7 @@ def checkpoint_directory() -> Path:
 
 def _run_to_continue(checkpoints: Path) -> str | None:
     """The MLflow run of an execution that was interrupted after it had kept some state in this directory."""
-    said = checkpoints / RUN_ID
+    said = checkpoints / store.RUN_ID
     kept = said.is_file() and any(path != said for path in checkpoints.iterdir())
     return tracking.run_named_in(said) if kept else None
 
@@ -79,7 +76,7 @@ def stage(
     def compute(key: str, run: tracking.Run, checkpoints: Path, arguments: Mapping[str, Any]) -> StageResult:
         started = time.monotonic()
         disk.made("store", "checkpoints", key)
-        (checkpoints / RUN_ID).write_text(run.run_id, encoding="utf-8")
+        (checkpoints / store.RUN_ID).write_text(run.run_id, encoding="utf-8")
         machine.keep_to_limits()
         token = _checkpoint_directory.set(checkpoints)
         try:

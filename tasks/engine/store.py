@@ -8,6 +8,8 @@ Layout under ``FEATHERWEIGHT_HOME`` (default ``~/.featherweight``)::
     store/checkpoints/<key>/     state that an interrupted stage resumes from
     store/quarantine/            objects that failed verification, kept for a look
     store/tmp/                   unfinished work; whatever no living process owns is swept
+
+An object or record that a process uses has been touched since that process was named: so ``garbage`` knows it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -26,12 +29,16 @@ from typing import Any
 
 from tasks.contracts.base import FeatherweightError
 from tasks.contracts.values import Digest, StageResult
-from tasks.engine import disk, exchange, tracking
+from tasks.engine import disk, exchange, processes, tracking
 from tasks.ml import digests, paths
 
 logger = logging.getLogger("featherweight")
 
 FILES = "files.json"
+RUN_ID = "run_id"
+"""File in the directory of resumable state: the MLflow run that goes on when the stage does."""
+USE = "store"
+"""Lock that is held shared while something is noted as in use, and alone while garbage is taken away."""
 
 
 class CorruptObjectError(FeatherweightError):
@@ -77,6 +84,13 @@ def _sweep(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def _use(path: Path) -> None:
+    """Notes that a living process uses a stored directory or file; from here on nobody takes it away as garbage."""
+    processes.this_process()
+    with disk.lock(USE, shared=True), contextlib.suppress(FileNotFoundError):
+        os.utime(path)
+
+
 def publish(directory: Path, *, expected: Digest = "") -> Digest:
     """Moves a finished directory into the store and returns its digest. Publishing the same content twice is harmless.
 
@@ -94,6 +108,7 @@ def publish(directory: Path, *, expected: Digest = "") -> Digest:
     if expected not in ("", digest):
         raise CorruptObjectError(f"its digest is {digest[:12]}")
     target = _place(digest)
+    processes.this_process()  # lives from before the object does
     if target.exists():
         with contextlib.suppress(CorruptObjectError):
             path(digest)
@@ -151,6 +166,7 @@ def path(digest: Digest) -> Path:
             other worker offers a whole one. Or this is no digest.
     """
     directory = _place(digest)
+    _use(directory)
     try:
         verify(directory)
     except CorruptObjectError:
@@ -194,6 +210,7 @@ def _quarantine(directory: Path) -> None:
 def read_record(key: str) -> StageResult | None:
     """Returns the result recorded under a cache key, here or by another worker, if every object it names can be had."""
     record = disk.folder("records") / f"{key}.json"
+    _use(record)
     try:
         text = _unsealed(key, record.read_bytes()) if record.is_file() else exchange.find_result(key)
         if text is None:

@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
@@ -103,6 +103,29 @@ def client() -> MlflowClient:
     return _client(tracking_uri())
 
 
+def clients() -> list[MlflowClient]:
+    """That client, and before it one of the home's own database where another server is configured."""
+    own = disk.home() / "mlflow.db"
+    uris = [f"sqlite:///{own}"] if own.is_file() else []
+    return [_client(uri) for uri in dict.fromkeys([*uris, tracking_uri()])]
+
+
+def every(search: Callable[..., Any], **asked: Any) -> Iterator[Any]:
+    """All that a search of a client finds, page by page."""
+    token = None
+    while token != "":
+        page = search(**asked, max_results=1000, page_token=token)
+        yield from page
+        token = page.token or ""
+
+
+def every_run(client: MlflowClient, *, deleted: bool = False) -> Iterator[Any]:
+    """All runs of all experiments: those that are there, or those that were deleted and can be restored."""
+    ids = [one.experiment_id for one in every(client.search_experiments, view_type=ViewType.ALL)]
+    view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
+    return every(client.search_runs, experiment_ids=ids, run_view_type=view) if ids else iter(())
+
+
 def experiment(name: str) -> str:
     """Returns the id of the experiment, creating it if it is new."""
     found = client().get_experiment_by_name(name)
@@ -151,10 +174,8 @@ class Run:
     def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
         """Logs metrics; what is not finite is left out, because MLflow would store it as 1.8e308."""
         now = int(time.time() * 1000)
-        client().log_batch(
-            self.run_id,
-            metrics=[Metric(key, float(v), now, step) for key, v in values.items() if math.isfinite(v)],
-        )
+        points = [Metric(key, float(v), now, step) for key, v in values.items() if math.isfinite(v)]
+        client().log_batch(self.run_id, metrics=points)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Sets tags."""
@@ -374,8 +395,5 @@ def find_runs(filter_string: str, *, names: Sequence[str] = (), max_results: int
     experiments = [e.experiment_id for e in client().search_experiments() if not names or e.name in names]
     if not experiments:
         return []
-    return list(
-        client().search_runs(
-            experiments, filter_string, max_results=max_results, order_by=["attributes.start_time DESC"]
-        )
-    )
+    newest_first = ["attributes.start_time DESC"]
+    return list(client().search_runs(experiments, filter_string, max_results=max_results, order_by=newest_first))

@@ -20,18 +20,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tasks.ml import digests, paths
+from tasks.ml.distillation import limits
 
 logger = logging.getLogger("featherweight")
 
 LARGEST_IN_MEMORY = 4_000_000_000
 """Bytes of answers that a process keeps beside those on disk; beyond that they are computed anew in every epoch."""
-LARGEST_ON_DISK = 4_000_000_000
-"""Bytes of all teachers' answers on disk; what was not used for longest goes first."""
+SHARE_OF_MEMORY = 0.25
+"""Most of the memory that is free on the machine that these may take."""
 SHARE_OF_DISK = 0.25
 """Most of the free space of a disk that answers may take."""
 FILE_BYTES = 128_000_000
@@ -137,7 +139,7 @@ class Memory:
     """What one teacher said, by text.
 
     Args:
-        directory: of this teacher; its siblings, of other teachers, share the limit of ``LARGEST_ON_DISK``. ``None``
+        directory: of this teacher; its siblings, of other teachers, share the limit of ``limits``. ``None``
             keeps answers in this process only.
         vocabulary: token id of the teacher for each id that texts are written in, where its vocabulary was cut; texts
             are then the same as before the cut.
@@ -181,16 +183,17 @@ class Memory:
                 shelf.directory, room = None, missing
                 in_memory += needed
             self.shelves[kind.name] = shelf
-        self.in_memory = in_memory <= LARGEST_IN_MEMORY
+        room = SHARE_OF_MEMORY * psutil.virtual_memory().available
+        self.in_memory = in_memory <= min(LARGEST_IN_MEMORY, room)
         if self.directory is not None:
-            trim(self.directory.parent, LARGEST_ON_DISK - missing)
+            trim(self.directory.parent, limits.answers_on_disk() - missing)
 
     def _room(self) -> float:
         """Bytes that new answers may take on disk."""
         if self.directory is None:
             return -1
         self.directory.mkdir(parents=True, exist_ok=True)
-        return min(LARGEST_ON_DISK, SHARE_OF_DISK * shutil.disk_usage(self.directory).free)
+        return min(limits.answers_on_disk(), SHARE_OF_DISK * shutil.disk_usage(self.directory).free)
 
     def get(self, text: bytes) -> list[torch.Tensor] | None:
         """Returns the answer about a text, one tensor per kind, unless a part of it is not there."""

@@ -72,6 +72,7 @@ def test_help_needs_the_interpreter_and_cyclopts_only() -> None:
         "study",
         "ablate",
         "xray",
+        "gc",
         "doctor",
     ):
         assert f"│ {command} " in done.stdout
@@ -397,6 +398,7 @@ def test_doctor_finds_this_installation_healthy() -> None:
     assert "CPUExecutionProvider" in findings["providers"]["detail"]
     assert findings["prefect api"]["status"] == findings["mlflow"]["status"] == "ok"
     assert machine.kernels() in findings["cpu"]["detail"]
+    assert "teachers' answers take at most 500" in findings["space"]["detail"]
 
 
 def test_doctor_finds_two_runtimes_and_a_dead_server(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.ml.distillation import answers
+from tasks.ml.distillation import answers, limits
 
 KINDS = [answers.Kind("logits", per_text=8), answers.Kind("hidden-1", per_token=16)]
 ROWS = [[2, 5, 3], [2, 6, 7, 3], [2, 8, 3]]
@@ -94,7 +94,7 @@ def test_what_is_not_whole_is_no_answer(tmp_path: Path) -> None:
 def test_the_first_kinds_are_kept_on_disk_as_far_as_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "LARGEST_ON_DISK", 3 * 8)
+    monkeypatch.setattr(limits, "answers_on_disk", lambda: 3 * 8)
     memory = fill(tmp_path / "a")
     assert known(memory) == [True] * 3  # the rest is in memory
     assert [path.parent.name for path in files(tmp_path)] == ["logits"]
@@ -109,8 +109,8 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path: Path, monkeypatch: p
             os.utime(path, (1000 + age, 1000 + age))
     per_teacher = sum(path.stat().st_size for path in files(tmp_path / "a"))
     opened(tmp_path / "a")  # used again
-    monkeypatch.setattr(answers, "LARGEST_ON_DISK", 2 * per_teacher)
-    answers.trim(tmp_path, answers.LARGEST_ON_DISK)
+    monkeypatch.setattr(limits, "answers_on_disk", lambda: 2 * per_teacher)
+    answers.trim(tmp_path, 2 * per_teacher)
     assert [len(files(tmp_path / name)) for name in "abc"] == [2, 0, 2]
     fill(tmp_path / "d")
     assert sum(path.stat().st_size for path in files(tmp_path)) <= 3 * per_teacher
