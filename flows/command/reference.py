@@ -1,4 +1,4 @@
-"""What README.md and prefect.yaml say of the code, written from it by ``python -m flows.command.reference``.
+"""What the docs and prefect.yaml say of the code, written from it by ``python -m flows.command.reference``.
 
 The tree takes each file's clause from its first line; the recipe reference comes from the models; every ready recipe
 becomes a deployment with all its fields, which is what the form in the Prefect UI starts from.
@@ -10,9 +10,10 @@ import ast
 import enum
 import re
 import textwrap
+import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
@@ -25,6 +26,7 @@ from flows.servers import deployments
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+DOCS = ROOT / "infra" / "docs"
 SIGNS = {Ge: "≥ {0.ge}", Gt: "> {0.gt}", Le: "≤ {0.le}", Lt: "< {0.lt}"}
 
 CLAUSES = {
@@ -36,7 +38,8 @@ CLAUSES = {
     "infra/compose.yaml": "a team's servers: PostgreSQL, object store, Prefect, MLflow, workers",
     "infra/constraints.txt": "the versions that were tested together",
     "infra/decisions": "short records of why",
-    "infra/images": "pictures for this page",
+    "infra/docs": "pages for who uses it and who changes it",
+    "infra/images": "pictures for README.md and the pages",
     "infra/prefect.yaml": "deployments of the flows, with a nightly schedule to switch on",
     "infra/work-pool.json": "what a run may choose of the process that executes it: nothing",
     "infra/run": "runs any command in the project's own environment",
@@ -77,50 +80,82 @@ def _clause(path: Path) -> str:
         text = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0]
     else:
         text = text.splitlines()[0].lstrip("#")
-    text = re.sub(r"^\d+\.\s+", "", " ".join(text.replace("``", "").split()))
-    clause = re.split(r"\.(?:\s|$)", text.removeprefix(f"{path.stem}: "))[0]
+    text = re.sub(r"^\d+(\.| —)\s+", "", " ".join(text.replace("``", "").split()))
+    text = re.sub(rf"^{re.escape(path.stem)}: ", "", text, flags=re.IGNORECASE)
+    clause = re.split(r"\.(?:\s|$)", text)[0]
     if len(clause) > LONGEST_CLAUSE:
         clause = re.split(r"[;:]\s", clause)[0]
     assert clause, f"{path} does not say what it is in its first line"
     return clause
 
 
-def reference() -> str:
+def reference(recipe: type[BaseModel] = Recipe) -> str:
     """Returns the reference as Markdown: the recipe's own fields, then a table per group."""
-    return "\n".join(_model(Recipe, "", "A recipe"))
+    return "\n".join(_model(recipe, "", "A recipe"))
+
+
+NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 
 def _model(model: type[BaseModel], prefix: str, title: str) -> Iterator[str]:
-    groups = {name: field for name, field in model.model_fields.items() if _is_group(field)}
-    rows = {name: field for name, field in model.model_fields.items() if name not in groups}
-    yield from (f"#### {title}", "", " ".join((model.__doc__ or "").split()), "")
-    yield from ("| field | default | allowed | meaning |", "|---|---|---|---|")
+    rows = {name: field for name, field in model.model_fields.items() if not groups(field)}
+    yield from (f"### {title}", "", " ".join((model.__doc__ or "").split()), "")
+    if rows:
+        yield from ("| field | default | allowed | meaning |", "|---|---|---|---|")
     for name, field in rows.items():
         meaning = " ".join((field.description or "").split())
-        cells = (f"`{prefix}{name}`", f"`{_default(field)}`", _allowed(field), meaning)
+        cells = (f"`{prefix}{name}`", _default(field), _allowed(field.annotation, field.metadata), meaning)
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield ""
-    for name, field in groups.items():
-        assert isinstance(field.annotation, type)
-        yield from _model(field.annotation, f"{prefix}{name}.", f"`{prefix}{name}`")
+    for name, field in model.model_fields.items():
+        for group in (found := groups(field)):
+            title = f"`{prefix}{name}`"
+            if len(found) > 1:
+                title += f", one of {NUMBERS.get(len(found), len(found))}: {_called(group)}"
+            if type(None) in get_args(field.annotation):
+                title += " (optional)"
+            yield from _model(group, f"{prefix}{name}.", title)
 
 
-def _is_group(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+def groups(field: FieldInfo) -> tuple[type[BaseModel], ...]:
+    """Returns the groups of fields that a field may be: none of a plain value, several of a union."""
+    return tuple(kind for kind in _members(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel))
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one that it is; remarks of ``Annotated`` are left out."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return tuple(member for one in get_args(kind) for member in _members(one))
+    return _members(get_args(kind)[0]) if hasattr(kind, "__metadata__") else (kind,)
+
+
+def _called(group: type[BaseModel]) -> str:
+    """What a member of a union is called: by the field that can say one thing only, else by its class."""
+    for name, field in group.model_fields.items():
+        if get_origin(field.annotation) is Literal and len(said := get_args(field.annotation)) == 1:
+            return f"`{name}: {getattr(said[0], 'value', said[0])}`"
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", group.__name__.removesuffix("Config")).lower()
 
 
 def _default(field: FieldInfo) -> str:
-    value: Any = field.default
-    if isinstance(value, bool):
-        return str(value).lower()
-    return '""' if value == "" else str(value)
+    if field.is_required():
+        return "needed"
+    value: Any = field.get_default(call_default_factory=True, validated_data={})
+    words = {True: "true", False: "false", None: "null", "": '""'}
+    return f"`{words.get(value, value) if isinstance(value, bool | str | None) else value}`"
 
 
-def _allowed(field: FieldInfo) -> str:
-    kind = field.annotation
+def _allowed(kind: Any, metadata: Iterable[Any] = ()) -> str:
+    members = _members(kind)
+    if len(members) > 1:
+        return ", ".join(_allowed(one, metadata) for one in members)
+    if kind is type(None):
+        return "null"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return ", ".join(f"`{member.value}`" for member in kind)
-    bounds = [SIGNS[type(bound)].format(bound) for bound in field.metadata if type(bound) in SIGNS]
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{one}`" for one in get_args(kind))
+    bounds = [SIGNS[type(bound)].format(bound) for bound in metadata if type(bound) in SIGNS]
     return ", ".join([getattr(kind, "__name__", str(kind)), *bounds])
 
 
@@ -155,7 +190,8 @@ CONCURRENCY = {"limit": 2, "collision_strategy": "ENQUEUE", "grace_period_second
 NIGHTLY = {"slug": "nightly", "cron": "0 2 * * *", "timezone": "Etc/UTC", "active": False}
 
 SECTIONS: dict[Path, dict[str, Callable[[], str]]] = {
-    README: {"tree": tree, "recipe reference": reference},
+    DOCS / "architecture.md": {"tree": tree},
+    DOCS / "recipe.md": {"recipe reference": reference},
     deployments.FILE: {"ready recipes": ready_recipes},
 }
 MARKS = {".md": ("<!-- ", " -->"), ".yaml": ("  # ", "")}
