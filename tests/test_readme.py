@@ -10,13 +10,12 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
-import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from pydantic import BaseModel
+from pydantic import BaseModel, Discriminator, Field, Tag
 
 from flows.command import cli, commands, recipe_files, reference
 from flows.recipe import Recipe
@@ -29,8 +28,9 @@ MOST_LINES, LONGEST_LINE, LONGEST_ROW = 200, 120, 500
 NOT_RUN = "the tests do not run it"
 """How the first line of a block of commands ends that is too slow, or needs what is not there."""
 COMING_COMMANDS = ("init", "gc", "recipe")
-COMING_FIELDS = ("goal", "extends", "compute", "teaching")
-"""What is described already and skipped until it is there."""
+COMING_RECIPES = ("mine.yaml", "like-the-demo.yaml", "said-once.yaml")
+"""What is described already and skipped until it is there: these say compute, teaching, goal or extends."""
+IS_OLD = "compute" not in Recipe.model_fields
 
 
 @cache
@@ -91,26 +91,27 @@ def test_every_field_is_in_the_reference() -> None:
     assert text.count("\n### ") == number_of_groups(Recipe)
 
 
-class Fraction(BaseModel):
+class FractionConfig(BaseModel):
     """Cuts a fraction."""
 
-    by: Literal["fraction"] = "fraction"
     keep: float = 0.5
 
 
 class Speed(BaseModel):
     """Cuts until it is fast."""
 
-    by: Literal["speed"] = "speed"
+    by: Literal["times"] = "times"
     target: float | None = None
 
 
 class Groups(BaseModel):
     """Fields that are groups, or may be."""
 
-    either: Fraction | Speed = Fraction()
-    maybe: Fraction | None = None
-    neither: Fraction | Speed | None = None
+    either: FractionConfig | Speed = FractionConfig()
+    maybe: FractionConfig | None = Field(None, description="Or nothing.")
+    neither: (
+        Annotated[Annotated[FractionConfig, Tag("shares")] | Annotated[Speed, Tag("speed")], Discriminator(len)] | None
+    ) = None
     plain: int | None = 3
 
 
@@ -118,14 +119,15 @@ def test_groups_that_may_be_absent_or_one_of_several_have_tables() -> None:
     text = reference.reference(Groups)
     assert re.findall(r"^### (.+)$", text, re.MULTILINE) == [
         "A recipe",
-        "`either`, one of two: `by: fraction`",
-        "`either`, one of two: `by: speed`",
+        "`either`, one of two: fraction",
+        "`either`, one of two: speed",
         "`maybe` (optional)",
-        "`neither`, one of two: `by: fraction` (optional)",
-        "`neither`, one of two: `by: speed` (optional)",
+        "`neither`, one of two: shares (optional)",
+        "`neither`, one of two: speed (optional)",
     ]
+    assert "\nOr nothing. Cuts a fraction.\n" in text
     assert "| `plain` | `3` | int, null |  |" in text
-    assert "| `either.by` | `speed` | `speed` |  |" in text
+    assert "| `either.by` | `times` | `times` |  |" in text
     assert "| `either.target` | `null` | float, null |  |" in text
 
 
@@ -216,9 +218,8 @@ def recipes() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("name", "text"), recipes())
 def test_recipes_are_valid(name: str, text: str, tmp_path: Path) -> None:
-    for field in COMING_FIELDS:
-        if field in yaml.safe_load(text) and field not in Recipe.model_fields:
-            pytest.skip(f"{name}: recipes have no {field!r} yet")
+    if IS_OLD and name in COMING_RECIPES:
+        pytest.skip(f"{name}: recipes have no compute, teaching, goal and extends yet")
     (tmp_path / name).write_text(text, encoding="utf-8")
     recipe_files.load(str(tmp_path / name))
 
@@ -230,17 +231,15 @@ def has_field(model: type[BaseModel], path: list[str]) -> bool:
     return len(path) == 1 or any(has_field(group, path[1:]) for group in groups)
 
 
+@pytest.mark.skipif(IS_OLD, reason="the pages have the fields of the recipe that says compute and teaching once")
 @pytest.mark.parametrize("page", [path for path in PAGES if path.stem != "changelog"], ids=where)
 def test_fields_are_there(page: Path) -> None:
     """But in the changelog, which tells of those that are gone."""
     for text in spans(page):
         found = re.match(r"([a-z_]+)((?:\.[a-z_]+)+)(?:[:=].*)?$", text)
-        if found is None or found.group(1) not in {*Recipe.model_fields, *COMING_FIELDS}:
-            continue
-        if found.group(1) in COMING_FIELDS and found.group(1) not in Recipe.model_fields:
-            continue
-        path = (found.group(1) + found.group(2)).split(".")
-        assert has_field(Recipe, path), f"{where(page)}: {text}"
+        if found and found.group(1) in Recipe.model_fields:
+            path = (found.group(1) + found.group(2)).split(".")
+            assert has_field(Recipe, path), f"{where(page)}: {text}"
 
 
 def steps(block: str) -> Iterator[tuple[str, str]]:

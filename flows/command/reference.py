@@ -13,11 +13,11 @@ import textwrap
 import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel
+from pydantic import BaseModel, Tag
 from pydantic.fields import FieldInfo
 
 from flows.command import recipe_files
@@ -97,9 +97,9 @@ def reference(recipe: type[BaseModel] = Recipe) -> str:
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 
-def _model(model: type[BaseModel], prefix: str, title: str) -> Iterator[str]:
+def _model(model: type[BaseModel], prefix: str, title: str, about: str = "") -> Iterator[str]:
     rows = {name: field for name, field in model.model_fields.items() if not groups(field)}
-    yield from (f"### {title}", "", " ".join((model.__doc__ or "").split()), "")
+    yield from (f"### {title}", "", " ".join(f"{about} {model.__doc__ or ''}".split()), "")
     if rows:
         yield from ("| field | default | allowed | meaning |", "|---|---|---|---|")
     for name, field in rows.items():
@@ -108,33 +108,33 @@ def _model(model: type[BaseModel], prefix: str, title: str) -> Iterator[str]:
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield ""
     for name, field in model.model_fields.items():
-        for group in (found := groups(field)):
+        for group, called in (found := groups(field)).items():
             title = f"`{prefix}{name}`"
             if len(found) > 1:
-                title += f", one of {NUMBERS.get(len(found), len(found))}: {_called(group)}"
-            if type(None) in get_args(field.annotation):
+                title += f", one of {NUMBERS.get(len(found), len(found))}: {called}"
+            if type(None) in _members(field.annotation):
                 title += " (optional)"
-            yield from _model(group, f"{prefix}{name}.", title)
+            yield from _model(group, f"{prefix}{name}.", title, field.description or "")
 
 
-def groups(field: FieldInfo) -> tuple[type[BaseModel], ...]:
-    """Returns the groups of fields that a field may be: none of a plain value, several of a union."""
-    return tuple(kind for kind in _members(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel))
+def groups(field: FieldInfo) -> dict[type[BaseModel], str]:
+    """Returns the groups of fields that a field may be, and what each is called: none of a plain value."""
+    return {
+        kind: called
+        for kind, called in _members(field.annotation).items()
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+    }
 
 
-def _members(kind: Any) -> tuple[Any, ...]:
-    """The members of a union, or the one that it is; remarks of ``Annotated`` are left out."""
+def _members(kind: Any) -> dict[Any, str]:
+    """The members of a union, or the one that it is, without marks; and what each is called, by its tag or its name."""
     if get_origin(kind) in (Union, types.UnionType):
-        return tuple(member for one in get_args(kind) for member in _members(one))
-    return _members(get_args(kind)[0]) if hasattr(kind, "__metadata__") else (kind,)
-
-
-def _called(group: type[BaseModel]) -> str:
-    """What a member of a union is called: by the field that can say one thing only, else by its class."""
-    for name, field in group.model_fields.items():
-        if get_origin(field.annotation) is Literal and len(said := get_args(field.annotation)) == 1:
-            return f"`{name}: {getattr(said[0], 'value', said[0])}`"
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", group.__name__.removesuffix("Config")).lower()
+        return {member: called for one in get_args(kind) for member, called in _members(one).items()}
+    if get_origin(kind) is Annotated:
+        tag = next((mark.tag for mark in kind.__metadata__ if isinstance(mark, Tag)), "")
+        return {member: tag or called for member, called in _members(get_args(kind)[0]).items()}
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", getattr(kind, "__name__", "").removesuffix("Config"))
+    return {kind: words.lower()}
 
 
 def _default(field: FieldInfo) -> str:
@@ -149,6 +149,7 @@ def _allowed(kind: Any, metadata: Iterable[Any] = ()) -> str:
     members = _members(kind)
     if len(members) > 1:
         return ", ".join(_allowed(one, metadata) for one in members)
+    (kind,) = members
     if kind is type(None):
         return "null"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
