@@ -186,13 +186,20 @@ def known_commands() -> set[str]:
     return {name for name in commands.app.resolved_commands() if not name.startswith("-")}
 
 
-@pytest.mark.parametrize(("page", "said"), [(where(path), said) for path in PAGES for said in said_commands(path)])
-def test_commands_are_known_with_their_options(page: str, said: str) -> None:
-    words = shlex.split(said, comments=True)
-    if words[0] in COMING_COMMANDS and words[0] not in known_commands():
-        pytest.skip(f"'featherweight {words[0]}' is not there yet")
-    if words != [words[0]] or words[0] not in known_commands():  # else it is spoken of, and not said in full
-        cli.read(words)
+@pytest.mark.parametrize("page", PAGES, ids=where)
+def test_commands_are_known_with_their_options(page: Path) -> None:
+    for said in said_commands(page):
+        words = shlex.split(said, comments=True)
+        if words[0] in COMING_COMMANDS and words[0] not in known_commands():
+            continue
+        if len(words) > 1 or words[0] not in known_commands():  # else it is spoken of, and not said in full
+            cli.read(words)
+
+
+@pytest.mark.parametrize("name", COMING_COMMANDS)
+def test_coming_commands_are_there(name: str) -> None:
+    if name not in known_commands():
+        pytest.skip(f"'featherweight {name}' is not there yet")
 
 
 def test_every_command_is_on_its_page() -> None:

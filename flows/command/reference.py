@@ -95,11 +95,13 @@ def reference(recipe: type[BaseModel] = Recipe) -> str:
 
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
+LINE = 120
+"""Characters of a line of prose."""
 
 
 def _model(model: type[BaseModel], prefix: str, title: str, about: str = "") -> Iterator[str]:
     rows = {name: field for name, field in model.model_fields.items() if not groups(field)}
-    yield from (f"### {title}", "", " ".join(f"{about} {model.__doc__ or ''}".split()), "")
+    yield from (f"### {title}", "", textwrap.fill(" ".join(f"{about} {model.__doc__ or ''}".split()), LINE), "")
     if rows:
         yield from ("| field | default | allowed | meaning |", "|---|---|---|---|")
     for name, field in rows.items():
