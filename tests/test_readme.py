@@ -174,6 +174,13 @@ def test_paths_and_modules_exist(path: Path) -> None:
             assert ROOT.joinpath(*module.split(".")).with_suffix(".py").is_file(), f"{where(path)}: {module}"
 
 
+def test_environment_variables_are_read() -> None:
+    said = {name for path in PAGES for text in spans(path) for name in re.findall(r"FEATHERWEIGHT_[A-Z_]+", text)}
+    sources = [ROOT / "infra" / "run", *(path for name in ("flows", "tasks") for path in (ROOT / name).rglob("*.py"))]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    assert {name for name in said if name not in code} == set()
+
+
 def said_commands(path: Path) -> Iterator[str]:
     """Commands of ``featherweight`` on a page, each with its arguments."""
     lines = [line for one in fences(path, "", "console", "sh") for line in one.content.splitlines()]
