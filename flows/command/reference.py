@@ -27,6 +27,9 @@ from flows.servers import deployments
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = ROOT / "infra" / "docs"
+NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
+LINE = 120
+"""Characters of a line of prose."""
 SIGNS = {Ge: "≥ {0.ge}", Gt: "> {0.gt}", Le: "≤ {0.le}", Lt: "< {0.lt}"}
 
 CLAUSES = {
@@ -92,11 +95,6 @@ def _clause(path: Path) -> str:
 def reference(recipe: type[BaseModel] = Recipe) -> str:
     """Returns the reference as Markdown: the recipe's own fields, then a table per group."""
     return "\n".join(_model(recipe, "", "A recipe"))
-
-
-NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
-LINE = 120
-"""Characters of a line of prose."""
 
 
 def _model(model: type[BaseModel], prefix: str, title: str, about: str = "") -> Iterator[str]:
