@@ -35,7 +35,7 @@ def export(directory: Path, spec: quantization_spec.Spec) -> Path:
 
 def test_every_heavy_node_of_an_fp32_model_runs_on_the_gpu(tmp_path: Path) -> None:
     model = export(tmp_path, quantization_spec.Spec())
-    assert sessions.choose_provider(model, SAMPLE, device="auto", require_gpu=True) == sessions.CUDA
+    assert sessions.choose_provider(model, SAMPLE, device="cuda") == sessions.CUDA
     nodes = sessions.placement(model, SAMPLE, provider=sessions.CUDA)
     assert nodes[sessions.CUDA]["MultiHeadAttention"] == 1, "and the last layer, whose one query needs no operator"
     assert sessions.stray_nodes(nodes, sessions.CUDA) == {}

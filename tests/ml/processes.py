@@ -65,7 +65,7 @@ def lesson(model: nn.Module, *, tutored: bool = False, rows: int = 41) -> Lesson
         teacher = copy.deepcopy(model)
         with torch.no_grad():
             teacher.classifier.weight.mul_(-3)
-        tutor = Tutor(teacher, [0, 1, 2, 3], teaching.Weights(attention=0.5, labels=0.5, maps=0.5), 2.0)
+        tutor = Tutor(teacher, [0, 1, 2, 3], teaching.Weights(hidden=1.0, attention=0.5, labels=0.5, maps=0.5), 2.0)
         reference = evaluation.logits(teacher, selection.input_ids, pad_id=0)
         targets = np.where(np.arange(rows) % 3 == 0, targets, text_classification.NO_TARGET)
     return Lesson("text-classification", 0, ids, targets, selection, tutor=tutor, reference=reference)

@@ -95,7 +95,7 @@ def test_what_is_on_disk_is_not_asked_again_and_gives_the_same_loss(
     memory.publish()
     batches = asked(model)
     # Fewer kinds are wanted, as a later stage may; one text is new.
-    fewer = {"layer_map": [1, 3], "weights": teaching.Weights(attention=0.0)}
+    fewer = {"layer_map": [1, 3], "weights": teaching.Weights(hidden=1.0)}
     loss = make_loss(copy.deepcopy(student), model, rows, memory=answers.Memory(tmp_path / "teacher"), **fewer)
     loss([3, 0]), loss([0, 1])
     assert batches == [1]
@@ -124,7 +124,7 @@ def test_a_teacher_whose_vocabulary_was_cut_is_known_by_its_own_tokens(
 def test_labels_count_only_where_there_are_any(model: nn.Module, tokenizer: Any, texts: list[str]) -> None:
     rows = tokenizer(texts)["input_ids"]
     targets = torch.tensor([1, text_classification.NO_TARGET, 0, text_classification.NO_TARGET])
-    weights = teaching.Weights(logits=0.0, hidden=0.0, labels=1.0)
+    weights = teaching.Weights(logits=0.0, labels=1.0)
     loss = whole_batches(
         teaching.Tutored(
             model, model, rows, targets, layer_map=range(4), weights=weights, temperature=1.0, pad_id=0,

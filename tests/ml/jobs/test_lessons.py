@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.ml.distillation import answers
+from tasks.ml.distillation import answers, teaching
 from tasks.ml.jobs.lessons import Lesson
+from tasks.ml.models import families, first_token, modeling
 from tasks.ml.training import precision, trainer
-from tests.ml.processes import FOR_MODEL, FOR_TRAINER, Recorder, interrupt, lesson, train
+from tests.ml.processes import FOR_MODEL, FOR_TRAINER, Recorder, assert_same_weights, interrupt, lesson, train
 
 BITS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
@@ -118,6 +120,66 @@ def test_a_tutored_run_that_was_killed_goes_on_to_the_bit(
     assert losses[0] == losses[1]
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def tutored(model: nn.Module, weights: teaching.Weights) -> Lesson:
+    """The lesson of a teacher, of which these parts count."""
+    what = lesson(model, tutored=True)
+    assert what.tutor is not None
+    return replace(what, tutor=replace(what.tutor, weights=weights))
+
+
+def tokens_in_the_last_layer(model: nn.Module) -> set[int]:
+    """How many tokens of a text the last layer's feed-forward network computes from now on."""
+    found: set[int] = set()
+    last = families.of_model(model).layer_list(model)[-1]
+    last.get_submodule("output.dense").register_forward_pre_hook(lambda _, given: found.add(given[0].shape[1]))
+    return found
+
+
+@pytest.mark.parametrize("heads", [4, 0])
+def test_of_a_lesson_about_answers_the_last_layer_computes_the_first_token_and_learns_as_of_all(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, heads: int
+) -> None:
+    """Also where pruning left the last layer no attention."""
+    last = families.of_model(model).layer_list(model)[-1]
+    modeling.resize(families.of_model(model), last, heads=heads, ffn=64)
+    what = tutored(model, teaching.Weights(labels=0.5))
+    runs, widths = [], []
+    for narrowed in (first_token.narrowed, nullcontext):
+        monkeypatch.setattr(first_token, "narrowed", narrowed)
+        student = copy.deepcopy(model)
+        widths.append(tokens_in_the_last_layer(student))
+        runs.append(train(student, what, 1))
+    assert widths[0] == {1}
+    assert max(widths[1]) == max(map(len, what.input_ids))
+    (narrow, one, history), (whole, other, expected) = runs
+    assert one.losses == pytest.approx(other.losses, rel=1e-5)
+    norms = [[point["gradient_norm"] for point in each.points] for each in (history, expected)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert_same_weights(narrow, whole, model)
+
+
+@pytest.mark.parametrize("part", ["hidden", "attention", "maps"])
+def test_what_is_compared_at_every_token_is_computed_there(model: nn.Module, part: str) -> None:
+    what = tutored(model, teaching.Weights(**{part: 1.0}))
+    student = copy.deepcopy(model)
+    widths = tokens_in_the_last_layer(student)
+    train(student, what, 1, steps=1)
+    assert 1 not in widths
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_no_steps_leave_a_model_as_it_was(model: nn.Module, tmp_path: Path, processes: int) -> None:
+    what = lesson(model, tutored=True)
+    same, recorder, history = train(model, what, processes, tmp_path, steps=0, compile="auto", max_memory=50.0)
+    assert recorder.first_step == 0
+    assert recorder.losses == {}
+    assert history.points == history.evaluations == []
+    assert history.notes["total_steps"] == history.notes["training_s"] == 0
+    assert not same.training
+    for (name, a), b in zip(model.named_parameters(), same.parameters(), strict=True):
+        assert torch.equal(a, b), name
 
 
 def test_a_teacher_is_left_as_it_was_however_often_it_taught(model: nn.Module) -> None:

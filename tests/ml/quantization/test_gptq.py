@@ -61,7 +61,7 @@ def test_channels_that_are_never_used_do_no_harm() -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_zeros_stay_zero_and_the_others_still_make_up_for_each_other(scheme: str) -> None:
-    sparse = sparsity.magnitude(weight(), None, sparsity.Pattern.parse("2:4", 0.0))
+    sparse = sparsity.magnitude(weight(), None, sparsity.Pattern.parse("2:4"))
     sparse[:, :16] = 0  # a whole block of four bits
     rounded = gptq.round_weight(sparse, hessian(), scheme=scheme, block_size=16)
     assert (rounded[sparse == 0] == 0).all()
