@@ -66,7 +66,7 @@ PLACES = [
 ]  # fmt: skip
 USUAL = {"recipe": TINY, "model": "./model", "name": "polarity", "run": ""}
 """What positional arguments usually are."""
-LONG = re.compile(r"epochs|steps|num_processes|repeats|sentences|augmentation|rounds|max_rows|trials|parallel|seconds")
+LONG = re.compile(r"epochs|steps|num_processes|repeats|sentences|per_text|rounds|max_rows|trials|parallel|seconds")
 """Fields and options whose larger values are right and take long: they meet data that is not there."""
 
 
@@ -128,17 +128,14 @@ def odd_arguments(draw: st.DrawFn) -> Case:
 
 def fields() -> list[str]:
     """Paths of all fields of a recipe."""
-    from pydantic import BaseModel
+    from flows.command import recipe_layers
 
-    from flows.recipe import Recipe
+    def below(path: tuple[str, ...]) -> Iterator[str]:
+        for name in dict.fromkeys(name for group in recipe_layers.groups(path) for name in group.model_fields):
+            yield ".".join([*path, name])
+            yield from below((*path, name))
 
-    def below(model: type[BaseModel], prefix: str) -> Iterator[str]:
-        for name, field in model.model_fields.items():
-            yield prefix + name
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                yield from below(field.annotation, f"{prefix}{name}.")
-
-    return list(below(Recipe, ""))
+    return list(below(()))
 
 
 @st.composite
@@ -244,8 +241,8 @@ def recipe() -> str:
 base_model: ./model
 data: {source: "file:data.csv", max_length: 16, max_rows: 300, selection_fraction: 0.2}
 training: {learning_rate: 1.0e-3, batch_size: 16, epochs: 0.1}
-distillation: {layers: 1, epochs: 0.1, augmentation: 0}
-pruning: {epochs: 0.1, augmentation: 0}
+distillation: {layers: 1, steps: 2}
+pruning: {steps: 2}
 validation: {device: cpu, threads: 1, repeats: 3, sentences: 10}
 seed: 3
 """

@@ -390,13 +390,14 @@ def search(folder: Path, spec: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 def prepare(folder: Path, name: str = "demo") -> dict[str, Any]:
     """Makes the dataset of a recipe as the stage ``prepare`` does, and says what workers need to know."""
     from flows.command import recipe_files
+    from tasks.contracts.hyperparameters import ComputeConfig
     from tasks.engine import disk
     from tasks.ml.data import datasets, sources, splitting
     from tasks.ml.models import locators, tokenization
     from tasks.ml.problem import problem_of
     from tasks.train import TrainingConfig
 
-    recipe, config = recipe_files.load(name), TrainingConfig(**SETTINGS)
+    recipe, config, compute = recipe_files.load(name), TrainingConfig(**SETTINGS), ComputeConfig()
     table = sources.read(
         recipe.data.source, text=recipe.data.text, label=recipe.data.label, cache=disk.home() / "cache"
     )
@@ -412,7 +413,7 @@ def prepare(folder: Path, name: str = "demo") -> dict[str, Any]:
     datasets.write(folder / "data", division, tokenizer, max_length=recipe.data.max_length)
     return {
         "data": str(folder / "data"), "problem": problem, "base_model": recipe.base_model, "dropout": config.dropout,
-        "settings": config.for_trainer(), "for_model": config.for_model(),
+        "settings": config.for_trainer() | compute.for_trainer(), "for_model": config.for_model() | compute.for_model(),
     }  # fmt: skip
 
 
