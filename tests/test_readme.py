@@ -27,11 +27,8 @@ DECISIONS = sorted((ROOT / "infra" / "decisions").glob("*.md"))
 MOST_LINES, LONGEST_LINE, LONGEST_ROW = 200, 120, 500
 NOT_RUN = "the tests do not run it"
 """How the first line of a block of commands ends that is too slow, or needs what is not there."""
-COMING_COMMANDS = ("init", "gc", "recipe")
-COMING_RECIPES = ("mine.yaml", "like-the-demo.yaml", "said-once.yaml")
-"""What is described already and skipped until it is there: these say compute, teaching, goal or extends."""
-COMING_VARIABLES = {"FEATHERWEIGHT_ANSWERS_MB"}
-IS_OLD = "compute" not in Recipe.model_fields
+COMING_COMMANDS = ("init",)
+"""What is described already and skipped until it is there."""
 
 
 @cache
@@ -179,7 +176,7 @@ def test_environment_variables_are_read() -> None:
     said = {name for path in PAGES for text in spans(path) for name in re.findall(r"FEATHERWEIGHT_[A-Z_]+", text)}
     sources = [ROOT / "infra" / "run", *(path for name in ("flows", "tasks") for path in (ROOT / name).rglob("*.py"))]
     code = "\n".join(path.read_text(encoding="utf-8") for path in sources)
-    assert {name for name in said if name not in code} <= COMING_VARIABLES
+    assert {name for name in said if name not in code} == set()
 
 
 def said_commands(path: Path) -> Iterator[str]:
@@ -233,8 +230,6 @@ def recipes() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("name", "text"), recipes())
 def test_recipes_are_valid(name: str, text: str, tmp_path: Path) -> None:
-    if IS_OLD and name in COMING_RECIPES:
-        pytest.skip(f"{name}: recipes have no compute, teaching, goal and extends yet")
     (tmp_path / name).write_text(text, encoding="utf-8")
     recipe_files.load(str(tmp_path / name))
 
@@ -246,7 +241,6 @@ def has_field(model: type[BaseModel], path: list[str]) -> bool:
     return len(path) == 1 or any(has_field(group, path[1:]) for group in groups)
 
 
-@pytest.mark.skipif(IS_OLD, reason="the pages have the fields of the recipe that says compute and teaching once")
 @pytest.mark.parametrize("page", [path for path in PAGES if path.stem != "changelog"], ids=where)
 def test_fields_are_there(page: Path) -> None:
     """But in the changelog, which tells of those that are gone."""

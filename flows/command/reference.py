@@ -20,6 +20,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, Tag
 from pydantic.fields import FieldInfo
 
+from flows import goals
 from flows.command import recipe_files
 from flows.recipe import Recipe
 from flows.servers import deployments
@@ -160,6 +161,29 @@ def _allowed(kind: Any, metadata: Iterable[Any] = ()) -> str:
     return ", ".join([getattr(kind, "__name__", str(kind)), *bounds])
 
 
+def aims() -> str:
+    """Returns what each goal sets, as Markdown."""
+    names = (
+        "`goal`",
+        "layers",
+        "token table",
+        "`pruning.width`",
+        "tokens",
+        "steps",
+        "points lost",
+        "smaller",
+        "faster",
+    )
+    rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for name, aim in goals.AIMS.items():
+        width = ", ".join(f"`{field}: {value}`" for field, value in aim.width.items())
+        table = f"{aim.rank or 'all'} columns, {aim.embeddings}"
+        steps = " and ".join(f"{number:,}" for number in aim.steps)
+        asked = f"≤ {100 * aim.max_quality_drop:g} | ≥ {aim.min_shrink:g}× | ≥ {aim.min_speedup:g}×"
+        rows.append(f"| `{name}` | {aim.layers:.0%} | {table} | {width} | {aim.vocabulary:.0%} | {steps} | {asked} |")
+    return "\n".join(rows)
+
+
 def ready_recipes() -> str:
     """Returns a deployment of ``compress`` for each ready recipe, as YAML."""
     entries = [
@@ -192,7 +216,7 @@ NIGHTLY = {"slug": "nightly", "cron": "0 2 * * *", "timezone": "Etc/UTC", "activ
 
 SECTIONS: dict[Path, dict[str, Callable[[], str]]] = {
     DOCS / "architecture.md": {"tree": tree},
-    DOCS / "recipe.md": {"recipe reference": reference},
+    DOCS / "recipe.md": {"goals": aims, "recipe reference": reference},
     deployments.FILE: {"ready recipes": ready_recipes},
 }
 MARKS = {".md": ("<!-- ", " -->"), ".yaml": ("  # ", "")}
