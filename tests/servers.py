@@ -89,7 +89,7 @@ def up(home: Path, log: Path, *options: str, **variables: str) -> Iterator[Runni
         )  # fmt: skip
     running = Running(ports[0], ports[1], home, process, log)
     try:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 420
         while "Ctrl-C ends all of it" not in running.said():
             assert process.poll() is None, running.said()
             assert time.monotonic() < deadline, running.said()

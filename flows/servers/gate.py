@@ -17,6 +17,8 @@ import os
 from collections.abc import Collection, MutableMapping
 from typing import Any
 
+DEPLOYMENTS = "/deployments"
+"""The page of Prefect's UI that a person wants first, and gets to by signing in."""
 SIGN_IN = "/sign-in"
 """The page that puts what is behind ``#``, which is sent to no one, where Prefect's UI looks for its password."""
 
@@ -28,7 +30,7 @@ PAGE = """<!doctype html>
 const given = decodeURIComponent(location.hash.slice(1))
 history.replaceState(null, "", location.pathname)
 fetch("/api/admin/version", {headers: {Authorization: "Basic " + btoa(given)}}).then(answer => {
-  if (answer.ok) { localStorage.setItem("prefect-password", btoa(given)); location.replace("/") }
+  if (answer.ok) { localStorage.setItem("prefect-password", btoa(given)); location.replace("/deployments") }
   else { document.getElementById("said").textContent = "This link is not of this server; take the newest one." }
 })
 </script>

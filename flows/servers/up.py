@@ -169,16 +169,20 @@ def up(
         for service in (prefect, mlflow):
             supervisor.start(service)
         for service in (prefect, mlflow):
-            ready(service, service.where)
-        from flows.servers import orphans  # imports Prefect, which reads its settings from the environment
+            ready(service, "answers")
+        from flows.servers import links, orphans  # import Prefect, which reads its settings from the environment
 
         orphans.close()
         names = deployments.register(limit=limit)
         say(f"deployments: {', '.join(names)}")
         supervisor.start(worker)
         ready(worker, f"{WORKER} takes runs from the pool {deployments.POOL}, {limit} at once")
+        pages = {"deployments": f"{prefect.where}{gate.DEPLOYMENTS}", "runs": links.runs(mlflow.where)}
+        say(f"prefect: {pages['deployments']}")  # not before a person who opens it sees them
+        say(f"mlflow: {pages['runs']}")
         if announce:
-            announce({**{one.name: one.where for one in (prefect, mlflow)}, "worker": WORKER, "deployments": names})
+            servers = {one.name: one.where for one in (prefect, mlflow)}
+            announce({**servers, "worker": WORKER, "deployments": names, "pages": pages})
         if check:
             return
         _offer_sign_in(ports, shared["PREFECT_SERVER_API_AUTH_STRING"])
@@ -192,7 +196,7 @@ def _offer_sign_in(ports: Ports, password: str) -> None:
     link = gate.sign_in_link(ports.prefect_url, password)
     kept = secret.keep("sign-in", f"{link}\n")
     if sys.stderr.isatty():
-        print(f"sign in to Prefect: {link}", file=sys.stderr)
+        print(f"sign in to Prefect, and see the deployments: {link}", file=sys.stderr)
     else:
         say(f"sign in to Prefect: the link is in {kept}")
 

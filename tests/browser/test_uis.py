@@ -8,9 +8,13 @@ from __future__ import annotations
 import functools
 import http.server
 import itertools
+import json
 import os
 import re
+import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,9 +31,36 @@ PATIENCE_MS = 90_000
 
 
 @pytest.fixture(scope="module")
-def day(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Running]:
+def outside() -> Iterator[tuple[str, list[str]]]:
+    """A proxy for what leaves this machine, and all that was asked of it; it answers nothing."""
+    asked: list[str] = []
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def refuse(self) -> None:
+            asked.append(f"{self.command} {self.path}")
+            self.send_error(502)
+
+        do_CONNECT = do_GET = do_HEAD = do_POST = refuse  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def day(tmp_path_factory: pytest.TempPathFactory, outside: tuple[str, list[str]]) -> Iterator[servers.Running]:
     folder = tmp_path_factory.mktemp("uis")
-    with servers.up(folder / "home", folder / "log") as running:
+    environment = servers.environment(folder / "home")
+    for recipe in ("films", "books"):
+        run = f"with tracking.pipeline_run('{recipe}', {{}}, run_name='{recipe} run'): pass"
+        code = f"from tasks.engine import tracking\n{run}"
+        subprocess.run([sys.executable, "-c", code], env=environment, cwd=servers.ROOT, check=True)
+    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), outside[0])
+    with servers.up(folder / "home", folder / "log", **proxies) as running:
         yield running
 
 
@@ -48,6 +79,9 @@ def page(chromium: Browser) -> Iterator[Page]:
     yield page
     page.close()
 
+
+AUTOFILL = "content-autofill.googleapis.com:443"
+"""What Chromium itself asks about any page with a form."""
 
 HOSTILE = """<!doctype html><title>tried nothing</title>
 <form id="form" target="frame" method="post" enctype="text/plain" action="DEPLOYMENT/create_flow_run">
@@ -101,11 +135,11 @@ def sign_in(page: Page, day: servers.Running) -> None:
     """By the link that ``up`` offers.
 
     Prefect's UI forgets the password when the request that checks it is cut off. A busy machine is silent for longer
-    than "networkidle" waits before that request is sent; the menu is there once it was answered.
+    than "networkidle" waits before that request is sent; the deployments are there once it was answered.
     """
     page.goto(day.sign_in)
     page.wait_for_url(lambda url: "/sign-in" not in url)
-    expect(page.get_by_role("link", name="Deployments").first).to_be_visible()
+    expect(page.get_by_role("link", name="smoke").first).to_be_visible()
 
 
 def test_who_has_no_link_is_asked_for_the_password(day: servers.Running, page: Page) -> None:
@@ -114,6 +148,37 @@ def test_who_has_no_link_is_asked_for_the_password(day: servers.Running, page: P
     page.goto(f"http://127.0.0.1:{day.prefect}/sign-in#featherweight:guess")
     expect(page.get_by_text("This link is not of this server")).to_be_visible()
     assert page.evaluate("localStorage.getItem('prefect-password')") is None
+
+
+def said_page(day: servers.Running, name: str) -> str:
+    """The address that ``up`` printed of a server."""
+    (address,) = re.findall(rf"^{name}: (http\S+)$", day.said(), re.MULTILINE)
+    return str(address)
+
+
+def test_the_addresses_lead_to_deployments_and_runs_and_nothing_leaves_this_machine(
+    day: servers.Running, chromium: Browser, outside: tuple[str, list[str]], screenshots: Path
+) -> None:
+    """What pages, their workers and the servers ask of a proxy would leave."""
+    proxy = {"server": outside[0], "bypass": "127.0.0.1"}
+    with chromium.new_context(viewport={"width": 1400, "height": 1000}, proxy=proxy) as context:
+        page = context.new_page()
+        expect.set_options(timeout=PATIENCE_MS)
+        page.goto(day.sign_in)
+        expect(page.get_by_role("link", name="smoke").first).to_be_visible()
+        assert page.url.startswith(said_page(day, "prefect"))
+        page.screenshot(path=screenshots / "deployments.png")
+        page.goto(said_page(day, "mlflow"))
+        expect(page.get_by_text("films run").first).to_be_visible()
+        expect(page.get_by_text("books run").first).to_be_visible()
+        expect(page.get_by_role("link", name="Model registry")).to_be_visible()
+        expect(page.get_by_text("collects usage data")).to_have_count(0)
+        page.screenshot(path=screenshots / "runs.png")
+        page.goto(f"http://127.0.0.1:{day.mlflow}/")
+        page.wait_for_timeout(35_000)  # MLflow's worker for usage data speaks every 30 s
+    assert {one.rpartition(" ")[2] for one in outside[1]} - {AUTOFILL} == set()
+    with urllib.request.urlopen(f"{day.tracking}/ajax-api/3.0/mlflow/ui-telemetry") as answer:
+        assert json.load(answer)["disable_ui_telemetry"] is True
 
 
 def test_the_ui_speaks_to_nobody_else(day: servers.Running, page: Page) -> None:

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
+from flows.servers import embedded
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "infra" / "compose.yaml").read_text(encoding="utf-8")
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
@@ -30,6 +32,12 @@ def test_the_image_is_pinned_and_nobody_is_root() -> None:
     assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base)
     user, install = DOCKERFILE.index("USER 10001"), DOCKERFILE.index("RUN infra/run true")
     assert user < install, "installed as root"
+
+
+def test_whatever_is_started_in_the_image_calls_nobody() -> None:
+    assert {f"{name}={value}" for name, value in embedded.PRIVACY.items() if not name.startswith("HF_")} <= set(
+        re.findall(r"\w+=\w+", DOCKERFILE)
+    )
 
 
 def test_everything_that_is_copied_is_there_and_is_not_ignored() -> None:

@@ -34,10 +34,13 @@ def test_check_sees_every_part_answer_and_leaves_nothing(home: Path) -> None:
     assert told["mlflow"] == f"http://127.0.0.1:{ports[1]}"
     assert "compress/compress-demo" in told["deployments"]
     lines = [line.partition(" (")[0] for line in done.stderr.splitlines()]
-    assert f"prefect: http://127.0.0.1:{ports[0]}" in lines
-    assert f"mlflow: http://127.0.0.1:{ports[1]}" in lines
-    assert any(line.startswith("worker: ") for line in lines)
-    assert any("compress/compress-demo" in line and "promote/make-champion" in line for line in lines)
+    prefect, mlflow = told["pages"]["deployments"], told["pages"]["runs"]
+    assert prefect == f"{told['prefect']}/deployments"
+    assert mlflow == f"{told['mlflow']}/#/experiments?workflowType=machine_learning"
+    registered = [i for i, line in enumerate(lines) if "compress/compress-demo" in line and "promote/make-champion" in line]
+    ready = [i for i, line in enumerate(lines) if line.startswith("worker: ")]
+    offered = [lines.index(f"prefect: {prefect}"), lines.index(f"mlflow: {mlflow}")]
+    assert max(*registered, *ready) < min(offered), "a page that is offered would be empty"
     left = [
         p.pid for p in psutil.process_iter(["cmdline"]) if any(str(port) in (p.info["cmdline"] or []) for port in ports)
     ]
