@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gc
 import inspect
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -22,8 +24,10 @@ LONGEST_REFUSAL = 300
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
-    command, bound = read(sys.argv[1:] if words is None else words)
+    words = sys.argv[1:] if words is None else words
+    command, bound = read(words)
     takes, as_json = bound.signature.parameters, bound.arguments.get("json", False)
+    before = signal.signal(signal.SIGTERM, _interrupt) if "changes" in takes else None
     try:
         if "json" in takes:  # unlike help and completion
             from flows.servers import embedded
@@ -34,12 +38,28 @@ def main(words: Sequence[str] | None = None) -> int:
                 disk.require_home()
         return command(*bound.args, **bound.kwargs) or commands.PASSED
     except KeyboardInterrupt:
-        kept = "; finished stages are kept and will be reused" if "changes" in takes else ""
-        return _failed(INTERRUPTED, f"interrupted{kept}", as_json=as_json)
+        return _failed(INTERRUPTED, f"interrupted{_resumption(words) if 'changes' in takes else ''}", as_json=as_json)
     except Exception as error:
         return _failed(*_explained(error), as_json=as_json)
     finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
         gc.freeze()  # all of it goes with the process; looking through it first would take half a second
+
+
+def _interrupt(*_: object) -> None:
+    """SIGTERM ends a run as Ctrl-C does, also after Prefect, which has a handler of its own while the flow is run."""
+    raise KeyboardInterrupt
+
+
+def _resumption(words: Sequence[str]) -> str:
+    """How a run goes on: its stages are cached by what they are, so what was said before finds them again."""
+    again = shlex.join(["featherweight", *words])
+    said = again if len(again) <= LONGEST_REFUSAL else f"{again[: LONGEST_REFUSAL // 3]} …, as before"
+    return (
+        "; finished stages are kept, and training goes on from its last checkpoint. "
+        f"To go on where this ended, say again: {said}"
+    )
 
 
 def read(words: Sequence[str]) -> tuple[Callable[..., int | None], inspect.BoundArguments]:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows.command import cli, commands, console, history, running, serving
 from tasks.contracts.base import FeatherweightError
 from tasks.contracts.values import Bundle, Check, CheckStatus, Outcome, Release, Scorecard, StageResult, Verdict
 from tasks.engine import store, tracking
 from tasks.ml import machine
+from tests.flows import tiny_recipes
 
 ROOT = Path(__file__).parents[3]
 
@@ -25,6 +29,13 @@ def featherweight(*arguments: str, **environment: str) -> subprocess.CompletedPr
     return subprocess.run(
         [sys.executable, "-m", "flows.command.cli", *arguments],
         cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+
+
+def process(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.command.cli", *arguments],
+        cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
@@ -43,6 +54,14 @@ def outcome(run_id: str, status: CheckStatus = CheckStatus.PASSED) -> Outcome:
     passed = status is CheckStatus.PASSED
     release = Release(name="films", version=3, digest=digest, model_uri="models:/m-1") if passed else None
     return Outcome(recipe="films", run_id=run_id, verdict=Verdict(checks=(check,)), stages=(stage,), release=release)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    """A recipe, as a file, whose steps take milliseconds."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_recipes.write(tmp_path).model_dump(mode="json")), encoding="utf-8")
+    return str(path)
 
 
 def record(status: CheckStatus = CheckStatus.PASSED) -> Outcome:
@@ -285,10 +304,44 @@ def test_who_interrupts_hears_of_stages_only_where_there_are_some(
     monkeypatch.setattr(console, "start_logging", lambda: None)
     for module, name in ((serving, "serve"), (running, "on_recipe")):
         monkeypatch.setattr(module, name, interrupted)
-    assert cli.main(["serve", "films"]) == cli.main(["search", "smoke"]) == 130
-    first, second = capsys.readouterr().err.splitlines()
-    assert first == "featherweight: interrupted"
-    assert second == "featherweight: interrupted; finished stages are kept and will be reused"
+    assert cli.main(["serve", "films"]) == 130
+    assert capsys.readouterr().err == "featherweight: interrupted\n"
+    for words in (["search", "smoke"], ["study"], ["ablate", "smoke", "--techniques", "hidden states"]):
+        assert cli.main(words) == 130
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("featherweight: interrupted; finished stages are kept")
+        assert line.endswith(f"say again: {shlex.join(['featherweight', *words])}")
+    cli.main(["compress", "smoke", "--set", f"name={'x' * 500}"])
+    assert capsys.readouterr().err.endswith("x …, as before\n")
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_interrupts_a_run_is_told_how_it_goes_on_and_it_does(number: signal.Signals, tiny: str) -> None:
+    words = ["compress", tiny, "--set", "training.epochs=500", "--json"]
+
+    def begun(run: subprocess.Popen[str], evaluations: int) -> list[str]:
+        """What a run says until it has evaluated so often; once it has saved after that, it goes on from there."""
+        said: list[str] = []
+        assert run.stderr is not None
+        while sum("selection accuracy" in line for line in said) < evaluations:
+            said.append(run.stderr.readline())
+            assert said[-1], said
+        return said
+
+    with process(*words) as run:
+        begun(run, 2)
+        run.send_signal(number)
+        out, err = run.communicate(timeout=120)
+    last = err.splitlines()[-1]
+    assert run.returncode == json.loads(out)["exit_status"] == 130
+    assert last.endswith(f"say again: {shlex.join(['featherweight', *words])}")
+    again = shlex.split(last.partition("say again: ")[2])[1:]
+    with process(*again) as run:
+        said = begun(run, 1)
+        run.kill()
+    assert any("prepare: Cached" in line for line in said), said
+    assert any("train: resuming at step" in line for line in said), said
 
 
 def test_show_gives_the_whole_outcome_as_one_document() -> None:
