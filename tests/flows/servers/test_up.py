@@ -37,7 +37,9 @@ def test_check_sees_every_part_answer_and_leaves_nothing(home: Path) -> None:
     prefect, mlflow = told["pages"]["deployments"], told["pages"]["runs"]
     assert prefect == f"{told['prefect']}/deployments"
     assert mlflow == f"{told['mlflow']}/#/experiments?workflowType=machine_learning"
-    registered = [i for i, line in enumerate(lines) if "compress/compress-demo" in line and "promote/make-champion" in line]
+    registered = [
+        i for i, line in enumerate(lines) if "compress/compress-demo" in line and "promote/make-champion" in line
+    ]
     ready = [i for i, line in enumerate(lines) if line.startswith("worker: ")]
     offered = [lines.index(f"prefect: {prefect}"), lines.index(f"mlflow: {mlflow}")]
     assert max(*registered, *ready) < min(offered), "a page that is offered would be empty"
