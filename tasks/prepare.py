@@ -112,9 +112,10 @@ def _log(profile: dict[str, Any], max_length: int) -> int:
     )
     logger.info(
         "prepare: %s; labels in test: %s; dropped: %s",
-        ", ".join(f"{name} {count}" for name, count in rows.items()),
+        ", ".join(f"{name} {count}" for name, count in rows.items() if count),
         ", ".join(f"{label} {count}" for label, count in balance.items()),
-        ", ".join(f"{reason.replace('_', ' ')} {count}" for reason, count in profile["dropped"].items()),
+        ", ".join(f"{reason.replace('_', ' ')} {count}" for reason, count in profile["dropped"].items() if count)
+        or "none",
     )
     for warning in (*_cut(profile, max_length), *profile["warnings"]):
         logger.warning("prepare: %s", warning)

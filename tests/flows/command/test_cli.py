@@ -5,10 +5,12 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from pathlib import Path
 
@@ -342,6 +344,29 @@ def test_who_interrupts_a_run_is_told_how_it_goes_on_and_it_does(number: signal.
         run.kill()
     assert any("prepare: Cached" in line for line in said), said
     assert any("train: resuming at step" in line for line in said), said
+
+
+@pytest.mark.timeout(900)
+def test_a_first_run_says_only_what_a_person_needs(home: Path, tiny: str) -> None:
+    """On a terminal, with nothing set: what libraries say while they are imported and databases are made is no news."""
+    (home / "mlflow.db").unlink()  # which the tests have prepared
+    given = {name: os.environ[name] for name in ("PATH", "HOME", "OMP_NUM_THREADS") if name in os.environ}
+    terminal, other_end = os.openpty()
+    termios.tcsetwinsize(other_end, (40, 120))  # a bar of progress needs a width
+    with subprocess.Popen(
+        [sys.executable, "-m", "flows.command.cli", "compress", tiny, "--set", "training.epochs=500"], cwd=ROOT,
+        env={**given, "FEATHERWEIGHT_HOME": str(home), "TERM": "xterm"}, stdout=other_end, stderr=other_end,
+    ) as run:  # fmt: skip
+        os.close(other_end)
+        said = b""
+        while b"train:   0%" not in said and (more := os.read(terminal, 65536)):
+            said += more
+        run.kill()
+    os.close(terminal)
+    lines = [line for line in said.decode().partition("train:   0%")[0].splitlines() if line.strip()]
+    assert len(lines) <= 5, lines
+    assert lines[0].endswith("prepare: computing"), lines
+    assert [line for line in lines if not re.match(r"\d\d:\d\d:\d\d (prepare|train|base model): ", line)] == []
 
 
 def test_show_gives_the_whole_outcome_as_one_document() -> None:
