@@ -131,6 +131,7 @@ def outside(config: StageConfig) -> list[tuple[str, str]]:
     return sorted(set(_outside(type(config), config, "")))
 
 
+@functools.cache
 def _source(module: str) -> list[tuple[str, Path]]:
     """The file of a module or package of ours, by its name; none of what is not ours, or is a name in a module.
 

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[3]
 def forget_code() -> None:
     """A process reads its own code once; these tests change it."""
     keys.code_digest.cache_clear()
+    keys._source.cache_clear()
     keys._read.cache_clear()
 
 
