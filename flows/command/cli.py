@@ -1,13 +1,15 @@
 """The command ``featherweight``: from what was asked to an exit status, and to a line for whatever goes wrong.
 
 Exit status: 0 passed, 1 verdict not passed or something is broken, 2 bad input, 3 unexpected error, 4 nothing can be
-written to the home or another disk, 130 interrupted.
+written to the home or another disk, 130 interrupted, 141 whoever read the output left.
 """
 
 from __future__ import annotations
 
 import gc
 import inspect
+import os
+import select
 import shlex
 import signal
 import sys
@@ -17,7 +19,7 @@ from cyclopts import CycloptsError
 
 from flows.command import arguments, commands
 
-BAD_INPUT, UNEXPECTED, DISK, INTERRUPTED = 2, 3, 4, 130
+BAD_INPUT, UNEXPECTED, DISK, INTERRUPTED, UNREAD = 2, 3, 4, 130, 141
 LONGEST_REFUSAL = 300
 """Characters that are said of arguments that cannot be read."""
 
@@ -36,7 +38,11 @@ def main(words: Sequence[str] | None = None) -> int:
             embedded.configure()  # looks for the password of this home's servers
             if command is not commands.doctor:  # which looks for itself
                 disk.require_home()
-        return command(*bound.args, **bound.kwargs) or commands.PASSED
+        status = command(*bound.args, **bound.kwargs) or commands.PASSED
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError as error:
+        return UNREAD if _nobody_reads() else _failed(*_explained(error), as_json=as_json)
     except KeyboardInterrupt:
         return _failed(INTERRUPTED, f"interrupted{_resumption(words) if 'changes' in takes else ''}", as_json=as_json)
     except Exception as error:
@@ -45,6 +51,16 @@ def main(words: Sequence[str] | None = None) -> int:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
         gc.freeze()  # all of it goes with the process; looking through it first would take half a second
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output was closed by its reader, such as ``head``; nothing more is then written there."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    is_closed = any(event & select.POLLERR for _, event in output.poll(0))
+    if is_closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return is_closed
 
 
 def _interrupt(*_: object) -> None:

@@ -317,6 +317,12 @@ def test_who_interrupts_hears_of_stages_only_where_there_are_some(
     assert capsys.readouterr().err.endswith("x …, as before\n")
 
 
+def test_who_reads_no_further_is_not_told_of_it() -> None:
+    command = f"{sys.executable} -m flows.command.cli recipe show demo | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("141\n", "")
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_who_interrupts_a_run_is_told_how_it_goes_on_and_it_does(number: signal.Signals, tiny: str) -> None:
