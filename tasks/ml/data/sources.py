@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tasks.ml.data import table_files, tables
 
 logger = logging.getLogger("featherweight")
 
+KINDS = ("demo", "hf", "file")
 FORMS = "demo:NAME, hf:NAME[/CONFIG] or file:PATH"
 SPLITS = {
     "train": "train",
@@ -70,6 +71,28 @@ def read(source: str, *, text: str, label: str | None, cache: Path) -> dict[str,
     return from_hub(_load_hub(name), origin=source, text=text, label=label)
 
 
+def look(source: str, *, cache: Path, most: int, wanted: Sequence[str] = ()) -> tuple[tables.Columns, int]:
+    """Reads every column that a recipe can name, of up to ``most`` rows of the train split, unchecked.
+
+    Args:
+        cache: as for ``read``.
+        wanted: columns that are known to be there.
+
+    Returns:
+        The columns, and how many rows the split has.
+
+    Raises:
+        FeatherweightError: the source is not there, or cannot be read.
+    """
+    kind, name = _parse(source)
+    if kind == "demo":
+        columns = _demo_columns(name, cache)
+        return columns, len(columns.numbers)
+    if kind == "file":
+        return table_files.look(_files(name)["train"], most=most, wanted=wanted)
+    return look_at_hub(_load_hub(name), origin=source, most=most)
+
+
 def digest(source: str) -> str:
     """Identity of a source's content: of its files' bytes, of the demo's pinned download, or the hub's commit.
 
@@ -90,7 +113,7 @@ def digest(source: str) -> str:
 
 def _parse(source: str) -> tuple[str, str]:
     kind, _, name = source.partition(":")
-    if kind not in ("demo", "hf", "file") or not name:
+    if kind not in KINDS or not name:
         raise FeatherweightError(f"data source {source!r} is not understood; write {FORMS}")
     return kind, name
 
@@ -135,14 +158,18 @@ def _demo(name: str) -> str:
 
 
 def _read_demo(name: str, *, text: str, label: str | None, cache: Path) -> tables.Table:
+    columns = _demo_columns(name, cache)
+    tables.require_columns(columns.origin, columns.values, [text] if label is None else [text, label])
+    return tables.check(columns, text=text, label=label)
+
+
+def _demo_columns(name: str, cache: Path) -> tables.Columns:
     demo = DEMOS[_demo(name)]
-    origin = f"demo:{name}"
     rows = list(_rated(demo, fetch(cache)))
     values = {"text": [row_text for _, row_text in rows]}
     if demo.labeled:
         values["label"] = ["positive" if rating > 0 else "negative" for rating, _ in rows]
-    tables.require_columns(origin, values, [text] if label is None else [text, label])
-    return tables.check(tables.Columns(origin, "row", range(1, len(rows) + 1), values), text=text, label=label)
+    return tables.Columns(f"demo:{name}", "row", range(1, len(rows) + 1), values)
 
 
 def _rated(demo: Demo, sdist: Path) -> Iterator[tuple[float, str]]:
@@ -252,10 +279,7 @@ def from_hub(splits: Mapping[str, Any], *, origin: str, text: str, label: str | 
     for name, dataset in splits.items():
         place = f"{origin}, {name}"
         tables.require_columns(place, dataset.column_names, wanted)
-        values: dict[str, list[Any]] = {column: list(dataset[column]) for column in wanted}
-        names = getattr(dataset.features[label], "names", None) if label else None
-        if label and names:
-            values[label] = [names[index] if index is not None and index >= 0 else None for index in values[label]]
+        values = {column: _named(dataset, column) for column in wanted}
         withheld = label is not None and len(dataset) > 0 and not any(value is not None for value in values[label])
         if withheld or (label and name not in SPLITS):
             reason = "no row has a label" if withheld else f"not one of {', '.join(SPLITS)}"
@@ -268,7 +292,28 @@ def from_hub(splits: Mapping[str, Any], *, origin: str, text: str, label: str | 
         columns = tables.Columns(place, "row", range(1, len(dataset) + 1), values)
         found[split] = tables.check(columns, text=text, label=label)
     if label and "train" not in found:
-        raise FeatherweightError(
-            f"data source {origin!r}: there is no train split with labels; its splits are {', '.join(splits)}"
-        )
+        raise _without_train(origin, splits)
     return found
+
+
+def look_at_hub(splits: Mapping[str, Any], *, origin: str, most: int) -> tuple[tables.Columns, int]:
+    """``look`` at the splits of a ``DatasetDict``; images, sound and films are left out."""
+    if "train" not in splits:
+        raise _without_train(origin, splits)
+    places, total = tables.drawn(range(len(splits["train"])), most)
+    dataset = splits["train"].select(places)
+    media = {name for name, feature in dataset.features.items() if hasattr(feature, "decode_example")}
+    values = {column: _named(dataset, column) for column in dataset.column_names if column not in media}
+    return tables.Columns(f"{origin}, train", "row", [place + 1 for place in places], values), total
+
+
+def _without_train(origin: str, splits: Mapping[str, Any]) -> FeatherweightError:
+    return FeatherweightError(
+        f"data source {origin!r}: there is no train split with labels; its splits are {', '.join(splits)}"
+    )
+
+
+def _named(dataset: Any, column: str) -> list[Any]:
+    """Values of a column, class indices by their names."""
+    names, values = getattr(dataset.features[column], "names", None), list(dataset[column])
+    return [names[index] if index is not None and index >= 0 else None for index in values] if names else values

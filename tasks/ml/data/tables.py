@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.quoting import quoted
@@ -19,6 +20,9 @@ SHOWN = 40
 """Characters of a name or value that a message quotes."""
 LONGEST_LABEL = 200
 """Characters of a label, above which it is taken to be a text."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,15 +85,41 @@ def check(columns: Columns, *, text: str, label: str | None) -> Table:
     )
 
 
-def require_columns(origin: str, present: Iterable[str], wanted: Sequence[str], *, hint: str = "") -> None:
+def drawn(items: Iterable[T], most: int | None) -> tuple[list[T], int]:
+    """Up to ``most`` items in their order, drawn at random, the same each time; and how many there are.
+
+    At random, since rows often take turns: every second one may have the same label. Vitter 1985, algorithm R.
+    """
+    if most is None:
+        kept = list(items)
+        return kept, len(kept)
+    chance, total = random.Random(0), 0
+    numbered: list[tuple[int, T]] = []
+    for total, item in enumerate(items, start=1):
+        if total <= most:
+            numbered.append((total, item))
+        elif (place := chance.randrange(total)) < most:
+            numbered[place] = (total, item)
+    return [item for _, item in sorted(numbered, key=lambda one: one[0])], total
+
+
+def require_columns(
+    origin: str,
+    present: Iterable[str],
+    wanted: Sequence[str],
+    *,
+    fields: Sequence[str] = ("data.text", "data.label"),
+    hint: str = "",
+) -> None:
     """Raises ``FeatherweightError`` unless each wanted column is there once, with what is and the likeliest one.
 
     Args:
         wanted: the column of the text, and that of the label if there is one.
+        fields: where these were named.
         hint: what else may be wrong.
     """
     present = list(present)
-    for name, field in zip(wanted, ("data.text", "data.label"), strict=False):
+    for name, field in zip(wanted, fields, strict=False):
         if name not in present:
             close = difflib.get_close_matches(name, present, n=1)
             mend = f"did you mean {close[0]!r}? Set {field}" if close else f"name one of these in {field}"

@@ -233,6 +233,17 @@ def test_every_hub_split_is_text_for_distillation(hub_splits: dict[str, Any]) ->
     assert set(found) == set(hub_splits)
 
 
+def test_a_look_at_the_hub_has_all_columns_of_some_rows(hub_splits: dict[str, Any]) -> None:
+    seen, total = sources.look_at_hub(hub_splits, origin="hf:x", most=1)
+    whole = {name: list(hub_splits["train"][name]) for name in hub_splits["train"].column_names}
+    row = seen.numbers[0] - 1
+    assert (len(seen.numbers), total) == (1, len(hub_splits["train"]))
+    assert seen.values["sentence"] == [whole["sentence"][row]]
+    assert seen.values["label"] == [("neg", "pos")[whole["label"][row]]]
+    with pytest.raises(FeatherweightError, match="'hf:x': there is no train split with labels; its splits are test"):
+        sources.look_at_hub({"test": hub_splits["test"]}, origin="hf:x", most=1)
+
+
 def test_hub_errors_name_split_row_and_column(hub_splits: dict[str, Any]) -> None:
     with pytest.raises(FeatherweightError, match="hf:x, test, row 2, column 'label': the label is missing"):
         sources.from_hub({"test": hub_splits["broken"]}, origin="hf:x", text="sentence", label="label")

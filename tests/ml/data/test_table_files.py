@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -197,3 +198,78 @@ def test_parquet_text_that_is_not_utf8_is_refused_by_row(tmp_path: Path) -> None
     pq.write_table(pa.table({"text": latin, "label": ["x", "y"]}), path)
     with pytest.raises(FeatherweightError, match="row 2, column 'text': byte at offset 0 of the text is not UTF-8"):
         read(path)
+
+
+# A look
+
+
+def looked(path: Path, *, most: int = 100, **known: Any) -> tuple[dict[str, list[Any]], list[int], int]:
+    seen, total = table_files.look(path, most=most, **known)
+    return {name: list(values) for name, values in seen.values.items()}, list(seen.numbers), total
+
+
+def test_a_look_has_every_column_that_a_recipe_can_name(tmp_path: Path) -> None:
+    semicolons = tmp_path / "rows.csv"
+    semicolons.write_text(";text;label;twice;twice\n0;one;a;x;y\n\n1;two, three;b;x;y\n", encoding="utf-8-sig")
+    assert looked(semicolons) == ({"text": ["one", "two, three"], "label": ["a", "b"]}, [2, 4], 2)
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text('{"text": "one", "tags": [1]}\n\n{"text": "two", "label": 2}\n', encoding="utf-8")
+    values = {"text": ["one", "two"], "tags": [[1], None], "label": [None, 2]}
+    assert looked(lines) == (values, [1, 3], 2)
+    whole = tmp_path / "rows.json"
+    whole.write_text('[{"text": "one"}, {"text": "two"}]', encoding="utf-8")
+    assert looked(whole) == ({"text": ["one", "two"]}, [1, 2], 2)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "json", "parquet"])
+def test_a_look_at_a_large_file_has_some_rows_the_same_each_time(suffix: str, tmp_path: Path) -> None:
+    path, count = tmp_path / f"rows.{suffix}", 300
+    rows = [{"text": f"text {index}", "label": index % 2} for index in range(count)]
+    if suffix == "csv":
+        path.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows), encoding="utf-8")
+    elif suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=70)
+    else:
+        lines = [json.dumps(row) for row in rows]
+        path.write_text("\n".join(lines) if suffix == "jsonl" else f"[{','.join(lines)}]", encoding="utf-8")
+    values, numbers, total = looked(path, most=60)
+    assert (len(numbers), total) == (60, count)
+    assert numbers == sorted(set(numbers))
+    first = 2 if suffix == "csv" else 1
+    assert values["text"] == [f"text {number - first}" for number in numbers]
+    assert 15 < sum(map(int, values["label"])) < 45, "labels that take turns"
+    assert looked(path, most=60) == (values, numbers, total)
+
+
+@pytest.mark.parametrize(
+    ("content", "cell"),
+    [
+        ("good,superb film of the year\nbad,dull film of the year\ngood,a lovely film\n", "'good'"),
+        ("0,superb film of the year\n1,dull film\n1,a lovely film\n", "'0'"),
+        ("text,spam\nbuy this,spam\nhello you,ham\n", ""),
+        ("0,1\nfine film,1\ndull film,0\n", ""),
+        ("What do you think of it?,mark\nfine film,1\n", ""),
+    ],
+)
+def test_a_header_that_is_a_row_already_is_refused(content: str, cell: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(content, encoding="utf-8")
+    header = content.partition("\n")[0].split(",")
+    if cell:
+        with pytest.raises(FeatherweightError, match=f"line 1: {cell} looks like a value, not like the name of a col"):
+            looked(path)
+    else:
+        assert list(looked(path)[0]) == header
+    assert list(looked(path, wanted=header[:1])[0]) == header
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet", "rows.xlsx", "none.csv"])
+def test_a_look_refuses_what_reading_refuses(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name != "none.csv":
+        path.write_bytes(b"")
+    with pytest.raises(FeatherweightError) as read:
+        table_files.read(path, text="text", label="label")
+    with pytest.raises(FeatherweightError) as seen:
+        table_files.look(path, most=9)
+    assert str(seen.value) == str(read.value)
