@@ -8,12 +8,13 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from flows.command.arguments import Count, Port, Positive, Seconds, Share, one_of, utf8, whole
+from flows.command.arguments import Count, Port, Positive, Seconds, Share, one_of, whole
+from flows.command.options import Changes, Column, Json, Model, Name, Page, Reason, Recipe, Run, Target
 
 PASSED, NOT_PASSED = 0, 1
 
@@ -27,33 +28,6 @@ app = App(
 app.register_install_completion_command(help="Let the shell complete commands, options and ready recipes.")
 
 
-def _ready_recipes(_: object) -> Iterable[str]:
-    from flows.command import recipe_files
-
-    return recipe_files.ready_names()
-
-
-Recipe = Annotated[str, Parameter(help="A ready recipe's name, or a YAML file.", completer=_ready_recipes)]
-Changes = Annotated[
-    Sequence[str],
-    Parameter(
-        "--set", metavar="KEY.PATH=VALUE",
-        help="Change a field of the recipe, for example training.epochs=2; may be repeated.",
-    ),
-]  # fmt: skip
-Page = Annotated[
-    str, Parameter(metavar="FILE", help="Also write the page here, and the JSON document's content beside it.")
-]
-Model = Annotated[
-    str, Parameter(metavar="NAME[@ALIAS]", help="Registered model and alias or version (default: champion).")
-]
-Run = Annotated[str, Parameter(help="MLflow run id or its beginning (default: latest).")]
-Target = Annotated[tuple[str, str], Parameter(metavar="KIND DIR", help="triton, and the model repository.")]
-Name = Annotated[str, Parameter(help="Registered model.", converter=utf8)]
-Reason = Annotated[str, Parameter(metavar="TEXT", converter=utf8, help="Needed where the verdict is not passed.")]
-Json = Annotated[bool, Parameter(help="Print one JSON document on standard output.")]
-
-
 @app.command(name="--version")
 def version() -> None:
     """Show the version and exit."""
@@ -64,6 +38,36 @@ def version() -> None:
 def demo(*, changes: Changes = (), json: Json = False) -> int:
     """Train, shrink, prove and ship a movie-review classifier."""
     return compress("demo", changes=changes, json=json)
+
+
+@app.command
+def init(
+    data: str,
+    /,
+    *,
+    text: Column = "",
+    label: Column = "",
+    problem: str = "",
+    base_model: str = "",
+    output: Annotated[str, Parameter(metavar="FILE")] = "",
+    force: bool = False,
+    json: Json = False,
+) -> None:
+    """Look at data of your own and write a recipe for it.
+
+    Args:
+        data: A file or folder (CSV, TSV, JSON, JSON Lines, Parquet), hf:NAME[/CONFIG] or demo:NAME.
+        text: Column to read (default: found out).
+        label: Column to learn (default: found out).
+        problem: How to learn it (default: found out).
+        base_model: package:PACKAGE/PATH, a directory, or a hub name (default: that of a recipe).
+        output: The recipe to write (default: NAME.yaml in this directory).
+        force: Overwrite it.
+    """
+    from flows.command import init as own
+
+    found = own.begin(data, text=text, label=label, problem=problem, base_model=base_model, output=output, force=force)
+    _print(json, own.document(found), lambda: own.show(found))
 
 
 @app.command

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tasks.contracts.values import Check, ClassRecall
+    from tasks.ml.data.column_kinds import ColumnKind
     from tasks.ml.data.tables import Table
     from tasks.ml.data.targets import Targets
 
@@ -140,6 +141,8 @@ class Problem(Protocol):
         """
         ...
 
+    LEARNS: ColumnKind
+    """What a column of labels is that is meant for this problem."""
     METRIC: str
     """What the mean of ``scores`` is called."""
     WORST: str

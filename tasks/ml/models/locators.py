@@ -103,13 +103,18 @@ def _snapshot(name: str, field: str, *, weights: bool) -> Path:
         ) from None
 
 
+def positions(directory: Path) -> int:
+    """Tokens that a row of the base model may have."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return int(config["max_position_embeddings"]) - families.of(config["model_type"]).first_position(config)
+
+
 def require_positions(directory: Path, max_length: int) -> None:
     """Raises ``FeatherweightError`` unless the base model has positions for rows of ``max_length`` tokens."""
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    positions = int(config["max_position_embeddings"]) - families.of(config["model_type"]).first_position(config)
-    if max_length > positions:
+    most = positions(directory)
+    if max_length > most:
         raise FeatherweightError(
-            f"data.max_length: {max_length} tokens are more than the base model has positions for; at most {positions}"
+            f"data.max_length: {max_length} tokens are more than the base model has positions for; at most {most}"
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import log_softmax, softmax
 
 from tasks.contracts.values import Check, ClassRecall
+from tasks.ml.data.column_kinds import ColumnKind
 from tasks.ml.data.tables import Table
 from tasks.ml.data.targets import Targets, classes
 from tasks.ml.problem import Answer
@@ -19,6 +20,7 @@ from tasks.ml.quality import classwise
 if TYPE_CHECKING:
     import torch
 
+LEARNS = ColumnKind.CLASSES
 METRIC = "accuracy"
 WORST = "on which both are surest"
 ONNX_INPUTS, ONNX_OUTPUTS, FIRST_TOKEN_ONLY = heads.ONNX_INPUTS, heads.ONNX_OUTPUTS, heads.FIRST_TOKEN_ONLY

@@ -17,6 +17,7 @@ import numpy as np
 
 from tasks.contracts.base import FeatherweightError
 from tasks.contracts.values import Check, CheckStatus, ClassRecall
+from tasks.ml.data.column_kinds import ColumnKind
 from tasks.ml.data.label_kinds import is_number
 from tasks.ml.data.tables import Table
 from tasks.ml.data.targets import Targets
@@ -29,6 +30,7 @@ from tasks.ml.statistics.bootstrap import quality_difference
 if TYPE_CHECKING:
     import torch
 
+LEARNS = ColumnKind.SCORES
 METRIC = "r2"
 WORST = "on which the error grew most"
 ONNX_INPUTS, ONNX_OUTPUTS, FIRST_TOKEN_ONLY = heads.ONNX_INPUTS, heads.ONNX_OUTPUTS, heads.FIRST_TOKEN_ONLY

@@ -82,6 +82,7 @@ def test_help_needs_the_interpreter_and_cyclopts_only() -> None:
     )  # fmt: skip
     for command in (
         "demo",
+        "init",
         "compress",
         "runs",
         "show",
