@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 from prefect.runtime import flow_run
@@ -14,7 +15,11 @@ from flows.flow import flow
 from flows.goals import Goal
 from flows.recipe import ProblemName, Recipe
 from tasks.contracts.values import Outcome
+from tasks.engine import disk
 from tasks.engine.registry import CANDIDATE, CHAMPION
+from tasks.ml.data import proposals
+
+logger = logging.getLogger("featherweight")
 
 Text = Annotated[str, Field(min_length=1)]
 Points = Annotated[float, Field(ge=0, le=100)]
@@ -31,8 +36,8 @@ def _run_name() -> str:
 def everyday(
     name: Text = "my-classifier",
     data: Text = "file:/path/to/rows.csv",
-    text_column: Text = "text",
-    label_column: Text = "label",
+    text_column: str = "",
+    label_column: str = "",
     problem: ProblemName = ProblemName("text-classification"),
     base_model: Text = Recipe().base_model,
     goal: Goal = Goal.BALANCED,
@@ -44,18 +49,26 @@ def everyday(
 
     ``name`` names the MLflow experiment and the registered model. ``base_model`` is package:PACKAGE/PATH, a directory
     or a hub name. ``goal`` sets techniques and the rest of the budget; ``memory_limit_in_gb`` is what training may
-    hold, 0 sets no limit.
+    hold, 0 sets no limit. How long texts are, and columns that are not named, are found out as by ``featherweight
+    init``.
 
     Args:
         data: file:PATH on the worker (CSV, TSV, JSON, JSON Lines or Parquet), hf:NAME[/CONFIG] or demo:NAME.
         largest_drop_in_points: Of accuracy, or of 100 R² for scores, against the teacher.
         make_champion: Serve a model that passes; if not, it is registered as the candidate.
     """
+    found = proposals.propose(
+        data, base_model=base_model, cache=disk.home() / "cache", text=text_column, label=label_column, problem=problem
+    )
+    text, label = found.text.column.name, found.label.column.name
+    logger.info("everyday: the text is %r (%s), the label is %r (%s)", text, found.text.why, label, found.label.why)
+    for note in found.notes:
+        logger.warning("everyday: %s", note)
     return line(
         recipe_layers.checked({
             "name": name,
             "problem": problem,
-            "data": {"source": data, "text": text_column, "label": label_column},
+            "data": {"source": data, "text": text, "label": label, "max_length": found.max_length},
             "base_model": base_model,
             "goal": goal,
             "budget": {"max_quality_drop": largest_drop_in_points / 100},

@@ -84,17 +84,21 @@ def test_the_full_form_and_the_everyday_one_are_short() -> None:
     assert len(parameter_schema(everyday).properties) <= 12
 
 
-def test_the_everyday_form_makes_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_everyday_form_makes_a_recipe(monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path) -> None:
     monkeypatch.setattr(everyday_module, "line", lambda recipe: recipe)
-    recipe: Any = everyday.fn(
-        name="mine", data="file:rows.csv", label_column="stars", goal=Goal.SMALLEST, make_champion=False
+    (tmp_path / "rows.csv").write_text(
+        "review,stars\n"
+        + "".join(f"opinion {n} of a film that I saw,{'bad' if n % 2 else 'good'}\n" for n in range(200))
     )
-    assert (recipe.name, recipe.data.source, recipe.data.label) == ("mine", "file:rows.csv", "stars")
+    source = f"file:{tmp_path / 'rows.csv'}"
+    recipe: Any = everyday.fn(name="mine", data=source, goal=Goal.SMALLEST, make_champion=False)
+    assert (recipe.name, recipe.data.source) == ("mine", source)
+    assert (recipe.data.text, recipe.data.label, recipe.data.max_length) == ("review", "stars", 16)
     assert recipe.budget.max_quality_drop == 0.015
     assert recipe.budget.min_shrink == AIMS[Goal.SMALLEST].min_shrink
     assert recipe.deployment.alias == "candidate"
     with pytest.raises(FeatherweightError, match="name: 'a b' does not match"):
-        everyday.fn(name="a b")
+        everyday.fn(name="a b", data=source)
 
 
 def test_only_groups_are_chosen_between_no_dictionary_is_open_and_nothing_ignored() -> None:
