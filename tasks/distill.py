@@ -36,7 +36,7 @@ class DistillationConfig(tutoring.StudentConfig):
     that width."""
     learning_rate: float = Field(3e-4, gt=0, le=1, title="Learning rate")
     """Peak learning rate."""
-    hidden_weight: float = Field(0.0, ge=0, title="Hidden weight")
+    hidden_weight: float = Field(1.0, ge=0, title="Hidden weight")
     """Weight of the loss between hidden states, beside that of logits, which is 1."""
     attention_weight: float = Field(0.0, ge=0, title="Attention weight")
     """Weight of the loss between attention relations."""

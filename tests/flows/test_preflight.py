@@ -101,7 +101,7 @@ def test_nothing_is_said_against_ready_recipes(name: str) -> None:
             "divides 3, or parallelism sharded",
         ),
         (
-            {"compute": SHARDED, "distillation": {"keep_hidden": 0.5, "hidden_weight": 1}},
+            {"compute": SHARDED, "distillation": {"keep_hidden": 0.5}},
             "compute.parallelism: sharded does not train a student narrower than its teacher "
             "(distillation.keep_hidden); use replicated, or distillation.hidden_weight 0",
         ),
@@ -125,7 +125,7 @@ def test_what_cannot_be_is_said_with_what_could(tmp_path: Path, fields: dict[str
         {"pruning": {"sparsity": {"pattern": "0.5"}}},
         {"compute": {**TENSOR, "num_processes": 3}},
         {"compute": {**TENSOR, "num_processes": 1}},
-        {"compute": SHARDED, "distillation": {"keep_hidden": 0.5}},
+        {"compute": SHARDED, "distillation": {"keep_hidden": 0.5, "hidden_weight": 0}},
     ],
 )
 def test_nothing_is_said_against_what_can_be(tmp_path: Path, fields: dict[str, Any]) -> None:

@@ -106,6 +106,6 @@ def test_a_wrong_field_is_named(fields: dict[str, object], said: str) -> None:
 
 def test_without_a_baseline_there_is_nothing_to_compare_with(recipe: Recipe) -> None:
     preset = choices.PRESETS["smoke"]
-    plan = choices.plan(recipe.training, preset, choices.machine())
+    plan = choices.plan(choices.Way(recipe.training, recipe.compute), preset, choices.machine())
     with pytest.raises(FeatherweightError, match="baseline diverged"):
         study._compare(recipe, CONFIG, plan, {}, {}, seeds=(0,), run_id="none")

@@ -35,9 +35,12 @@ def featherweight(*arguments: str, **environment: str) -> subprocess.CompletedPr
 
 
 def process(*arguments: str) -> subprocess.Popen[str]:
+    """The command as a person starts it: tests in the background of a shell are deaf to SIGINT, and so is what they
+    start."""
     return subprocess.Popen(
         [sys.executable, "-m", "flows.command.cli", *arguments],
         cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
