@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -209,6 +211,22 @@ def test_deployments_are_there() -> None:
     }
     assert said
     assert said <= there
+
+
+def test_what_a_deployment_is_told_are_parameters_of_its_flow() -> None:
+    flows = {
+        f"{one['entrypoint'].rpartition('.')[2]}/{one['name']}": one["entrypoint"] for one in deployments.described()
+    }
+    told = [
+        (name, options)
+        for path in PAGES
+        for name, options in re.findall(r"deployment run ([\w/-]+)(.*)", path.read_text(encoding="utf-8"))
+    ]
+    assert any(options for _, options in told)
+    for name, options in told:
+        module, _, flow = flows[name].rpartition(".")
+        known = inspect.signature(getattr(import_module(module), flow).fn).parameters
+        assert {*re.findall(r"--param (\w+)=", options)} <= known.keys(), name
 
 
 def recipes() -> Iterator[Any]:
