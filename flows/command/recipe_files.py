@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from flows.command import recipe_layers
+from flows.command import recipe_fields, recipe_layers
 from flows.command.recipe_layers import Layer
 from tasks.contracts.base import FeatherweightError
 from tasks.ml import paths
@@ -59,7 +59,7 @@ def find(name: str) -> Path:
             f"recipe {quoted(name)}: no such file (looked for {str(path.absolute())!r}); "
             f"ready recipes are {', '.join(ready_names())}"
         )
-    hint = recipe_layers.did_you_mean(name, ready_names())
+    hint = recipe_fields.did_you_mean(name, ready_names())
     raise FeatherweightError(
         f"recipe {quoted(name)}: no ready recipe and no file has this name{hint}; "
         f"ready recipes are {', '.join(ready_names())}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flows.command import recipe_layers
+from flows.command import recipe_fields
 from flows.compress import shrunk
 from flows.recipe import Recipe
 from tasks.appraise import AppraisalConfig, appraise
@@ -86,7 +86,7 @@ def variation(recipe: Recipe, changes: Mapping[str, Any], *, source: str = "reci
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise FeatherweightError(*recipe_layers.explain(error, source)) from None
+        raise FeatherweightError(*recipe_fields.explain(error, source)) from None
 
 
 def appraisal(recipe: Recipe) -> AppraisalConfig:

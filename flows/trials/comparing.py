@@ -12,7 +12,7 @@ from prefect import Flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import ValidationError
 
-from flows.command import console, recipe_layers
+from flows.command import console, recipe_fields
 from flows.flow import flow
 from tasks.contracts.base import Contract, FeatherweightError
 from tasks.engine import disk, tracking
@@ -87,4 +87,4 @@ def checked(kind: str, config_type: type[AnyConfig], config: AnyConfig | Mapping
     try:
         return config_type.model_validate(config)
     except ValidationError as error:
-        raise FeatherweightError(*recipe_layers.explain(error, kind, config_type)) from None
+        raise FeatherweightError(*recipe_fields.explain(error, kind, config_type)) from None

@@ -128,10 +128,10 @@ def odd_arguments(draw: st.DrawFn) -> Case:
 
 def fields() -> list[str]:
     """Paths of all fields of a recipe."""
-    from flows.command import recipe_layers
+    from flows.command import recipe_fields
 
     def below(path: tuple[str, ...]) -> Iterator[str]:
-        for name in dict.fromkeys(name for group in recipe_layers.groups(path) for name in group.model_fields):
+        for name in dict.fromkeys(name for group in recipe_fields.groups(path) for name in group.model_fields):
             yield ".".join([*path, name])
             yield from below((*path, name))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from flows.command import recipe_files, recipe_layers
+from flows.command import recipe_fields, recipe_files
 from flows.recipe import Recipe
 from tasks.contracts.base import FeatherweightError
 from tasks.engine.keys import Outside
@@ -57,7 +57,7 @@ def test_relative_paths_count_from_the_recipes_folder(tmp_path: Path, monkeypatc
 
 def test_every_field_that_may_hold_a_path_is_known_as_one() -> None:
     def named(*path: str) -> Iterator[tuple[str, ...]]:
-        for group in recipe_layers.groups(path):
+        for group in recipe_fields.groups(path):
             for name, field in group.model_fields.items():
                 if any(isinstance(mark, Outside) for mark in field.metadata):
                     yield *path, name
@@ -203,7 +203,7 @@ def test_a_change_that_cannot_be_made(change: str, expected: str, tmp_path: Path
 
 
 def models(model: type[BaseModel]) -> list[type[BaseModel]]:
-    inner = [group for name in model.model_fields for group in recipe_layers.groups([name], model)]
+    inner = [group for name in model.model_fields for group in recipe_fields.groups([name], model)]
     return [model, *(found for group in inner for found in models(group))]
 
 
