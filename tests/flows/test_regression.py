@@ -40,8 +40,8 @@ def recipe(tmp_path: Path) -> Recipe:
     source.write_text("\n".join(["text,stars", *lines]) + "\n", encoding="utf-8")
     document = recipe.model_dump(mode="json")
     document["data"]["label"] = "stars"
-    for part in ("training", "distillation"):
-        document[part]["epochs"] = 6
+    document["training"]["epochs"] = 6
+    document["distillation"]["steps"] = 120
     return Recipe.model_validate({**document, "problem": "text-regression"})
 
 

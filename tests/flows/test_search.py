@@ -102,8 +102,9 @@ def test_a_search_that_was_killed_goes_on_and_repeats_nothing(recipe: Recipe, tm
     environment = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "PREFECT_HOME")}
     environment["FEATHERWEIGHT_HOME"] = str(home)
 
-    def records() -> dict[str, float]:
-        return {path.name: path.stat().st_mtime_ns for path in (home / "store" / "records").glob("*.json")}
+    def records() -> dict[str, int]:
+        """A record that is written anew is another file; one that is used has a new time of its change only."""
+        return {path.name: path.stat().st_ino for path in (home / "store" / "records").glob("*.json")}
 
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
         deadline = time.monotonic() + 200
