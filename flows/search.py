@@ -132,7 +132,7 @@ def _journal(home: Path, course: Course) -> Path:
     """The ledger, by all else that what it holds rests on: data, teacher, other models, code, libraries and machine."""
     code = {name: code_digest(f"tasks.{name}") for name in ("distill", "prune", "quantize", "export", "appraise")}
     recipe = course.recipe
-    others = [outside(config) for config in (recipe.distillation, recipe.pruning, recipe.quantization)]
+    others = [outside(config) for config in (recipe.teaching, recipe.distillation, recipe.pruning, recipe.quantization)]
     about = (course.splits.digest, course.teacher.digest, others, code, numerics_versions(), machine.identity())
     return home / f"{digests.of_value(about)[:24]}.journal"
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,14 +16,17 @@ import pytest
 from flows import search
 from flows.recipe import Recipe
 from flows.search import SearchConfig
-from flows.trials import comparing
+from flows.trials import branch, comparing
 from flows.trials.attempt import Runner, pool
 from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import Bundle
 from tasks.engine import disk, registry, tracking
+from tasks.ml.models import modeling
 from tasks.reporting import search as sections
 from tasks.reporting.trials import Minimize, Search, State
 from tests.flows import tiny_recipes
 from tests.flows.tiny_recipes import children
+from tests.tasks import tiny_models
 
 SPACE: dict[str, list[Any]] = {
     "pruning.width.keep_heads": [0.5], "pruning.width.keep_ffn": [0.5, 1.0], "quantization.scheme": ["int8-dynamic"],
@@ -138,6 +142,20 @@ def test_trials_and_time_do_not_make_another_search(recipe: Recipe) -> None:
     assert home(minimize="size") != home()
     assert home(space={"pruning.width.keep_ffn": [0.5]}) != home()
     assert home().is_relative_to(disk.home())
+
+
+def test_another_model_of_the_same_name_is_another_ledger(recipe: Recipe, home: Path, tmp_path: Path) -> None:
+    model = tmp_path / "words"
+    model.mkdir()
+    made = branch.variation(recipe, {"teaching.augmentation": {"kind": "both", "model": str(model)}})
+    bundle = Bundle(digest="0" * 64, format="torch", problem="text-classification")
+    course: Any = SimpleNamespace(recipe=made, splits=bundle, teacher=bundle)
+
+    def ledger(layers: int) -> Path:
+        modeling.save(tiny_models.model(layers=layers), tiny_models.tokenizer(), model)
+        return search._journal(home, course)
+
+    assert ledger(layers=1) != ledger(layers=2)
 
 
 @pytest.mark.parametrize(
