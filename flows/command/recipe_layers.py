@@ -57,8 +57,9 @@ def resolve(layers: Sequence[Layer], source: str = "recipe") -> Resolved:
 
 
 def _of_goal(goal: Any, base_model: Any, source: str) -> dict[str, Any]:
-    from flows import goals, preflight
+    from flows import goals
     from flows.recipe import Recipe
+    from tasks.ml.models import inspection, locators
 
     if goal not in list(goals.Goal):
         hint = did_you_mean(goal, list(goals.Goal)) if isinstance(goal, str) else ""
@@ -66,7 +67,8 @@ def _of_goal(goal: Any, base_model: Any, source: str) -> dict[str, Any]:
     name = Recipe.model_fields["base_model"].default if base_model is None else base_model
     if not isinstance(name, str):
         raise FeatherweightError(f"{source}: base_model: must be text (got {quoted(name)})")
-    return goals.fields(goals.Goal(goal), preflight.inspected(name))
+    # Shapes and the tokenizer's kind are all that is asked; a run looks through the weights itself.
+    return goals.fields(goals.Goal(goal), inspection.inspect(locators.locate(name)))
 
 
 def _put(found: Resolved, values: dict[str, Any], origin: str) -> None:
@@ -103,11 +105,17 @@ def validate(layers: Sequence[Layer], name: str) -> Recipe:
     Raises:
         FeatherweightError: with one line per thing that is wrong.
     """
+    return _validated(layers, name)[0]
+
+
+def _validated(layers: Sequence[Layer], name: str) -> tuple[Recipe, dict[str, str]]:
+    """The recipe, and the origins of what is written in it."""
     from flows.recipe import Recipe
 
     source = f"recipe {Path(name).name}"
+    found = resolve(layers, source)
     try:
-        return Recipe.model_validate(resolve(layers, source).values)
+        return Recipe.model_validate(found.values), found.origins
     except ValidationError as error:
         raise FeatherweightError(*explain(error, source)) from None
 
@@ -118,8 +126,8 @@ def described(layers: Sequence[Layer], name: str) -> Resolved:
     Raises:
         FeatherweightError: as ``validate``.
     """
-    values = validate(layers, name).model_dump(mode="json")
-    written = resolve(layers).origins
+    recipe, written = _validated(layers, name)
+    values = recipe.model_dump(mode="json")
 
     def origins(fields: dict[str, Any], *above: str) -> Iterator[tuple[str, str]]:
         for key, value in fields.items():
