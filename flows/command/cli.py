@@ -19,6 +19,8 @@ from cyclopts import CycloptsError
 
 from flows.command import arguments, commands
 
+RUNS = (commands.demo, commands.compress, commands.study, commands.ablate, commands.search)
+"""Commands whose work goes on where it ended."""
 BAD_INPUT, UNEXPECTED, DISK, INTERRUPTED, UNREAD = 2, 3, 4, 130, 141
 LONGEST_REFUSAL = 300
 """Characters that are said of arguments that cannot be read."""
@@ -29,7 +31,7 @@ def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     command, bound = read(words)
     takes, as_json = bound.signature.parameters, bound.arguments.get("json", False)
-    before = signal.signal(signal.SIGTERM, _interrupt) if "changes" in takes else None
+    before = signal.signal(signal.SIGTERM, _interrupt) if command in RUNS else None
     try:
         if "json" in takes:  # unlike help and completion
             from flows.servers import embedded
@@ -44,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError as error:
         return UNREAD if _nobody_reads() else _failed(*_explained(error), as_json=as_json)
     except KeyboardInterrupt:
-        return _failed(INTERRUPTED, f"interrupted{_resumption(words) if 'changes' in takes else ''}", as_json=as_json)
+        return _failed(INTERRUPTED, f"interrupted{_resumption(words) if command in RUNS else ''}", as_json=as_json)
     except Exception as error:
         return _failed(*_explained(error), as_json=as_json)
     finally:

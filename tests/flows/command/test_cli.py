@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.command import cli, commands, console, history, running, serving
+from flows.command import cli, commands, console, history, recipe_files, running, serving
 from tasks.contracts.base import FeatherweightError
 from tasks.contracts.values import Bundle, Check, CheckStatus, Outcome, Release, Scorecard, StageResult, Verdict
 from tasks.engine import store, tracking
@@ -308,10 +308,11 @@ def test_who_interrupts_hears_of_stages_only_where_there_are_some(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(console, "start_logging", lambda: None)
-    for module, name in ((serving, "serve"), (running, "on_recipe")):
+    for module, name in ((serving, "serve"), (running, "on_recipe"), (recipe_files, "read")):
         monkeypatch.setattr(module, name, interrupted)
-    assert cli.main(["serve", "films"]) == 130
-    assert capsys.readouterr().err == "featherweight: interrupted\n"
+    for words in (["serve", "films"], ["recipe", "show", "smoke"]):
+        assert cli.main(words) == 130
+        assert capsys.readouterr().err == "featherweight: interrupted\n"
     for words in (["search", "smoke"], ["study"], ["ablate", "smoke", "--techniques", "hidden states"]):
         assert cli.main(words) == 130
         [line] = capsys.readouterr().err.splitlines()
