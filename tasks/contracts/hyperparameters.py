@@ -105,7 +105,8 @@ class ComputeConfig(StageConfig):
     """Keeps the optimizer's state in the host's memory and updates the weights there: 8 bytes per parameter less on a
     GPU, for slower steps. Changes nothing on a CPU."""
     num_processes: int = Field(1, ge=1, le=1024, title="Processes")
-    """Processes on this machine that train together (torchrun): one per GPU, or a share of the cores each."""
+    """Most processes on this machine that train together (torchrun): one per GPU, or a share of the cores each. Two of
+    one core are faster than one of two."""
     parallelism: Parallelism = Field(Parallelism.REPLICATED, title="Parallelism")
     """What several processes share. replicated: the rows of a batch; sharded: also parameters, gradients and optimizer
     state (FSDP2), least memory; tensor: heads and FFN channels of each layer, and all compute all rows. The last two

@@ -137,10 +137,14 @@ def learn(
     Each computes its share of every batch, or of every layer, with its share of the cores; gradients are averaged over
     all rows of the batch, so that the batch is as large as in one process.
 
+    Args:
+        num_processes: at most; no two share a GPU where there are any.
+
     Raises:
         FloatingPointError: a loss or gradient was not finite.
         FeatherweightError: a worker said so, or died; the message holds the end of its log.
     """
+    num_processes = min(num_processes, torch.cuda.device_count() or num_processes)
     with tempfile.TemporaryDirectory(prefix="featherweight-job-") as folder:
         job = write_job(
             Path(folder), model, lesson, for_model=for_model, for_trainer=for_trainer, checkpoint=checkpoint

@@ -56,12 +56,17 @@ def test_the_gradient_of_processes_is_that_of_one(model: nn.Module) -> None:
     assert (together - alone).norm() <= 1e-5 * (alone - start).norm()
 
 
-def test_one_process_apart_computes_the_same(model: nn.Module) -> None:
+@pytest.mark.parametrize(("asked", "gpus"), [(1, 0), (2, 1)])
+def test_one_process_apart_computes_the_same(
+    model: nn.Module, asked: int, gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     what = lesson(model)
     here, one, _ = train(model, what, 1)
     there, recorder = copy.deepcopy(model), Recorder()
     options = {"for_model": FOR_MODEL, "observer": recorder, "checkpoint": None, **FOR_TRAINER}
-    history = elastic.learn(there, what, num_processes=1, **options)
+    history = elastic.learn(there, what, num_processes=asked, **options)
+    assert history.notes["num_processes"] == 1
     assert recorder.losses == one.losses
     for a, b in zip(here.parameters(), there.parameters(), strict=True):
         assert torch.equal(a, b)
