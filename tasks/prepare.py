@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -100,6 +99,8 @@ def prepare(
 
 def _log(profile: dict[str, Any], max_length: int) -> int:
     """Logs the profile of a dataset and returns its number of rows."""
+    from tasks.ml.data import legibility
+
     rows = {name: split["rows"] for name, split in profile["splits"].items()}
     balance = profile["splits"]["test"]["labels"]
     run = tracking.current()
@@ -110,24 +111,23 @@ def _log(profile: dict[str, Any], max_length: int) -> int:
         | {f"tokens_mean_{name}": split["tokens_mean"] for name, split in profile["splits"].items()}
         | {"majority_share_test": max(balance.values()) / rows["test"]}
     )
+    labelled = [split for split in profile["splits"].values() if split["labels"]]
+    cut, total = (sum(split[name] for split in labelled) for name in ("rows_cut", "rows"))
     logger.info(
-        "prepare: %s; labels in test: %s; dropped: %s",
+        "prepare: %s; labels in test: %s; dropped: %s; cut at %d tokens: %s",
         ", ".join(f"{name} {count}" for name, count in rows.items() if count),
         ", ".join(f"{label} {count}" for label, count in balance.items()),
         ", ".join(f"{reason.replace('_', ' ')} {count}" for reason, count in profile["dropped"].items() if count)
         or "none",
+        max_length,
+        cut or "none",
     )
-    for warning in (*_cut(profile, max_length), *profile["warnings"]):
+    if cut > total * (1 - legibility.WHOLE):
+        logger.warning(
+            "prepare: %d of %d texts (%.1f%%) are longer than data.max_length, %d tokens, and are cut; "
+            "95%% have at most %d",
+            *(cut, total, 100 * cut / total, max_length, profile["tokens_at_95_percent"]),
+        )
+    for warning in profile["warnings"]:
         logger.warning("prepare: %s", warning)
     return sum(rows.values())
-
-
-def _cut(profile: dict[str, Any], max_length: int) -> Iterator[str]:
-    """Says which share of the labelled texts is cut, if any is."""
-    labelled = [split for split in profile["splits"].values() if split["labels"]]
-    cut, total = (sum(split[name] for split in labelled) for name in ("rows_cut", "rows"))
-    if cut:
-        yield (
-            f"{cut} of {total} texts ({cut / total:.1%}) are longer than data.max_length, {max_length} tokens, and are "
-            f"cut; 95 % have at most {profile['tokens_at_95_percent']}"
-        )

@@ -1,23 +1,19 @@
 """Dropout that a CPU can afford. On two cores, torch's takes a sixth of a training step: it draws a double per element.
 
-Here four elements share one 64-bit random number, and the mask is a float that both passes multiply by. Attention is
-spelled out while it drops probabilities, because torch's fused CPU attention then falls back to a slower form of that.
-B = rows, A = heads, S = tokens, D = head size.
+Here four elements share one 64-bit random number, and the mask is a float that both passes multiply by. What attention
+drops is in ``attention``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
 
-ATTENTION = "featherweight_dropout"
 LEVELS = 2**16
 """A probability is rounded to one in so many: 16 bits are drawn per element."""
 
@@ -47,31 +43,6 @@ class Dropout(nn.Module):
         return x * mask(x.shape, self.p).to(x.dtype) if self.training else x
 
 
-def _attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    scaling: float,
-    dropout: float = 0.0,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of (B, A, S, D) to (B, S, A, D), with dropout of its probabilities."""
-    scores = (query * scaling) @ key.transpose(2, 3)
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    probabilities = torch.softmax(scores, dim=-1)
-    if dropout > 0:
-        probabilities = probabilities * mask(probabilities.shape, dropout).to(probabilities.dtype)
-    return (probabilities @ value).transpose(1, 2), None
-
-
-AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, eager_mask)
-
-
 def fields(config: Any) -> list[str]:
     """Names under which a transformers configuration has a probability of dropout: of hidden states, attention, head.
 
@@ -87,14 +58,13 @@ def _put_back(parent: nn.Module, name: str, original: nn.Module) -> None:
 
 @contextmanager
 def cheaper(model: nn.Module) -> Iterator[None]:
-    """Replaces a transformers model's dropout while it is open, if the model drops anything and is on the CPU."""
+    """Replaces a model's dropout modules while it is open, if it drops anything and is on the CPU."""
     owners = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
         if isinstance(child, nn.Dropout) and child.p > 0
     ]
-    config: Any = getattr(model, "config", None)
     if not owners or next(model.parameters()).device.type != "cpu":
         yield
         return
@@ -102,8 +72,4 @@ def cheaper(model: nn.Module) -> Iterator[None]:
         for parent, name, child in owners:
             setattr(parent, name, Dropout(child.p).train(child.training))
             undo.callback(_put_back, parent, name, child)
-        if config is not None and getattr(config, "attention_probs_dropout_prob", 0) > 0:
-            switch = cast(Callable[[str], None], model.set_attn_implementation)
-            undo.callback(switch, config._attn_implementation)
-            switch(ATTENTION)
         yield

@@ -6,7 +6,7 @@ Judging imports the problems, and no torch: it is imported where a model is made
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +70,15 @@ def load(
     elif not new.issuperset(classifier):  # it was trained to tell other labels
         nn.init.normal_(model.get_parameter(classifier[0]), std=config.initializer_range)
         nn.init.zeros_(model.get_parameter(classifier[1]))
-        new.update(classifier)
-    _say(new, about["unexpected_keys"])
+    if not set(classifier) <= about["missing_keys"]:  # without a stored one, a new head is no news
+        logger.info(
+            "base model: %s",
+            "the head is kept, by the names of its labels"
+            if rows is not None
+            else "the head is new, for the stored one does not know these labels",
+        )
+    if unused := about["unexpected_keys"]:
+        logger.info("base model: stored and not used are %s", ", ".join(sorted(unused)))
     family.count_positions(model)
     model.num_labels = model.config.num_labels = len(labels)
     model.config.id2label = dict(enumerate(labels))
@@ -106,16 +113,6 @@ def _take_rows(classifier: nn.Module, rows: Sequence[int]) -> None:
 
 def _parameters(linear: str) -> tuple[str, str]:
     return f"{linear}.weight", f"{linear}.bias"
-
-
-def _say(new: Collection[str], unused: Collection[str]) -> None:
-    """Says what was not loaded."""
-    logger.info(
-        "base model: %s",
-        f"new in the head are {', '.join(sorted(new))}" if new else "the head is kept, by the names of its labels",
-    )
-    if unused:
-        logger.info("base model: stored and not used are %s", ", ".join(sorted(unused)))
 
 
 def build(config: Any) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from tasks.ml.models import modeling
+from tasks.ml.models import attention, modeling
 from tasks.ml.training.precision import Choice, length_multiple
 from tasks.ml.xray import cost_model
 from tasks.ml.xray.architecture import Architecture
@@ -18,6 +18,8 @@ from tasks.ml.xray.architecture import Architecture
 AUTOCAST_BYTES = 2.5
 """Per element that is kept under autocast to 16 bits: norms and residual sums stay fp32. The most of what autograd kept
 of encoders with and without dropout, at 16 and 128 tokens."""
+AROUND_FP32_BYTES = 3.25
+"""The same where attention is computed in fp32 between them (``attention.IN_FP32``)."""
 PRODUCT_BYTES, PRODUCTS, PRODUCTS_KEPT = 0.7e6, 15, 1024
 """Of oneDNN, where lengths are rounded up for its sake: what it compiles per product and keeps; different products of a
 layer, forward and backward; and how many it keeps."""
@@ -48,15 +50,15 @@ def _architecture(model: nn.Module) -> Architecture:
 
 def _per_row(model: nn.Module, precision: Choice) -> dict[str, Any]:
     """How activations are kept, as arguments of ``cost_model.activation_bytes``."""
-    config: Any = model.config
     on_cpu = next(model.parameters()).device.type == "cpu"
-    element = 4.0 if precision.autocast is None else AUTOCAST_BYTES
+    attends = attention.affordable(model, precision.autocast)
+    rounded = AROUND_FP32_BYTES if attends == attention.IN_FP32 else AUTOCAST_BYTES
+    element = 4.0 if precision.autocast is None else rounded
     drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    spelled_out = on_cpu and getattr(config, "attention_probs_dropout_prob", 0) > 0  # see ``dropout``
     return {
         "batch": 1,
         "bytes_per_element": element,
-        "fused_attention": not spelled_out and config._attn_implementation != "eager",
+        "fused_attention": attends not in (attention.DROPPING, "eager"),
         "dropout_bytes": (element if on_cpu else 1) * drops,
     }
 

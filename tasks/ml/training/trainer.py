@@ -19,7 +19,7 @@ from torch import nn
 
 from tasks.ml import machine
 from tasks.ml.data.batching import Sampler
-from tasks.ml.models import dropout
+from tasks.ml.models import attention, dropout
 from tasks.ml.parallel import world
 from tasks.ml.training import compilation, memory, offload, optimizers
 from tasks.ml.training.activations import Demand
@@ -320,7 +320,7 @@ def fit(
     passes = compilation.Passes(model, step_loss, first_batches, update.micro_batch, precision)
     pays = compilation.where_it_pays(passes, history.notes, lengths=lengths, steps=total - first_step, mode=compile)
     planned = memory.kept_to(plan, model, history.notes)
-    with dropout.cheaper(model), products(precision), planned, pays:
+    with attention.afforded(model, precision.autocast), dropout.cheaper(model), products(precision), planned, pays:
         rate = matmul_rate(device.type, precision.matmul_dtype)
         meter = _Meter(flops_per_token(model), rate, device, seconds=trained_s)
         saved_at = time.monotonic()

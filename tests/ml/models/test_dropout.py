@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.ml.models import dropout, modeling
+from tasks.ml.models import attention, dropout, modeling
 from tasks.ml.problems import text_classification
 
 
@@ -45,8 +45,8 @@ def test_a_model_drops_only_while_it_trains_and_is_as_before_afterwards(model: n
             module.p = 0.1
     model.config.attention_probs_dropout_prob = 0.1
     names, implementation = [n for n, _ in model.named_modules()], model.config._attn_implementation
-    with dropout.cheaper(model):
-        assert model.config._attn_implementation == dropout.ATTENTION
+    with attention.afforded(model, None), dropout.cheaper(model):
+        assert model.config._attn_implementation == attention.DROPPING
         torch.testing.assert_close(model(**inputs).logits, expected)
         model.train()
         assert not torch.equal(model(**inputs).logits, model(**inputs).logits)
@@ -83,7 +83,7 @@ def test_on_average_a_model_answers_as_with_torch_dropout(model: nn.Module) -> N
     torch.manual_seed(0)
     with torch.no_grad():
         theirs = torch.cat([model(input_ids=ids).logits for _ in range(20)])
-        with dropout.cheaper(model):
+        with attention.afforded(model, None), dropout.cheaper(model):
             ours = torch.cat([model(input_ids=ids).logits for _ in range(20)])
     error = (theirs.var(0) / len(theirs) + ours.var(0) / len(ours)).sqrt()
     assert ((ours.mean(0) - theirs.mean(0)).abs() < 4 * error).all()

@@ -129,7 +129,7 @@ def test_frozen_and_sparse_tables_count_as_they_are(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("dropped", [0.0, 0.1])
 def test_what_a_row_keeps_is_what_autograd_keeps(model: nn.Module, dropped: float) -> None:
-    from tasks.ml.models import dropout
+    from tasks.ml.models import attention, dropout
 
     model.train()
     for module in model.modules():
@@ -142,7 +142,8 @@ def test_what_a_row_keeps_is_what_autograd_keeps(model: nn.Module, dropped: floa
         demand = activations.of_model(model, chosen, lengths=[60], first_token_only=False)
         layer = activations.of_model(model, chosen, lengths=[60], first_token_only=True)
         assert layer.row < demand.row
-        with dropout.cheaper(model), precision.autocast(chosen, CPU):
+        cheaper = attention.afforded(model, chosen.autocast), dropout.cheaper(model)
+        with cheaper[0], cheaper[1], precision.autocast(chosen, CPU):
             kept = profiling.saved_bytes(model, ids)
         copies = 0 if name == "fp32" else 2 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
         shapes = activations._architecture(model)
