@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.ml.graph import answers_elsewhere
 
-SETTINGS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+SETTINGS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 CHOICE = re.compile(
     rb"\x0f\xa2\xa8(?P<avx_vnni>\x10)"  # cpuid, leaf 7.1; test al, 16
     rb".{0,80}?\xf7[\xc0-\xc7]\x00\x00(?P<avx512>\x01)\x00",  # test of bit 16 of ebx, leaf 7

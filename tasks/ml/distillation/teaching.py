@@ -6,7 +6,8 @@ B = rows, S = tokens, H = hidden size, C = classes, N = rows of all texts, L = l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.data import batching
 from tasks.ml.distillation import answers, losses, projection
-from tasks.ml.models import families
+from tasks.ml.models import families, first_token
 from tasks.ml.parallel import parallelism
 from tasks.ml.problem import Problem
 from tasks.ml.quality import learning
@@ -40,15 +41,11 @@ class Weights:
         """Of which vectors of the last layer something is learned."""
         return RELATIONS if self.attention > 0 else RELATIONS[:2] if self.maps > 0 else ()
 
-    @property
-    def only_answers(self) -> bool:
-        """Whether nothing is learned of what happens at single tokens."""
-        return not self.hidden and not self.relations
-
 
 @dataclass
 class _Answer:
-    """What a model said about a batch. ``hidden``: per mapped layer (B, S, H); ``relations``: q, k, v of the last."""
+    """What a model said about a batch. ``hidden``: per mapped layer (B, S, H), or (B, 1, H) of one that is narrowed to
+    its first token; ``relations``: q, k, v of the last."""
 
     logits: torch.Tensor
     hidden: tuple[torch.Tensor, ...]
@@ -88,19 +85,32 @@ class Listener:
 
 
 class Teacher:
-    """Answers by row; asked twice about a text, it answers from memory."""
+    """Answers by row; asked twice about a text, it answers from memory.
+
+    Args:
+        first_only: layers of whose hidden states the first token's are kept, and no others.
+    """
 
     def __init__(
-        self, listener: Listener, rows: Sequence[Sequence[int]], *, pad_id: int, memory: answers.Memory
+        self,
+        listener: Listener,
+        rows: Sequence[Sequence[int]],
+        *,
+        pad_id: int,
+        memory: answers.Memory,
+        first_only: Container[int] = (),
     ) -> None:
         self.listener, self.rows, self.pad_id, self.memory = listener, rows, pad_id, memory
         self.keys = [memory.key(row) for row in rows]
         self.lengths = {key: len(row) for key, row in zip(self.keys, rows, strict=True)}
         self.device = next(listener.model.parameters()).device
         config: Any = listener.model.config
-        names = [*(f"hidden-{layer}" for layer in listener.layers), *listener.relations]
-        logits = answers.Kind("logits", per_text=4 * config.num_labels)
-        self.kinds = [logits, *(answers.Kind(name, per_token=2 * config.hidden_size) for name in names)]
+        size = 2 * config.hidden_size
+        self.kinds = [answers.Kind("logits", per_text=4 * config.num_labels)]
+        for layer in listener.layers:
+            of_first = answers.Kind(f"hidden-{layer}-first", per_text=size)
+            self.kinds.append(of_first if layer in first_only else answers.Kind(f"hidden-{layer}", per_token=size))
+        self.kinds += [answers.Kind(name, per_token=size) for name in listener.relations]
         self._moments = torch.full((len(rows), 2, len(listener.layers)), math.nan, dtype=torch.float64)
         listener.model.eval()
 
@@ -128,7 +138,10 @@ class Teacher:
             answer = self._ask(new)
             for position, index in enumerate(new):
                 tokens = len(self.rows[index])
-                kept = [tensor[position, :tokens].bfloat16() for tensor in (*answer.hidden, *answer.relations)]
+                kept = [
+                    tensor[position, : tokens if kind.per_token else 1].bfloat16()
+                    for kind, tensor in zip(self.kinds[1:], (*answer.hidden, *answer.relations), strict=True)
+                ]
                 known[index] = [part.cpu() for part in (answer.logits[position : position + 1].float(), *kept)]
             self.memory.put({self.keys[index]: known[index] for index in new})
         return [known[index] for index in indices]
@@ -139,13 +152,16 @@ class Teacher:
         logits, *padded = (
             nn.utils.rnn.pad_sequence([row[k] for row in said], batch_first=True) for k in range(len(self.kinds))
         )
-        padded = [F.pad(part, (0, 0, 0, length - part.shape[1])) for part in padded]
+        padded = [
+            F.pad(part, (0, 0, 0, length - part.shape[1])) if kind.per_token else part
+            for kind, part in zip(self.kinds[1:], padded, strict=True)
+        ]
         logits, *padded = (batching.send(part, self.device) for part in (logits.squeeze(1), *padded))
         cut = len(self.listener.layers)
         return _Answer(logits, tuple(padded[:cut]), tuple(padded[cut:]))
 
     def moments(self, indices: Sequence[int]) -> torch.Tensor:
-        """Returns the sum of the hidden states of these rows' tokens and that of their squares, per layer: (2, L).
+        """Returns the sum of the hidden states kept of these rows and that of their squares, per layer: (2, L).
 
         They are kept by row, so that a teacher whose answers are not is asked once more in the first epoch only.
         """
@@ -181,6 +197,8 @@ class Tutored:
          + w_attention · mean KL of query, key and value relations of the last layer
          + w_maps · MSE of its attention scores + w_labels · supervised
 
+    Of a last layer that only a head reads, the first token alone is computed and compared, unless relations are.
+
     Args:
         rows: token ids per row, valid for both models.
         targets: class per row (N,), or the problem's mark for none.
@@ -209,14 +227,22 @@ class Tutored:
         self.num_layers = len(mapped)
         self.num_heads = _relation_heads(student, teacher) if weights.relations else 0
         self.listener = Listener(student, range(len(mapped)), relations=weights.relations)
+        self.open, first_only = ExitStack(), set()
+        if problem.FIRST_TOKEN_ONLY and not weights.relations:
+            self.open.enter_context(first_token.narrowed(teacher))
+            own, its = (len(families.of_model(model).layer_list(model)) - 1 for model in (student, teacher))
+            first_only = {layer for index, layer in enumerate(mapped) if index == own or layer == its}
+        self.of_first = [layer in first_only for layer in mapped]
         speaker = Listener(teacher, mapped, relations=weights.relations)
-        self.source = Teacher(speaker, rows, pad_id=pad_id, memory=memory or answers.Memory())
+        memory = memory or answers.Memory()
+        self.source = Teacher(speaker, rows, pad_id=pad_id, memory=memory, first_only=first_only)
         self.width = int(teacher.config.hidden_size)  # type: ignore[union-attr, arg-type]
         self.project = projection.of(student)
         self.device = next(student.parameters()).device
 
     def close(self) -> None:
         """Leaves student and teacher as they were."""
+        self.open.close()
         self.listener.close()
         self.source.listener.close()
 
@@ -246,12 +272,15 @@ class Tutored:
         softened = self.problem.soft_loss(given.logits, wanted.logits, temperature=self.temperature)
         parts = {"logit_loss": weights.logits * of_rows * softened}
         if self.num_layers:
-            variances = losses.variance(counts[1] * self.width, *moments).tolist()
-            errors = [
-                losses.hidden_states(self.project(s), t, mask, variance=variance)
-                for s, t, variance in zip(given.hidden, wanted.hidden, variances, strict=True)
-            ]
-            parts["hidden_loss"] = weights.hidden * of_tokens * torch.stack(errors).mean()
+            errors = []
+            of_both = zip(given.hidden, wanted.hidden, moments.unbind(1), self.of_first, strict=True)
+            for own, its, sums, of_first in of_both:
+                size, share = (counts[0], of_rows) if of_first else (counts[1], of_tokens)
+                variance = losses.variance(size * self.width, *sums).item()
+                seen = slice(1) if of_first else slice(None)
+                error = losses.hidden_states(self.project(own[:, seen]), its, mask[:, seen], variance=variance)
+                errors.append(share * error)
+            parts["hidden_loss"] = weights.hidden * torch.stack(errors).mean()
         if weights.attention > 0:
             divergences = [
                 losses.attention_relations(s, t, mask, num_heads=self.num_heads)

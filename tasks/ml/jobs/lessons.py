@@ -95,7 +95,7 @@ class Lesson:
             memory=self.tutor.memory,
             padding=padding,
         )
-        with closing(tutored):
+        with closing(tutored), precisions.rounded(self.tutor.teacher, precision):
             yield tutored
 
     def demand(self, model: nn.Module, *, precision: precisions.Choice) -> activations.Demand:
@@ -105,7 +105,7 @@ class Lesson:
             model,
             precision,
             lengths=[len(row) for row in self.input_ids],
-            first_token_only=self.is_about_answers and problem_of(self.problem).FIRST_TOKEN_ONLY,
+            first_token_only=self.first_token_only,
         )
         if self.tutor is not None:
             weights = self.tutor.weights
@@ -127,9 +127,10 @@ class Lesson:
         return learning.quality(model, problem, self.selection, pad_id=self.pad_id, reference=self.reference)
 
     @property
-    def is_about_answers(self) -> bool:
-        """Whether nothing is compared but what a head reads."""
-        return self.tutor is None or self.tutor.weights.only_answers
+    def first_token_only(self) -> bool:
+        """Whether nobody reads the last layer's other tokens: neither a head nor who compares relations of tokens."""
+        of_answers = self.tutor is None or not self.tutor.weights.relations
+        return of_answers and problem_of(self.problem).FIRST_TOKEN_ONLY
 
     def learn(
         self,
@@ -168,7 +169,7 @@ class Lesson:
             if self.tutor is not None:
                 stack.callback(self.tutor.memory.publish)
                 for_trainer["before_saving"] = self.tutor.memory.publish
-            if self.is_about_answers and problem_of(self.problem).FIRST_TOKEN_ONLY:
+            if self.first_token_only:
                 stack.enter_context(first_token.narrowed(model))
             stack.enter_context(fake_quantization.linears(model, self.spec))
             limited = for_trainer.get("max_memory", 0.0) > 0

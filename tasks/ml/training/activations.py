@@ -67,6 +67,13 @@ def _widest_layer(shapes: Architecture) -> Architecture:
     return replace(shapes, layers=tuple(sorted(shapes.layers, key=lambda layer: (layer.ffn, layer.heads))[-1:]))
 
 
+def _rounded_bytes(model: nn.Module, precision: Choice) -> float:
+    """Of the copies of weights that autocast multiplies by."""
+    if precision.autocast is None:
+        return 0.0
+    return 2.0 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+
+
 def of_model(model: nn.Module, precision: Choice, *, lengths: Sequence[int], first_token_only: bool) -> Demand:
     """What a model takes to learn rows.
 
@@ -79,9 +86,7 @@ def of_model(model: nn.Module, precision: Choice, *, lengths: Sequence[int], fir
     layer = cost_model.activation_bytes(_widest_layer(shapes), **how)
     if first_token_only:
         shapes = replace(shapes, layers=(*shapes.layers[:-1], replace(shapes.layers[-1], ffn=0)))
-    once = 0.0
-    if precision.autocast is not None:
-        once += 2 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    once = _rounded_bytes(model, precision)
     multiple = length_multiple(precision, next(model.parameters()).device)
     if multiple > 1:
         once += PRODUCT_BYTES * min(PRODUCTS_KEPT, PRODUCTS * len({-(-length // multiple) for length in lengths}))
@@ -109,7 +114,8 @@ def of_teacher(teacher: nn.Module, precision: Choice, *, length: int, tokens: in
     relations = 8 * length * length * heads * (vectors + 2 * (vectors > 0))
     asked = cost_model.activation_bytes(_widest_layer(shapes), length=length, **_per_row(teacher, precision))
     row = states + relations + asked
-    return Demand(row=row, row_again=row, answers=2 * wide * tokens * (layers + vectors))
+    answers, once = 2 * wide * tokens * (layers + vectors), _rounded_bytes(teacher, precision)
+    return Demand(row=row, row_again=row, once=once, answers=answers)
 
 
 def of_rounding(linears: Iterable[Any], *, length: int) -> Demand:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.parallel import world
@@ -172,6 +173,20 @@ def autocast(choice: Choice, device: torch.device) -> Iterator[None]:
     """Runs a forward pass in the chosen precision."""
     with torch.autocast(device.type, choice.autocast or torch.bfloat16, enabled=choice.autocast is not None):
         yield
+
+
+@contextmanager
+def rounded(model: nn.Module, choice: Choice) -> Iterator[None]:
+    """Has the linear layers of a model that does not learn hold what autocast would round anew in each pass."""
+    linears = [module for module in model.modules() if type(module) is nn.Linear and choice.autocast is not None]
+    whole = [(parameter, parameter.data) for linear in linears for parameter in linear.parameters()]
+    for parameter, data in whole:
+        parameter.data = data.to(choice.autocast)
+    try:
+        yield
+    finally:
+        for parameter, data in whole:
+            parameter.data = data
 
 
 @contextmanager

@@ -57,6 +57,31 @@ def test_each_part_sees_its_difference(model: nn.Module, tokenizer: Any, texts: 
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_of_a_last_layer_that_only_a_head_reads_the_first_token_is_compared(
+    model: nn.Module, tokenizer: Any, texts: list[str]
+) -> None:
+    """The teacher's is not even computed for others, and is whole again when the loss is closed."""
+    rows, asked_for = tokenizer(texts)["input_ids"], [0, 1, 2, 3]
+    student, weights = surgery.keep_layers(model, [1, 3]), teaching.Weights(logits=0.0, hidden=1.0)
+    widths = []
+    model.bert.encoder.layer[3].output.register_forward_hook(lambda _, __, out: widths.append(out.shape[1]))  # type: ignore
+    targets = torch.full((len(rows),), text_classification.NO_TARGET)
+    loss = teaching.Tutored(
+        student, model, rows, targets, layer_map=[1, 3], weights=weights, temperature=1.0, pad_id=0,
+        problem=text_classification,
+    )  # fmt: skip
+    found = loss(asked_for, loss.amounts([asked_for]))[0].item()
+    loss.close()
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        own, its = (m.base_model(**batch, output_hidden_states=True).hidden_states for m in (student, model))
+    tokens = batch["attention_mask"].bool()
+    kept = [(own[1][tokens], its[2][tokens]), (own[2][:, 0], its[4][:, 0])]
+    expected = [((ours - theirs) ** 2).mean() / theirs.var() for ours, theirs in kept]
+    assert found == pytest.approx(torch.stack(expected).mean().item(), rel=0.01)
+    assert widths == [1, tokens.shape[1]]
+
+
 def test_padding_further_changes_no_loss(model: nn.Module, tokenizer: Any, texts: list[str]) -> None:
     rows = tokenizer(texts)["input_ids"]
     student = surgery.keep_layers(model, [1, 3])
@@ -95,7 +120,7 @@ def test_what_is_on_disk_is_not_asked_again_and_gives_the_same_loss(
     memory.publish()
     batches = asked(model)
     # Fewer kinds are wanted, as a later stage may; one text is new.
-    fewer = {"layer_map": [1, 3], "weights": teaching.Weights(hidden=1.0)}
+    fewer = {"layer_map": [1, 3], "weights": teaching.Weights(attention=1.0)}
     loss = make_loss(copy.deepcopy(student), model, rows, memory=answers.Memory(tmp_path / "teacher"), **fewer)
     loss([3, 0]), loss([0, 1])
     assert batches == [1]

@@ -160,13 +160,35 @@ def test_of_a_lesson_about_answers_the_last_layer_computes_the_first_token_and_l
     assert_same_weights(narrow, whole, model)
 
 
-@pytest.mark.parametrize("part", ["hidden", "attention", "maps"])
+@pytest.mark.parametrize("part", ["attention", "maps"])
 def test_what_is_compared_at_every_token_is_computed_there(model: nn.Module, part: str) -> None:
     what = tutored(model, teaching.Weights(**{part: 1.0}))
     student = copy.deepcopy(model)
     widths = tokens_in_the_last_layer(student)
     train(student, what, 1, steps=1)
     assert 1 not in widths
+
+
+def test_hidden_states_of_a_last_layer_are_compared_where_a_head_reads_them(model: nn.Module) -> None:
+    student = copy.deepcopy(model)
+    widths = tokens_in_the_last_layer(student)
+    train(student, tutored(model, teaching.Weights(hidden=1.0)), 1, steps=1)
+    assert widths == {1}
+
+
+def test_a_teacher_holds_rounded_weights_only_while_it_teaches(model: nn.Module) -> None:
+    """What it says is what autocast would have it say."""
+    what = tutored(model, teaching.Weights(hidden=1.0))
+    assert what.tutor is not None
+    query = what.tutor.teacher.bert.encoder.layer[0].attention.self.query  # type: ignore[union-attr, index]
+    whole, batch = query.weight.clone(), {"input_ids": torch.tensor(what.input_ids[:1])}
+    chosen = precision.choose("bf16", torch.device("cpu"))
+    with precision.autocast(chosen, torch.device("cpu")), torch.no_grad():
+        expected = what.tutor.teacher(**batch).logits
+        with what.step_loss(copy.deepcopy(model), precision=chosen):
+            assert query.weight.dtype == torch.bfloat16
+            assert torch.equal(what.tutor.teacher(**batch).logits, expected)
+    assert torch.equal(query.weight, whole)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
