@@ -3,8 +3,8 @@
     infra/run python tests/benchmarks/without_vnni.py infra/run featherweight demo
 
 No setting of the runtime leaves instructions out, and an emulator takes an hour for what this takes minutes for. So the
-installed package is copied to a temporary folder, and in the copy the two tests by which its kernels are chosen, for
-AVX-512 and for AVX-VNNI, are made to find neither. x86-64 Linux only. Before the command runs, the copy has to give the
+installed package is copied to a temporary folder, and in the copy the three tests by which its kernels are chosen, for
+AVX-512, AVX-VNNI and AMX, are made to find none. x86-64 Linux only. Before the command runs, the copy has to give the
 answer of a product that saturates without VNNI. PyTorch is told the same by its own settings.
 """
 
@@ -31,6 +31,12 @@ CHOICE = re.compile(
     rb".{0,80}?\xf7[\xc0-\xc7]\x00\x00(?P<avx512>\x01)\x00",  # test of bit 16 of ebx, leaf 7
     re.DOTALL,
 )
+NEARBY = 512
+"""Bytes of code from there to the third test."""
+AMX = re.compile(rb"\x81[\xe0-\xe7]\x00\x00\x00\x03.{0,8}?(?P<unless>\x0f\x85)", re.DOTALL)
+"""A jump over its kernels unless bits 24 and 25 of edx, leaf 7, are both set."""
+ALWAYS = b"\x90\xe9"
+"""The same jump whatever they are."""
 ANY_CODES = 2 * 127
 """What two neighbouring codes may come to at the most; half of it is exact on every processor."""
 
@@ -57,6 +63,8 @@ def without_vnni(folder: Path) -> tuple[str, ...]:
     for choice in found:
         for name in ("avx_vnni", "avx512"):
             code[choice.start(name)] = 0
+        if third := AMX.search(code, choice.end(), choice.end() + NEARBY):
+            code[slice(*third.span("unless"))] = ALWAYS
     library.unlink()  # a link to the installed one
     library.write_bytes(code)
     library.chmod(0o755)
