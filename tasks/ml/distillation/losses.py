@@ -44,7 +44,7 @@ def hidden_states(
     Args:
         student, teacher: hidden states (B, S, H).
         mask: 1 on tokens, 0 on padding (B, S).
-        variance: of the teacher's states over all tokens of the batch, of which these rows may be a part.
+        variance: of the teacher's states at all tokens of the batch that are compared, of which these may be a part.
     """
     tokens = mask.bool()
     return F.mse_loss(student[tokens].float(), teacher[tokens].float()) / variance

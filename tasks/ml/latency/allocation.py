@@ -94,9 +94,15 @@ def _blocks(full: Shapes, table: LatencyTable, damage: Damage) -> list[list[Opti
             return 0.0
         return damage([shape | {kind: width} if number == index else shape for number, shape in enumerate(full)])
 
+    def block(index: int, kind: str, times: Mapping[int, float]) -> list[Option]:
+        widths, milliseconds = zip(*options(full[index][kind], times), strict=True)
+        asked = sorted({widths[0], *widths[::-2]})
+        found = np.interp(widths, asked, [lost(index, kind, width) for width in asked])
+        return list(map(Option, widths, milliseconds, found.tolist()))
+
     return [
-        [Option(width, ms, lost(index, kind, width)) for width, ms in options(shape[kind], times)]
-        for index, shape in enumerate(full)
+        block(index, kind, times)
+        for index in range(len(full))
         for layer in (table.layer(index, len(full)),)
         for kind, times in (("heads", layer.heads), ("ffn", layer.ffn))
     ]
@@ -111,7 +117,7 @@ def allocate(
         full: the shapes that there are.
         milliseconds: that the whole model may take by the table.
         damage: what a model of such shapes loses against the full one, on the calibration split; it is asked once for
-            each width of each block, and then once for each new whole.
+            every other width of each block, between which it is interpolated, and then once for each new whole.
         tries: weightings of the blocks' losses that are tried.
 
     Returns:

@@ -87,7 +87,7 @@ def afforded(model: nn.Module, autocast: torch.dtype | None) -> Iterator[None]:
     """Has a transformers model use the ``affordable`` implementation while it is open."""
     name = affordable(model, autocast)
     config: Any = getattr(model, "config", None)
-    own = getattr(config, "_attn_implementation", "")
+    own = str(getattr(config, "_attn_implementation", ""))
     if name == own:
         yield
         return

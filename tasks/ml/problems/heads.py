@@ -70,13 +70,11 @@ def load(
     elif not new.issuperset(classifier):  # it was trained to tell other labels
         nn.init.normal_(model.get_parameter(classifier[0]), std=config.initializer_range)
         nn.init.zeros_(model.get_parameter(classifier[1]))
-    if not set(classifier) <= about["missing_keys"]:  # without a stored one, a new head is no news
-        logger.info(
-            "base model: %s",
-            "the head is kept, by the names of its labels"
-            if rows is not None
-            else "the head is new, for the stored one does not know these labels",
-        )
+    if rows is not None and new.isdisjoint(classifier):
+        less = f", but new in it are {', '.join(sorted(new))}" if new else ""
+        logger.info("base model: the head is kept, by the names of its labels%s", less)
+    elif not about["missing_keys"].issuperset(classifier):  # where none was stored, a new head is no news
+        logger.info("base model: the head is new, for the stored one is not for these labels")
     if unused := about["unexpected_keys"]:
         logger.info("base model: stored and not used are %s", ", ".join(sorted(unused)))
     family.count_positions(model)

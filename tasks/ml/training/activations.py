@@ -67,13 +67,6 @@ def _widest_layer(shapes: Architecture) -> Architecture:
     return replace(shapes, layers=tuple(sorted(shapes.layers, key=lambda layer: (layer.ffn, layer.heads))[-1:]))
 
 
-def _rounded_bytes(model: nn.Module, precision: Choice) -> float:
-    """Of the copies of weights that autocast multiplies by."""
-    if precision.autocast is None:
-        return 0.0
-    return 2.0 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-
-
 def of_model(model: nn.Module, precision: Choice, *, lengths: Sequence[int], first_token_only: bool) -> Demand:
     """What a model takes to learn rows.
 
@@ -86,7 +79,9 @@ def of_model(model: nn.Module, precision: Choice, *, lengths: Sequence[int], fir
     layer = cost_model.activation_bytes(_widest_layer(shapes), **how)
     if first_token_only:
         shapes = replace(shapes, layers=(*shapes.layers[:-1], replace(shapes.layers[-1], ffn=0)))
-    once = _rounded_bytes(model, precision)
+    once = 0.0
+    if precision.autocast is not None:
+        once += 2 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     multiple = length_multiple(precision, next(model.parameters()).device)
     if multiple > 1:
         once += PRODUCT_BYTES * min(PRODUCTS_KEPT, PRODUCTS * len({-(-length // multiple) for length in lengths}))
@@ -114,8 +109,8 @@ def of_teacher(teacher: nn.Module, precision: Choice, *, length: int, tokens: in
     relations = 8 * length * length * heads * (vectors + 2 * (vectors > 0))
     asked = cost_model.activation_bytes(_widest_layer(shapes), length=length, **_per_row(teacher, precision))
     row = states + relations + asked
-    answers, once = 2 * wide * tokens * (layers + vectors), _rounded_bytes(teacher, precision)
-    return Demand(row=row, row_again=row, once=once, answers=answers)
+    # Its weights were rounded before training began, and are among what is held by then.
+    return Demand(row=row, row_again=row, answers=2 * wide * tokens * (layers + vectors))
 
 
 def of_rounding(linears: Iterable[Any], *, length: int) -> Demand:

@@ -180,9 +180,9 @@ def rounded(model: nn.Module, choice: Choice) -> Iterator[None]:
     """Has the linear layers of a model that does not learn hold what autocast would round anew in each pass."""
     linears = [module for module in model.modules() if type(module) is nn.Linear and choice.autocast is not None]
     whole = [(parameter, parameter.data) for linear in linears for parameter in linear.parameters()]
-    for parameter, data in whole:
-        parameter.data = data.to(choice.autocast)
     try:
+        for parameter, data in whole:
+            parameter.data = data.to(choice.autocast)
         yield
     finally:
         for parameter, data in whole:

@@ -71,7 +71,18 @@ def test_a_head_for_other_labels_is_new(
     stored = {tuple(row.tolist()) for row in teacher.classifier.weight}  # type: ignore[union-attr, operator]
     assert not stored & {tuple(row.tolist()) for row in model.classifier.weight}  # type: ignore[union-attr, operator]
     assert torch.equal(model.bert.pooler.dense.weight, teacher.bert.pooler.dense.weight)  # type: ignore[union-attr, arg-type]
-    assert "the head is new, for the stored one does not know these labels" in said.text
+    assert "the head is new, for the stored one is not for these labels" in said.text
+
+
+def test_a_head_of_another_shape_is_not_called_kept(
+    base: Path, teacher: nn.Module, said: pytest.LogCaptureFixture
+) -> None:
+    stored = load_file(base / modeling.WEIGHTS)
+    stored["classifier.weight"] = torch.zeros(3, 16)
+    save_file(stored, base / modeling.WEIGHTS, metadata={"format": "pt"})
+    text_classification.load_base(base, LABELS)
+    assert "the head is new, for the stored one is not for these labels" in said.text
+    assert "kept" not in said.text
 
 
 @pytest.mark.parametrize(
