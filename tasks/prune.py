@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -57,6 +58,9 @@ class SpeedConfig(StageConfig, title="By measured speed"):
     target_speedup: float = Field(1.5, ge=1, le=100, title="Target speed-up")
     """How many times faster than the unpruned student; each layer keeps what is missed most for its time, and may lose
     attention or FFN whole."""
+    max_damage: float = Field(0.0, ge=0, title="Largest damage")
+    """What that may do to the answers to the calibration split, before recovery, in nats a row where labels are told;
+    the target is lowered until it does not do more. 0: any damage."""
     request_rows: int = Field(1, ge=1, le=4096, title="Rows per request")
     """Rows of a typical request, of the median length of the calibration split."""
 
@@ -191,7 +195,14 @@ def _plan(
 
         target = before / width.target_speedup**way
         logger.info("prune: trying what each width of each layer does to the answers")
-        shapes, lost = allocation.allocate(modeling.shapes(model), table, milliseconds=target, damage=damage, seed=seed)
+        shapes, lost = allocation.allocate(
+            modeling.shapes(model),
+            table,
+            milliseconds=target,
+            damage=damage,
+            most=width.max_damage * way if width.max_damage else math.inf,
+            seed=seed,
+        )
         after = table.predict(shapes)
         logger.info(
             "prune: %.3f ms predicted, of %.3f, and %.3f nats a row lost; layers keep %s", after, before, lost,

@@ -51,10 +51,15 @@ class Interrupted(Recorder):
             raise KeyboardInterrupt
 
 
-def lesson(model: nn.Module, *, tutored: bool = False, rows: int = 41) -> Lesson:
+EVERYTHING = teaching.Weights(hidden=1.0, attention=0.5, labels=0.5, maps=0.5)
+
+
+def lesson(
+    model: nn.Module, *, tutored: bool = False, weights: teaching.Weights = EVERYTHING, rows: int = 41
+) -> Lesson:
     """Rows of random tokens; 41 at 8 a batch end in a batch of one, which is fewer than there are processes.
 
-    With a tutor everything counts that can, and two rows of three have no label.
+    With a tutor two rows of three have no label.
     """
     rng = np.random.default_rng(0)
     ids = [[2, *rng.integers(5, 40, rng.integers(1, 9)).tolist(), 3] for _ in range(rows)]
@@ -65,7 +70,7 @@ def lesson(model: nn.Module, *, tutored: bool = False, rows: int = 41) -> Lesson
         teacher = copy.deepcopy(model)
         with torch.no_grad():
             teacher.classifier.weight.mul_(-3)
-        tutor = Tutor(teacher, [0, 1, 2, 3], teaching.Weights(hidden=1.0, attention=0.5, labels=0.5, maps=0.5), 2.0)
+        tutor = Tutor(teacher, [0, 1, 2, 3], weights, 2.0)
         reference = evaluation.logits(teacher, selection.input_ids, pad_id=0)
         targets = np.where(np.arange(rows) % 3 == 0, targets, text_classification.NO_TARGET)
     return Lesson("text-classification", 0, ids, targets, selection, tutor=tutor, reference=reference)

@@ -23,6 +23,8 @@ STEPS = 4000
 """Steps that the time at hand is divided into."""
 TRIES = 128
 """Weightings that are tried, the first half anywhere, the others near the best."""
+PROBES, HALVINGS = 8, 6
+"""Weightings that show whether a time can be had for a damage, and times that are asked about."""
 ANYWHERE, NEAR = 1.0, 0.5
 """Powers of ten, up or down, that a weight is away from one, and from the best."""
 
@@ -109,7 +111,14 @@ def _blocks(full: Shapes, table: LatencyTable, damage: Damage) -> list[list[Opti
 
 
 def allocate(
-    full: Shapes, table: LatencyTable, *, milliseconds: float, damage: Damage, tries: int = TRIES, seed: int = 0
+    full: Shapes,
+    table: LatencyTable,
+    *,
+    milliseconds: float,
+    damage: Damage,
+    most: float = math.inf,
+    tries: int = TRIES,
+    seed: int = 0,
 ) -> tuple[Shapes, float]:
     """Finds the heads and FFN channels to keep in each layer: of all shapes within the time, those that damage least.
 
@@ -118,6 +127,7 @@ def allocate(
         milliseconds: that the whole model may take by the table.
         damage: what a model of such shapes loses against the full one, on the calibration split; it is asked once for
             every other width of each block, between which it is interpolated, and then once for each new whole.
+        most: damage that is borne; where the time cannot be had for it, the model takes longer.
         tries: weightings of the blocks' losses that are tried.
 
     Returns:
@@ -134,29 +144,61 @@ def allocate(
         )
     blocks = _blocks(full, table, damage)
     known: dict[tuple[int, ...], tuple[float, Shapes]] = {}
+    generator = np.random.default_rng(seed)
 
-    def attempt(weights: np.ndarray) -> tuple[int, ...]:
+    def attempt(weights: np.ndarray, limit: float) -> tuple[int, ...]:
         weighted = [
             [replace(option, lost=option.lost * weight) for option in block]
             for block, weight in zip(blocks, weights, strict=True)
         ]
-        chosen = tuple(choose(weighted, milliseconds=milliseconds - fixed))
+        chosen = tuple(choose(weighted, milliseconds=limit - fixed))
         if chosen not in known:
             units = [block[index].units for block, index in zip(blocks, chosen, strict=True)]
             shapes = [{"heads": heads, "ffn": ffn} for heads, ffn in zip(units[::2], units[1::2], strict=True)]
             known[chosen] = damage(shapes), shapes
         return chosen
 
-    generator = np.random.default_rng(seed)
-    weights = np.ones(len(blocks))
-    best = attempt(weights)
-    for number in range(1, tries):
-        if number < tries // 2:
-            candidate = 10 ** generator.uniform(-ANYWHERE, ANYWHERE, len(blocks))
-        else:
-            candidate = weights * 10 ** generator.uniform(-NEAR, NEAR, len(blocks))
-        found = attempt(candidate)
-        if known[found][0] < known[best][0]:
-            best, weights = found, candidate
+    def search(weights: np.ndarray, limit: float, tries: int) -> tuple[tuple[int, ...], np.ndarray]:
+        best = attempt(weights, limit)
+        for number in range(1, tries):
+            if number < tries // 2:
+                candidate = 10 ** generator.uniform(-ANYWHERE, ANYWHERE, len(blocks))
+            else:
+                candidate = weights * 10 ** generator.uniform(-NEAR, NEAR, len(blocks))
+            found = attempt(candidate, limit)
+            if known[found][0] < known[best][0]:
+                best, weights = found, candidate
+        return best, weights
+
+    limit, weights = milliseconds, np.ones(len(blocks))
+    if most < math.inf:
+        # For which nothing has to go, though the time of each block is rounded up to a step.
+        slow = fixed + (table.predict(full) - fixed) * (1 + 2 * len(blocks) / STEPS)
+        limit, weights = _bearable(search, known, most, fast=milliseconds, slow=slow, weights=weights)
+    best, _ = search(weights, limit, tries)
     lost, shapes = known[best]
     return shapes, lost
+
+
+def _bearable(
+    search: Callable[[np.ndarray, float, int], tuple[tuple[int, ...], np.ndarray]],
+    known: Mapping[tuple[int, ...], tuple[float, Shapes]],
+    most: float,
+    *,
+    fast: float,
+    slow: float,
+    weights: np.ndarray,
+) -> tuple[float, np.ndarray]:
+    """The shortest time, between a wanted one and that of the full shapes, at which little enough is lost; and the
+    weights that found it."""
+    limit = fast
+    for _ in range(HALVINGS):
+        best, found = search(weights, limit, PROBES)
+        if known[best][0] <= most:
+            slow, weights = limit, found
+            if limit <= fast:
+                break
+        else:
+            fast = limit
+        limit = (fast + slow) / 2
+    return slow, weights

@@ -17,16 +17,31 @@ import torch
 from torch import nn
 
 from tasks.contracts.base import FeatherweightError
+from tasks.ml.distillation.teaching import Weights
 from tasks.ml.jobs import elastic
 from tasks.ml.training import trainer
 from tests import servers
-from tests.ml.processes import FOR_MODEL, FOR_TRAINER, Recorder, assert_same_weights, interrupt, lesson, train
+from tests.ml.processes import (
+    EVERYTHING,
+    FOR_MODEL,
+    FOR_TRAINER,
+    Recorder,
+    assert_same_weights,
+    interrupt,
+    lesson,
+    train,
+)
+
+HIDDEN = Weights(hidden=1.0)
+"""Nobody reads the last layer's other tokens."""
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_processes_learn_what_one_learns(model: nn.Module, processes: int) -> None:
+@pytest.mark.parametrize(
+    ("processes", "weights"), [(2, EVERYTHING), (2, HIDDEN), pytest.param(4, EVERYTHING, marks=pytest.mark.slow)]
+)
+def test_processes_learn_what_one_learns(model: nn.Module, processes: int, weights: Weights) -> None:
     """Same batches, same gradients but for the order of sums: losses agree to 1e-4, weights to 1e-3 of their change."""
-    what = lesson(model, tutored=True)
+    what = lesson(model, tutored=True, weights=weights)
     alone, one, one_history = train(model, what, 1)
     notes = one_history.notes
     together, several, history = train(model, what, processes, micro_batch=3)

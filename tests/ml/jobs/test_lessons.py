@@ -122,13 +122,6 @@ def test_a_tutored_run_that_was_killed_goes_on_to_the_bit(
         assert torch.equal(a, b)
 
 
-def tutored(model: nn.Module, weights: teaching.Weights) -> Lesson:
-    """The lesson of a teacher, of which these parts count."""
-    what = lesson(model, tutored=True)
-    assert what.tutor is not None
-    return replace(what, tutor=replace(what.tutor, weights=weights))
-
-
 def tokens_in_the_last_layer(model: nn.Module) -> set[int]:
     """How many tokens of a text the last layer's feed-forward network computes from now on."""
     found: set[int] = set()
@@ -144,7 +137,7 @@ def test_of_a_lesson_about_answers_the_last_layer_computes_the_first_token_and_l
     """Also where pruning left the last layer no attention."""
     last = families.of_model(model).layer_list(model)[-1]
     modeling.resize(families.of_model(model), last, heads=heads, ffn=64)
-    what = tutored(model, teaching.Weights(labels=0.5))
+    what = lesson(model, tutored=True, weights=teaching.Weights(labels=0.5))
     runs, widths = [], []
     for narrowed in (first_token.narrowed, nullcontext):
         monkeypatch.setattr(first_token, "narrowed", narrowed)
@@ -162,7 +155,7 @@ def test_of_a_lesson_about_answers_the_last_layer_computes_the_first_token_and_l
 
 @pytest.mark.parametrize("part", ["attention", "maps"])
 def test_what_is_compared_at_every_token_is_computed_there(model: nn.Module, part: str) -> None:
-    what = tutored(model, teaching.Weights(**{part: 1.0}))
+    what = lesson(model, tutored=True, weights=teaching.Weights(**{part: 1.0}))
     student = copy.deepcopy(model)
     widths = tokens_in_the_last_layer(student)
     train(student, what, 1, steps=1)
@@ -172,13 +165,13 @@ def test_what_is_compared_at_every_token_is_computed_there(model: nn.Module, par
 def test_hidden_states_of_a_last_layer_are_compared_where_a_head_reads_them(model: nn.Module) -> None:
     student = copy.deepcopy(model)
     widths = tokens_in_the_last_layer(student)
-    train(student, tutored(model, teaching.Weights(hidden=1.0)), 1, steps=1)
+    train(student, lesson(model, tutored=True, weights=teaching.Weights(hidden=1.0)), 1, steps=1)
     assert widths == {1}
 
 
 def test_a_teacher_holds_rounded_weights_only_while_it_teaches(model: nn.Module) -> None:
     """What it says is what autocast would have it say."""
-    what = tutored(model, teaching.Weights(hidden=1.0))
+    what = lesson(model, tutored=True, weights=teaching.Weights(hidden=1.0))
     assert what.tutor is not None
     query = what.tutor.teacher.bert.encoder.layer[0].attention.self.query  # type: ignore[union-attr, index]
     whole, batch = query.weight.clone(), {"input_ids": torch.tensor(what.input_ids[:1])}

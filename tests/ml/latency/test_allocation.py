@@ -104,6 +104,30 @@ def test_the_same_seed_finds_the_same_and_shapes_are_tried_once() -> None:
     assert len(tried) <= len(set(tried)) + widths
 
 
+def test_time_is_given_up_that_would_damage_more_than_is_borne() -> None:
+    """What is found is about as fast as any shapes that damage no more."""
+    worth = [{"heads": 0.3, "ffn": 2.0}, {"heads": 0.2, "ffn": 0.1}, {"heads": 1.0, "ffn": 0.5}]
+
+    def damage(shapes: list[dict[str, int]]) -> float:
+        return missing(shapes, worth)
+
+    target = TABLE.predict(FULL) / 2
+    bold, all_of_it = allocation.allocate(FULL, TABLE, milliseconds=target, damage=damage)
+    most = all_of_it / 3
+    found, lost = allocation.allocate(FULL, TABLE, milliseconds=target, damage=damage, most=most)
+    assert lost == damage(found) <= most
+    middle, last = itertools.product((0, 1, 2, 4), (0, 8, 16)), itertools.product((0, 4), (0, 16))
+    layers = [[{"heads": heads, "ffn": ffn} for heads, ffn in widths] for widths in (middle, last)]
+    every = map(list, itertools.product(layers[0], layers[0], layers[1]))
+    fastest = min(TABLE.predict(shapes) for shapes in every if damage(shapes) <= most)
+    assert target < fastest <= TABLE.predict(found) <= 1.1 * fastest
+    unharmed, none = allocation.allocate(FULL, TABLE, milliseconds=target, damage=damage, most=1e-9)
+    assert (unharmed, none) == (FULL, 0.0)
+    easy, _ = allocation.allocate(FULL, TABLE, milliseconds=target, damage=damage, most=2 * all_of_it)
+    assert TABLE.predict(easy) <= target
+    assert TABLE.predict(bold) <= target
+
+
 def test_blocks_that_are_gone_stay_gone() -> None:
     full = [FULL[0], {"heads": 0, "ffn": 0}, FULL[2]]
     assert allocation.allocate(full, TABLE, milliseconds=100.0, damage=lambda _: 1.0)[0] == full

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from tasks.contracts.base import FeatherweightError
-from tests.ml.processes import FOR_MODEL, assert_same_weights, interrupt, lesson, train
+from tasks.ml.distillation.teaching import Weights
+from tests.ml.processes import EVERYTHING, FOR_MODEL, assert_same_weights, interrupt, lesson, train
 
 DENSE = FOR_MODEL | {"embeddings": "dense"}
 HOW = {"sharded": "FSDP2", "tensor": "tensor parallelism"}
@@ -42,10 +43,11 @@ def test_parts_learn_what_the_whole_learns_and_take_less_memory(model: nn.Module
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("weights", [EVERYTHING, Weights(hidden=1.0)])
 @pytest.mark.parametrize("way", HOW)
-def test_parts_learn_from_a_teacher_what_they_compute_again(model: nn.Module, way: str) -> None:
+def test_parts_learn_from_a_teacher_what_they_compute_again(model: nn.Module, way: str, weights: Weights) -> None:
     """Activations of the parts are checkpointed, those of the whole are not."""
-    what = lesson(model, tutored=True)
+    what = lesson(model, tutored=True, weights=weights)
     alone, one, _ = train(model, what, 1, for_model=DENSE)
     together, several, _ = train(model, what, 2, micro_batch=3, **held(way, activation_checkpointing=True))
     assert several.losses == pytest.approx(one.losses, rel=1e-4)
