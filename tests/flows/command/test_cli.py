@@ -329,7 +329,7 @@ def test_who_reads_no_further_is_not_told_of_it() -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_who_interrupts_a_run_is_told_how_it_goes_on_and_it_does(number: signal.Signals, tiny: str) -> None:
     words = ["compress", tiny, "--set", "training.epochs=500", "--json"]
 

@@ -184,7 +184,7 @@ def test_a_resumed_run_goes_on_as_it_was_decided(
         (TRACING, {}),
         (TRACING, {"tutored": True}),
         (TRACING, {"activation_checkpointing": True}),
-        (TRACING, {"tutored": True, "precision": "bf16"}),
+        pytest.param(TRACING, {"tutored": True, "precision": "bf16"}, marks=pytest.mark.slow),
         pytest.param(TRACING, {"lora_rank": 2}, marks=pytest.mark.slow),
         pytest.param(REAL, {"tutored": True}, marks=WRITING),
         pytest.param(REAL, {"activation_checkpointing": True, "lora_rank": 2}, marks=WRITING),

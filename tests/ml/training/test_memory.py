@@ -272,6 +272,7 @@ def real(limit: float) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])["memory"]  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_a_process_stays_below_three_limits() -> None:
     free = real(50.0)
     assert (free["rows_at_once"], free["checkpointing"]) == (0, False)
