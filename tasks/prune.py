@@ -194,7 +194,7 @@ def _plan(
             return kind.divergence(whole, evaluation.logits(smaller, rows, pad_id=pad_id))
 
         target = before / width.target_speedup**way
-        logger.info("prune: trying what each width of each layer does to the answers")
+        logger.info("prune: trying what widths of each layer do to the answers")
         shapes, lost = allocation.allocate(
             modeling.shapes(model),
             table,

@@ -103,7 +103,7 @@ def test_what_the_tokenizer_reads_as_one_text_is_one_text(
     rows += [(text.upper(), label) for text, label in rows[:60]] + [(rows[60][0].lower(), "b")]
     rows += [(f"rare {index} " + "very " * 20, "c") for index in range(2)]
     path.write_text("\n".join(["review,stars", *map(",".join, rows)]))
-    with caplog.at_level(logging.WARNING, logger="featherweight"):
+    with caplog.at_level(logging.INFO, logger="featherweight"):
         result = run(run_id, path, max_length=16)
     assert result.splits is not None
     directory = store.path(result.splits.digest)
@@ -112,6 +112,7 @@ def test_what_the_tokenizer_reads_as_one_text_is_one_text(
     found = [text.lower() for split in splits.values() for text in split]
     assert len(found) == len(set(found)) == 201
     assert rows[60][0].lower() not in found
+    assert "cut at 16 tokens: 2" in caplog.text
     assert "are cut" not in caplog.text, "two rows of 201 are no warning"
     assert "the test split has fewer than 5 rows of 'c'" in caplog.text
     path.write_text("\n".join(["review,stars", *(f"{text},{label}" for text, label in rows[:200])]).replace("A", "a"))

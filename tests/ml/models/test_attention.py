@@ -8,7 +8,7 @@ from tasks.ml.models import attention
 
 
 def test_in_16_bits_attention_itself_is_computed_in_fp32(model: nn.Module) -> None:
-    """Its gradients are those of fp32 attention over the rounded queries, keys and values that surround it."""
+    """All three of its inputs are fp32, in every layer, and the answers are the model's own."""
     seen = []
     fused = attention.sdpa_attention_forward
 

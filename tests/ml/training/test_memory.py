@@ -142,8 +142,7 @@ def test_what_a_row_keeps_is_what_autograd_keeps(model: nn.Module, dropped: floa
         demand = activations.of_model(model, chosen, lengths=[60], first_token_only=False)
         layer = activations.of_model(model, chosen, lengths=[60], first_token_only=True)
         assert layer.row < demand.row
-        cheaper = attention.afforded(model, chosen.autocast), dropout.cheaper(model)
-        with cheaper[0], cheaper[1], precision.autocast(chosen, CPU):
+        with attention.afforded(model, chosen.autocast), dropout.cheaper(model), precision.autocast(chosen, CPU):
             kept = profiling.saved_bytes(model, ids)
         copies = 0 if name == "fp32" else 2 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
         shapes = activations._architecture(model)
