@@ -23,8 +23,8 @@ STEPS = 4000
 """Steps that the time at hand is divided into."""
 TRIES = 128
 """Weightings that are tried, the first half anywhere, the others near the best."""
-PROBES, HALVINGS = 8, 6
-"""Weightings that show whether a time can be had for a damage, and times that are asked about."""
+PROBES, HALVINGS = 24, 6
+"""Weightings after which a time is taken not to be had for a damage, and times that are asked about."""
 ANYWHERE, NEAR = 1.0, 0.5
 """Powers of ten, up or down, that a weight is away from one, and from the best."""
 
@@ -40,6 +40,16 @@ class Option:
     units: int
     milliseconds: float
     lost: float
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A whole model's shapes, which weights of the blocks led to them, their time by the table, and what they lose."""
+
+    weights: np.ndarray
+    shapes: Shapes
+    milliseconds: float
+    damage: float
 
 
 def choose(blocks: Sequence[Sequence[Option]], *, milliseconds: float, steps: int = STEPS) -> list[int]:
@@ -143,10 +153,10 @@ def allocate(
             "norms and head, which pruning leaves; lower target_speedup, or take fewer layers in distillation"
         )
     blocks = _blocks(full, table, damage)
-    known: dict[tuple[int, ...], tuple[float, Shapes]] = {}
+    known: dict[tuple[int, ...], _Tried] = {}
     generator = np.random.default_rng(seed)
 
-    def attempt(weights: np.ndarray, limit: float) -> tuple[int, ...]:
+    def attempt(weights: np.ndarray, limit: float) -> _Tried:
         weighted = [
             [replace(option, lost=option.lost * weight) for option in block]
             for block, weight in zip(blocks, weights, strict=True)
@@ -155,50 +165,44 @@ def allocate(
         if chosen not in known:
             units = [block[index].units for block, index in zip(blocks, chosen, strict=True)]
             shapes = [{"heads": heads, "ffn": ffn} for heads, ffn in zip(units[::2], units[1::2], strict=True)]
-            known[chosen] = damage(shapes), shapes
-        return chosen
+            known[chosen] = _Tried(weights, shapes, table.predict(shapes), damage(shapes))
+        return known[chosen]
 
-    def search(weights: np.ndarray, limit: float, tries: int) -> tuple[tuple[int, ...], np.ndarray]:
-        best = attempt(weights, limit)
+    def search(limit: float, tries: int, *, enough: float = -1.0) -> _Tried:
+        """The least damage within a time, or the first that is little enough."""
+        attempt(np.ones(len(blocks)), limit)
+        # What was tried for a shorter time fits as well.
+        best = min((one for one in known.values() if one.milliseconds <= limit), key=lambda one: one.damage)
         for number in range(1, tries):
+            if best.damage <= enough:
+                break
             if number < tries // 2:
                 candidate = 10 ** generator.uniform(-ANYWHERE, ANYWHERE, len(blocks))
             else:
-                candidate = weights * 10 ** generator.uniform(-NEAR, NEAR, len(blocks))
+                candidate = best.weights * 10 ** generator.uniform(-NEAR, NEAR, len(blocks))
             found = attempt(candidate, limit)
-            if known[found][0] < known[best][0]:
-                best, weights = found, candidate
-        return best, weights
+            if found.damage < best.damage:
+                best = found
+        return best
 
-    limit, weights = milliseconds, np.ones(len(blocks))
+    limit = milliseconds
     if most < math.inf:
         # For which nothing has to go, though the time of each block is rounded up to a step.
         slow = fixed + (table.predict(full) - fixed) * (1 + 2 * len(blocks) / STEPS)
-        limit, weights = _bearable(search, known, most, fast=milliseconds, slow=slow, weights=weights)
-    best, _ = search(weights, limit, tries)
-    lost, shapes = known[best]
-    return shapes, lost
+        limit = _shortest(lambda limit: search(limit, PROBES, enough=most).damage, most, fast=milliseconds, slow=slow)
+    best = search(limit, tries)
+    return best.shapes, best.damage
 
 
-def _bearable(
-    search: Callable[[np.ndarray, float, int], tuple[tuple[int, ...], np.ndarray]],
-    known: Mapping[tuple[int, ...], tuple[float, Shapes]],
-    most: float,
-    *,
-    fast: float,
-    slow: float,
-    weights: np.ndarray,
-) -> tuple[float, np.ndarray]:
-    """The shortest time, between a wanted one and that of the full shapes, at which little enough is lost; and the
-    weights that found it."""
+def _shortest(damage: Callable[[float], float], most: float, *, fast: float, slow: float) -> float:
+    """The shortest of ``HALVINGS`` times, from a wanted one up to a slow one, for which little enough is lost."""
     limit = fast
     for _ in range(HALVINGS):
-        best, found = search(weights, limit, PROBES)
-        if known[best][0] <= most:
-            slow, weights = limit, found
-            if limit <= fast:
-                break
-        else:
+        if damage(limit) > most:
             fast = limit
+        elif limit == fast:
+            return limit
+        else:
+            slow = limit
         limit = (fast + slow) / 2
-    return slow, weights
+    return slow
