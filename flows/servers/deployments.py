@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -29,7 +29,7 @@ def described() -> list[dict[str, Any]]:
 
 
 def register(*, limit: int) -> list[str]:
-    """Creates or updates the work pool and all deployments; a schedule that a person switched on stays on.
+    """Creates or updates the work pool and all deployments; what a person scheduled stays as it is.
 
     Returns:
         the deployments, as FLOW/NAME.
@@ -39,7 +39,7 @@ def register(*, limit: int) -> list[str]:
     """
     _ensure_pool(limit)
     with _client() as client:
-        active = {key: schedule.active for key, schedule in _schedules(client)}
+        before = _schedules(client)
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(FILE)],
         cwd=ROOT,
@@ -50,9 +50,7 @@ def register(*, limit: int) -> list[str]:
     if done.returncode != 0:
         raise FeatherweightError(f"prefect deploy failed: {' '.join((done.stdout + done.stderr).split())[-1000:]}")
     with _client() as client:
-        for key, schedule in _schedules(client):
-            if (wanted := active.get(key, schedule.active)) != schedule.active:
-                client.update_deployment_schedule(key[0], schedule.id, active=wanted)
+        _restore(client, before)
     return sorted(f"{one['entrypoint'].rpartition('.')[2]}/{one['name']}" for one in described())
 
 
@@ -77,13 +75,42 @@ def _ensure_pool(limit: int) -> None:
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process", description=about, **settings))
 
 
-def _schedules(client: Any) -> Iterator[tuple[tuple[UUID, str], Any]]:
-    """The schedules of the file's deployments that the server knows, by deployment and slug."""
+def _schedules(client: Any) -> dict[UUID, list[Any]]:
+    """The schedules of the file's deployments that the server knows, by deployment."""
     from prefect.client.schemas.filters import DeploymentFilter
 
     names = {"name": {"any_": [one["name"] for one in described()]}}
-    for one in client.read_deployments(deployment_filter=DeploymentFilter.model_validate(names)):
-        yield from (((one.id, schedule.slug), schedule) for schedule in one.schedules if schedule.slug)
+    found = client.read_deployments(deployment_filter=DeploymentFilter.model_validate(names))
+    return {one.id: list(one.schedules) for one in found}
+
+
+def _restore(client: Any, before: Mapping[UUID, Sequence[Any]]) -> None:
+    """Gives the file's schedules the state and parameters they had, and makes those again that people added.
+
+    Theirs have no slug, and Prefect drops all schedules of a deployment that is registered anew if one has none.
+    """
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+
+    for deployment, there in _schedules(client).items():
+        known = before.get(deployment, ())
+        kept = {one.slug: one for one in known if one.slug}
+        for one in there:
+            was = kept.get(one.slug)
+            if was and (was.active, was.parameters) != (one.active, one.parameters):
+                client.update_deployment_schedule(deployment, one.id, active=was.active, parameters=was.parameters)
+        present = {one.id for one in there}
+        lost = [
+            DeploymentScheduleCreate(
+                schedule=one.schedule,
+                active=one.active,
+                parameters=one.parameters,
+                max_scheduled_runs=one.max_scheduled_runs,
+            )
+            for one in known
+            if not one.slug and one.id not in present
+        ]
+        if lost:
+            client.create_deployment_schedules(deployment, lost)
 
 
 def worker_is_online(name: str) -> bool:

@@ -17,9 +17,11 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import StateType
 
+from flows.servers import deployments
 from tests import servers
 from tests.flows.servers.triggering import finished, recorded, trigger, until
 
@@ -101,6 +103,28 @@ def test_a_schedule_fires_on_time(client: SyncPrefectClient, tiny: dict[str, Any
         until(fired, 180)
     finally:
         client.delete_deployment_schedule(deployment.id, created.id)
+
+
+def test_what_people_scheduled_outlives_a_new_registration(
+    day: servers.Running, client: SyncPrefectClient, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = client.read_deployment_by_name("everyday/compress-my-data")
+    (ready,) = deployment.schedules
+    client.update_deployment_schedule(deployment.id, ready.id, active=True, parameters={"name": "mine"})
+    client.create_deployment_schedules(
+        deployment.id, [(CronSchedule(cron="0 3 * * *"), True)], parameters={"name": "theirs"}
+    )
+    monkeypatch.setenv("PREFECT_API_URL", day.api)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", day.password)
+    settings = {PREFECT_API_URL: day.api, PREFECT_API_AUTH_STRING: day.password}
+    with temporary_settings(settings):
+        for _ in range(2):
+            deployments.register(limit=2)
+    found = client.read_deployment_by_name("everyday/compress-my-data").schedules
+    told = sorted((one.schedule.cron, one.active, one.parameters["name"]) for one in found)
+    assert told == [("0 2 * * *", True, "mine"), ("0 3 * * *", True, "theirs")]
+    for one in found:
+        client.update_deployment_schedule(deployment.id, one.id, active=False)
 
 
 def test_a_killed_worker_leaves_no_run_open_and_no_process(
