@@ -68,7 +68,7 @@ class SearchConfig(Contract):
     dask_address: str = Field("", title="Dask scheduler")
     """Address such as tcp://HOST:8786. Empty: workers on this machine."""
     space: dict[str, list[Any]] = Field({}, title="Space")
-    """Values of a field instead of the usual ones, such as pruning.keep_ffn: [0.5, 0.25]. One value keeps it fixed."""
+    """Values of a field instead of the usual ones, as pruning.keep_vocabulary: [0.5, 1]. One keeps it fixed."""
 
 
 CONFIG = SearchConfig

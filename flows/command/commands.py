@@ -173,7 +173,7 @@ def search(
         parallel: Trials at once (default: 1).
         runner: Where trials run (default: threads).
         dask_address: Of a running scheduler (default: workers here).
-        space: Values of a field instead of the usual ones, for example pruning.keep_ffn=[0.5,0.25]; may be repeated.
+        space: Values of a field instead of the usual ones, such as pruning.width.keep_ffn=[0.5,0.25]; may be repeated.
         config: YAML with the search's own fields; options go before it.
     """
     from flows.command import recipe_files

@@ -106,7 +106,7 @@ def of(recipe: Recipe, base: Inspection, wanted: Mapping[str, Sequence[Any]]) ->
         if (own := value_of(recipe, dimension.field)) is None:
             continue
         values = dimension.values(base)
-        if own not in values and is_ordered(values) and own < max(values):
+        if own not in values and is_ordered(values):
             values = tuple(sorted((*values, own)))
         possible = [value for value in values if value == own or _is_possible(recipe, base, dimension.field, value)]
         found[dimension.field] = tuple(possible) or (own,)
