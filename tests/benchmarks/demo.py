@@ -5,8 +5,8 @@
 It runs the demo in an empty home, the same again, once more with another quantization scheme, and the smoke recipe in
 another empty home; each as a process of its own, timed from outside. Then the demo with further seeds, and
 ``side_by_side.py`` measures the teacher and the shipped model of each seed. Prints Markdown tables on standard output
-and what the commands say on standard error; takes about half an hour on two cores, and twenty minutes for each further
-seed. Others' tools on the same teacher: ``peers.py``.
+and what the commands say on standard error; takes about twenty minutes on two cores, and twelve for each further seed.
+Others' tools on the same teacher: ``peers.py``.
 """
 
 from __future__ import annotations
