@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -65,3 +68,22 @@ def test_first_runs_that_meet_in_an_empty_home_all_start(tmp_path: Path, monkeyp
             server.stop()
     with sqlite3.connect(tmp_path / "new" / "prefect" / "prefect.db") as database:
         assert database.execute("select count(*) from alembic_version").fetchone() == (1,)
+
+
+def test_events_that_come_too_late_are_not_the_last_thing_a_person_reads(tmp_path: Path) -> None:
+    program = """
+import logging
+from flows.servers import embedded
+with embedded.api():
+    from prefect.logging.configuration import setup_logging
+    setup_logging()
+    logging.getLogger("prefect._internal.concurrency").error("Service 'EventsWorker' failed to process item")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "FEATHERWEIGHT_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "EventsWorker" not in done.stdout + done.stderr
