@@ -84,5 +84,5 @@ def _path(location: Sequence[Any], model: type[BaseModel] | None, *, is_known: b
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The known name that is nearest to one that is not known, as the end of a sentence; empty if none is near."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, list(map(str, known)), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -17,6 +17,9 @@ from tasks.ml.quoting import quoted
 if TYPE_CHECKING:
     from flows.recipe import Recipe
 
+DATA = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+"""Suffixes of what people name where a recipe is wanted."""
+
 READY = Path(__file__).parents[1] / "recipes"
 MERGE, TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -167,6 +170,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         FeatherweightError: the file cannot be read, is not UTF-8 YAML (with line and column), or holds no mapping.
     """
+    if path.suffix.lower() in DATA:
+        raise FeatherweightError(
+            f"recipe {path.name}: this is a file of data; 'featherweight init {path}' writes a recipe for it"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:

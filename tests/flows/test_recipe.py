@@ -89,6 +89,19 @@ def test_changes_are_applied_in_order_and_parsed_as_yaml(tmp_path: Path) -> None
     assert recipe.data.source == "file:a=b #1.csv"  # in an argument no # begins a remark
 
 
+def test_a_file_of_data_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "reviews.csv").write_text("text,label\ngood,yes\n", encoding="utf-8")
+    with pytest.raises(FeatherweightError, match=r"this is a file of data; 'featherweight init .*reviews\.csv' writes"):
+        recipe_files.load(str(tmp_path / "reviews.csv"))
+
+
+def test_a_goal_that_is_misspelled_is_named_as_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\ngoal: smalest\n", encoding="utf-8")
+    with pytest.raises(FeatherweightError, match="did you mean 'smallest'"):
+        recipe_files.load(str(path))
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -87,7 +87,8 @@ def _weighed(
     if status is CheckStatus.UNDECIDABLE:
         rule_out = far if measured <= limit else near
         rows = needed(rule_out)
-        explanation += f"; undecidable at this n: {enough(rows)} to rule out a loss of {100 * rule_out:g}"
+        shown = f"less than {100 * far:g}" if measured <= limit else f"more than {100 * near:g}"
+        explanation += f"; undecidable at this n: {enough(rows)} to show that {shown} points are lost"
     check = as_check("quality_drop", interval, limit, "at_most", n, status, explanation)
     return check.model_copy(update={"metric": metric}), rows
 
