@@ -153,22 +153,12 @@ def off_the_grid(source: Path) -> dict[str, float]:
         runs = weight.reshape(-1, 32)
         low, high = runs.amin(dim=1, keepdim=True), runs.amax(dim=1, keepdim=True)
         step = ((high - low) / 15).clamp_min(1e-12)
-        return (
-            ((runs - low) / step).round() * step + low - runs
-        ).square().mean().item() / weight.square().mean().item()
+        lost = ((runs - low) / step).round() * step + low - runs
+        return (lost.square().mean() / weight.square().mean()).item()
 
-    found: list[tuple[float, float]] = []
-    for index in range(len(family.layer_list(model))):
-        for part in (part for group in family.groups() for part in group):
-            weight = family.projection(model, index, part).weight
-            random = torch.randn(weight.shape, generator=torch.Generator().manual_seed(index)) * weight.std()
-            found.append(
-                tuple(  # type: ignore[arg-type]
-                    error(one.detach()) for one in (weight, random)
-                )
-            )
-    own, chance = zip(*found, strict=True)
-    return {"own": statistics.mean(own), "random": statistics.mean(chance)}
+    weights, generator = [one.weight for one in family.projections(model)], torch.Generator().manual_seed(0)
+    random = [torch.randn(weight.shape, generator=generator) for weight in weights]
+    return {"own": statistics.mean(map(error, weights)), "random": statistics.mean(map(error, random))}
 
 
 def make_ours(
@@ -188,12 +178,7 @@ def make_ours(
     whole = [row for row in encoded(tokenizer, documents(packages)["calibration"]) if len(row) == LENGTH]
     tokens = torch.tensor(whole[:CALIBRATION])
     family = decoders.of_model(model)
-    names = [
-        family.projection(model, index, part).name
-        for index in range(len(family.layer_list(model)))
-        for group in family.groups()
-        for part in group
-    ]
+    names = [one.name for one in family.projections(model)]
     form = blocks.Format(4, block_size)
     head = blocks.clipped(family.head(model), blocks.Format(4, head_block_size))
     family.head(model).copy_(head.dense())  # which the token table is, too: what layers read is what they will read

@@ -346,8 +346,7 @@ class Builder:
             level = self.levels.get("lm_head", IN_INT8)
             logits = self._blocks("head", self.head, x, None, level=level)
         else:
-            label = "table" if self._tied and self.table is None else "head"
-            name = "table" if label == "table" else "head.weight"
+            name = "table" if self._tied and self.table is None else "head.weight"
             constant = self.graph.constant(name, self.family.head(self.model).float())
             logits = self.graph.op("FusedMatMul", x, constant, domain=CONTRIB, transB=1)
         logits.name = "logits"

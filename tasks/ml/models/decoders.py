@@ -101,6 +101,15 @@ class Decoder:
         """Linear layers of a layer by what they read, in the order of computation."""
         return self.qkv, (self.attention_output,), self.ffn_in, (self.ffn_out,)
 
+    def projections(self, model: nn.Module) -> list[Projection]:
+        """All linear layers of all layers, in the order of computation."""
+        return [
+            self.projection(model, index, part)
+            for index in range(len(self.layer_list(model)))
+            for group in self.groups()
+            for part in group
+        ]
+
 
 class Attention(NamedTuple):
     """Sizes of a decoder's attention."""

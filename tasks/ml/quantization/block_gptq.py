@@ -48,7 +48,7 @@ def round_weight(weight: torch.Tensor, hessian: torch.Tensor, form: Format) -> B
 def _in_order(weight: torch.Tensor, hessian: torch.Tensor, form: Format, *, by_weight: bool) -> Blocks:
     columns, size = weight.shape[1], form.block_size
     importance = hessian.diagonal().float()
-    counts = blocking.split(importance.clamp_min(importance.mean() * 1e-4 + blocking.TINY).unsqueeze(0), size)
+    counts = blocking.counted(importance, form)
     whole = blocking.split(weight, size)
     scales, zeros = blocking.searched(whole, counts, form)
     codes = torch.zeros_like(whole).flatten(1)

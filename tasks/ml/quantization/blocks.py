@@ -199,9 +199,14 @@ def clipped(weight: torch.Tensor, form: Format, importance: torch.Tensor | None 
         importance: what the squared error of each input counts (I,), such as its mean square; all the same without.
     """
     blocks = split(weight, form.block_size)
-    counts = torch.ones(1, weight.shape[1]) if importance is None else importance.float().reshape(1, -1)
-    counts = counts.clamp_min(counts.mean() * 1e-4 + TINY)
-    return _of(blocks, *searched(blocks, split(counts, form.block_size), form), form, weight.shape[1])
+    counts = counted(torch.ones(weight.shape[1]) if importance is None else importance, form)
+    return _of(blocks, *searched(blocks, counts, form), form, weight.shape[1])
+
+
+def counted(importance: torch.Tensor, form: Format) -> torch.Tensor:
+    """What the squared error of each input counts (I,), for ``searched``: in blocks (1, G, B), and never nothing."""
+    known = importance.float()
+    return split(known.clamp_min(known.mean() * 1e-4 + TINY).unsqueeze(0), form.block_size)
 
 
 def _of(blocks: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, form: Format, inputs: int) -> Blocks:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-INT8_MAX = 127
+from tasks.ml.quantization.simulation import INT8_MAX
+
 TINY = 1e-8
 
 

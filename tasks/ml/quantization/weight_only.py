@@ -85,7 +85,7 @@ def apply(
     """
     family, found = decoders.of_model(model), dict[str, Blocks]()
     layers, parts = family.layer_list(model), [part for group in family.groups() for part in group]
-    known = {family.projection(model, index, part).name for index in range(len(layers)) for part in parts}
+    known = {one.name for one in family.projections(model)}
     if unknown := sorted(formats.keys() - known):
         raise ValueError(f"no linear layers: {', '.join(unknown)}")
     model.eval()

@@ -24,12 +24,10 @@ from tests.ml.tiny_decoders import LAYERS, MODELS, VOCABULARY, model_of, tokens
 @torch.no_grad()
 def rounded(model: nn.Module, form: Format) -> dict[str, Blocks]:
     """Blocks of all linear layers; in place, the model gets the weights that they stand for."""
-    family, found = decoders.of_model(model), {}
-    for index in range(LAYERS):
-        for part in (part for group in family.groups() for part in group):
-            name, weight, _ = family.projection(model, index, part)
-            found[name] = blocks.clipped(weight, form)
-            weight.copy_(found[name].dense())
+    found = {}
+    for name, weight, _ in decoders.of_model(model).projections(model):
+        found[name] = blocks.clipped(weight, form)
+        weight.copy_(found[name].dense())
     return found
 
 

@@ -10,13 +10,11 @@ from torch import nn
 from tasks.ml.models import decoders
 from tasks.ml.quantization import blocks, weight_only
 from tasks.ml.quantization.blocks import Blocks, Format
-from tests.ml.tiny_decoders import LAYERS, model_of, tokens
+from tests.ml.tiny_decoders import model_of, tokens
 
 
 def names_of(model: nn.Module) -> list[str]:
-    family = decoders.of_model(model)
-    parts = [part for group in family.groups() for part in group]
-    return [family.projection(model, index, part).name for index in range(LAYERS) for part in parts]
+    return [one.name for one in decoders.of_model(model).projections(model)]
 
 
 @pytest.mark.parametrize(
@@ -58,11 +56,8 @@ def test_hessians_are_of_what_layers_read_in_the_model(
 def test_the_model_has_the_weights_that_the_codes_stand_for() -> None:
     model = model_of("gpt2")
     found = weight_only.apply(model, dict.fromkeys(names_of(model), Format(4, 32)), [tokens()])
-    family = decoders.of_model(model)
-    for index in range(LAYERS):
-        for part in (part for group in family.groups() for part in group):
-            one = family.projection(model, index, part)
-            assert torch.equal(one.weight, found[one.name].dense())
+    for one in decoders.of_model(model).projections(model):
+        assert torch.equal(one.weight, found[one.name].dense())
 
 
 def test_gptq_is_nearer_to_the_model_than_what_rounds_alone() -> None:
