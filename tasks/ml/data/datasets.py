@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
     schema = SCHEMA.append(pa.field("target", pa.from_numpy_dtype(division.targets.dtype)))
     special = tokenizer.num_special_tokens_to_add()
     lengths: dict[str, np.ndarray] = {}
+    kept: dict[str, list[Row]] = {}
     units = dict(division.targets.measure([row.label for row in division.splits["train"]]))
     for name, rows in division.splits.items():
         encoded = tokenization.encodings([row.text for row in rows], tokenizer, max_length=max_length)
@@ -97,9 +98,12 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
         )
         with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as writer:
             writer.write_table(table)
-        lengths[name] = _whole_lengths(encoded, special)
+        # Texts that became several rows are not cut.
+        in_parts = division.targets.of_part is not None
+        lengths[name] = np.array([len(ids) for _, ids, _ in stored]) if in_parts else _whole_lengths(encoded, special)
+        kept[name] = [row for row, _, _ in stored]
     info = DatasetInfo(list(division.targets.names), max_length, tokenization.digest(tokenizer), units)
-    profile = _profile(division, lengths, max_length)
+    profile = _profile(replace(division, splits=kept), lengths, max_length)
     (directory / INFO).write_text(json.dumps(asdict(info), indent=1, ensure_ascii=False), encoding="utf-8")
     (directory / PROFILE).write_text(json.dumps(profile, indent=1, ensure_ascii=False), encoding="utf-8")
     (directory / TOKENIZER).mkdir()

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tasks.contracts.base import FeatherweightError
-from tasks.ml.models import families, listening
+from tasks.ml.models import architectures, families, listening
 from tasks.ml.quantization import gptq
 
 BLOCK = 128
@@ -129,7 +129,7 @@ def damage(weight: torch.Tensor, other: torch.Tensor, gram: torch.Tensor) -> flo
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
     """The layers that can be sparse, by qualified name: all linear layers of the backbone."""
-    return families.of_model(model).linears(model)
+    return architectures.of_model(model).linears(model)  # type: ignore[return-value]
 
 
 def fraction(model: nn.Module) -> float:

@@ -174,7 +174,7 @@ def logits(
     for start in range(0, len(order), batch_size):
         asked = feed([rows[row] for row in order[start : start + batch_size]], pad_id=pad_id)
         (answer,) = session.run(["logits"], wanted(session, asked))
-        parts.append(answer if problem is None else problem.kept(answer, asked["input_ids"], asked["attention_mask"]))
+        parts.append(problem.kept(answer, asked["input_ids"], asked["attention_mask"]) if problem else answer)
     return _together(parts)[np.argsort(order)]
 
 
