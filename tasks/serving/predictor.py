@@ -14,14 +14,13 @@ B = rows, S = tokens, C = classes.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -136,14 +135,11 @@ class Scores(Encoder):
 
 
 def _completions(manifest: dict[str, Any]) -> Completions:
-    """Loads ``completions.py`` from where this file is: not every way to run it lets it import what lies beside it."""
-    spec = importlib.util.spec_from_file_location(
-        "featherweight_completions", Path(__file__).with_name("completions.py")
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """Runs ``completions.py`` from where this file is: not every way to start lets it import what lies beside it, and
+    an import would leave a compiled copy in the bundle."""
+    path = Path(__file__).with_name("completions.py")
+    module: Any = ModuleType("completions")
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
     found: Completions = module.Completions(manifest)
     return found
 
