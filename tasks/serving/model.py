@@ -64,10 +64,11 @@ def interface(bundle: Path) -> dict[str, Any]:
     }  # fmt: skip
     answers = predictor.answers(json.loads((bundle / "manifest.json").read_text(encoding="utf-8")))
     options = [ParamSpec(name, DataType.integer, default) for name, default in answers.options.items()]
+    params: Any = ParamSchema(options) if options else None
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "text")]),
         outputs=Schema([ColSpec(types[kind], name) for name, kind in answers.COLUMNS.items()]),
-        params=ParamSchema(options) if options else None,
+        params=params,
     )
     return {"signature": signature, "streamable": answers.GENERATES}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
@@ -11,79 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tasks.contracts.base import FeatherweightError
-from tasks.judge import BudgetConfig, weigh
 from tasks.ml.data.datasets import Golden
-from tasks.ml.graph import decoding, genai
-from tasks.ml.problem import Answer
+from tasks.ml.graph import decoding
 from tasks.ml.quantization import cache_scales
-from tasks.serving import bundle as bundles
-from tasks.serving import completions, model, triton
+from tasks.serving import completions, model, server, triton
 from tasks.serving.predictor import Predictor, self_test
 from tests.ml.tiny_decoders import VOCABULARY, model_of
 from tests.ml.tiny_decoders import tokens as random_tokens
-from tests.tasks.shippable import write_evidence
-
-CONTEXT, NEW_TOKENS, END = 64, 12, 2
-TEXTS = ["the film is a delight", "a waste of an evening", "dull", "Great café, 5 € well spent", "moving and flat"]
-BYTES = [*range(0x20, 0x7F), *"éèüñß€".encode()]
-
-
-def tokenizer_of(*, begins: bool = True) -> Tokenizer:
-    """A token for each byte of some; a text begins with ``<s>``."""
-    special = ["<pad>", "<s>", "</s>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=ord)
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    known = dict(zip(printable, (chr(byte) for byte in printable), strict=True))
-    rest = (byte for byte in range(256) if byte not in known)
-    known |= {byte: chr(256 + place) for place, byte in enumerate(rest)}
-    assert sorted(known.values(), key=ord) == alphabet
-    names = [*special, *dict.fromkeys(known[byte] for byte in BYTES)]
-    names += [one for one in alphabet if one not in names][: VOCABULARY - len(names)]
-    core = Tokenizer(models.BPE({name: index for index, name in enumerate(names)}, []))
-    core.add_special_tokens([AddedToken(name, special=True) for name in special])
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    if begins:
-        core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    core.enable_truncation(CONTEXT)
-    return core
-
-
-def build(folder: Path, *, tokenizer: Tokenizer | None = None, graph: ir.Model | None = None, **changes: Any) -> Path:
-    """The bundle of a random Llama."""
-    source, evidence, target = (folder / name for name in ("source", "evidence", "serving"))
-    for directory in (source, evidence, target):
-        directory.mkdir(parents=True)
-    decoder, core = model_of("llama"), tokenizer or tokenizer_of()
-    ir.save(graph or decoding.Builder(decoder, weights={}).build(), source / "model.onnx")
-    described = genai.describe(decoder, graph="model.onnx", ends=[END], begins=1, pads=0, length=CONTEXT)
-    genai.write(source, described)
-    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    write_evidence(evidence)
-    texts = [*TEXTS, "", " ".join(TEXTS)]
-    values: dict[str, Any] = {
-        "source": source,
-        "name": "scribe",
-        "problem": "text-classification",
-        "answer": Answer(
-            "completion", [], "Continues each text", {"ends": [END], "new_tokens": NEW_TOKENS, "context": CONTEXT}
-        ),
-        "base_model": "package:tiny/model",
-        "data": "demo:movie-snippets",
-        "tokenizer": core,
-        "golden": [Golden(text, core.encode(text).tokens) for text in texts],
-        "validation": json.loads((evidence / "validation.json").read_text()),
-        "verdict": weigh(evidence, BudgetConfig(min_shrink=6, min_speedup=9)),
-    }
-    bundles.build(target, **(values | changes))
-    return target
+from tests.tasks.generating import CONTEXT, END, NEW_TOKENS, TEXTS, build, tokenizer_of
 
 
 @pytest.fixture(scope="module")
@@ -315,18 +258,18 @@ def test_the_self_test_finds_another_text(serving: Path, tmp_path: Path) -> None
 
 
 def test_a_near_tie_may_fall_otherwise_and_what_follows_is_another_text(predictor: Predictor, serving: Path) -> None:
-    row = json.loads((serving / "golden.json").read_text())[0]
-    (_, logits), *_ = predictor.answers.generate(predictor, row["input_ids"], 1)  # type: ignore[union-attr]
-    best, second = np.argsort(logits)[::-1][:2].tolist()
-    gap = float(logits[best] - logits[second])
-    assert best == row["output_ids"][0]
+    """A golden row of a processor on which the second best token was the best one."""
+    golden = json.loads((serving / "golden.json").read_text())
+    row = min(golden, key=lambda one: one["margins"][0])
+    ((best, logits),) = predictor.answers.generate(predictor, row["input_ids"], 1)  # type: ignore[union-attr]
+    second = int(np.argsort(logits)[-2])
+    change = completions.NEAR_TIE - float(logits[best] - logits[second])
+    assert change > 0.02
     elsewhere = row | {"output_ids": [second, 5, 5], "completion": "?", "tokens": 3}
-    allowed = completions.NEAR_TIE - gap  # the margin that it had where it was the likeliest
-    near, far = [max(0.0, allowed) - 0.01, 9.0, 9.0], [allowed + 0.01, 9.0, 9.0]
-    if allowed > 0.01:
-        assert predictor.answers.check(predictor, elsewhere | {"margins": near}) <= completions.NEAR_TIE
+    check = predictor.answers.check
+    assert check(predictor, elsewhere | {"margins": [change - 0.01, 9, 9]}) == pytest.approx(0.49, abs=1e-4)
     with pytest.raises(RuntimeError, match="expected the new tokens"):
-        predictor.answers.check(predictor, elsewhere | {"margins": far})
+        check(predictor, elsewhere | {"margins": [change + 0.01, 9, 9]})
 
 
 def test_a_tokenizer_that_reads_otherwise_than_in_training_is_not_shipped(tmp_path: Path) -> None:
@@ -386,3 +329,39 @@ def test_triton_is_refused(serving: Path, tmp_path: Path) -> None:
     with pytest.raises(FeatherweightError, match="--to triton: scribe continues texts token by token with a cache"):
         triton.write(serving, tmp_path / "repository", "scribe", 1)
     assert not (tmp_path / "repository").exists()
+
+
+def post(app: Any, document: Any) -> httpx.Response:
+    async def run() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.post("/invocations", json=document)
+
+    return asyncio.run(run())
+
+
+def test_the_scoring_server_continues_texts_one_by_one(installed: Path, predictor: Predictor) -> None:
+    app = server.application(str(installed))
+    asked: list[int] = []
+    predict = app.predict
+    app.predict = lambda texts, **options: asked.append(len(texts)) or predict(texts, **options)  # type: ignore[func-returns-value]
+    answer = post(app, {"inputs": TEXTS, "params": {"new_tokens": 3}})
+    assert answer.json() == {"predictions": predictor.predict(TEXTS, new_tokens=3)}
+    assert asked == [1] * len(TEXTS)
+    document = {"dataframe_records": [{"text": text} for text in TEXTS]}
+    assert post(app, document).json() == post(app.inner, document).json() == {"predictions": predictor.predict(TEXTS)}
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"inputs": ["dull", "x" * 99]}, "row 1: the text has 100 tokens and leaves no room"),
+        ({"inputs": ["dull"], "params": {"new_tokens": 0}}, "params: new_tokens must be a whole number of at least 1"),
+        ({"inputs": ["dull"], "params": {"top_k": 3}}, "params: an object with new_tokens is wanted"),
+    ],
+)
+def test_the_scoring_server_refuses_in_a_sentence(installed: Path, document: Any, message: str) -> None:
+    app = server.application(str(installed))
+    app.predict = lambda *_, **__: pytest.fail("nothing is generated before all of a request is checked")
+    answer = post(app, document)
+    assert answer.status_code == 400
+    assert answer.json()["message"].startswith(message)
