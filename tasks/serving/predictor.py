@@ -73,7 +73,7 @@ class Encoder:
         raise NotImplementedError
 
     def require(self, model: Predictor, texts: Sequence[str]) -> None:
-        """Refuses nothing: a long text is cut, and an empty one has special tokens."""
+        """Refuses no text: a long one is cut, and an empty one is padded."""
 
     def predict(self, model: Predictor, texts: Sequence[str]) -> list[dict[str, Any]]:
         return self(model.logits(texts))
@@ -213,9 +213,7 @@ class Predictor:
         Raises:
             ValueError: one is no text.
         """
-        for position, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise ValueError(f"row {position}: text must be a string, not {type(text).__name__}")
+        require_strings(texts)
         return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -237,6 +235,7 @@ class Predictor:
 
     def require(self, texts: Sequence[str]) -> None:
         """Raises the ``ValueError`` of the first text that ``predict`` would refuse."""
+        require_strings(texts)
         self.answers.require(self, texts)
 
     def predict(self, texts: Sequence[str], **options: int) -> list[dict[str, Any]]:
@@ -257,6 +256,13 @@ class Predictor:
             ValueError: as of ``predict``; or the model is no decoder.
         """
         return self.answers.stream(self, text, **options)
+
+
+def require_strings(texts: Sequence[str]) -> None:
+    """Raises ``ValueError`` where one is no text."""
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"row {position}: text must be a string, not {type(text).__name__}")
 
 
 def rounded(value: Any, digits: int) -> Any:

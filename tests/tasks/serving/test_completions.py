@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import mlflow
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from tasks import register
 from tasks.contracts.base import FeatherweightError
+from tasks.contracts.values import Release
+from tasks.engine import registry, tracking
 from tasks.ml.data.datasets import Golden
 from tasks.ml.graph import decoding
 from tasks.ml.quantization import cache_scales
@@ -27,6 +31,7 @@ from tasks.serving.predictor import Predictor, self_test
 from tests.ml.tiny_decoders import VOCABULARY, model_of
 from tests.ml.tiny_decoders import tokens as random_tokens
 from tests.tasks.generating import CONTEXT, END, NEW_TOKENS, TEXTS, build, tokenizer_of
+from tests.tasks.shippable import RECIPE
 
 
 @pytest.fixture(scope="module")
@@ -307,8 +312,6 @@ def installed(serving: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_mlflow_answers_streams_and_takes_a_number_of_new_tokens(installed: Path, predictor: Predictor) -> None:
-    import mlflow
-
     loaded = mlflow.pyfunc.load_model(str(installed))
     assert loaded.metadata.signature.to_dict()["params"] == json.dumps(
         [{"name": "new_tokens", "default": NEW_TOKENS, "shape": None, "type": "integer"}]
@@ -365,3 +368,15 @@ def test_the_scoring_server_refuses_in_a_sentence(installed: Path, document: Any
     answer = post(app, document)
     assert answer.status_code == 400
     assert answer.json()["message"].startswith(message)
+
+
+def test_what_is_logged_in_mlflow_tests_itself_answers_and_streams(
+    serving: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    with tracking.pipeline_run("scribe", RECIPE, run_name="first") as run_id:
+        loaded = mlflow.pyfunc.load_model(f"models:/{register._log_model(serving, {}, run_id)}")
+    assert "".join(loaded.predict_stream({"text": "dull"})) == loaded.predict([{"text": "dull"}])["completion"][0]
+    release = Release(name="scribe", version=1, digest="0" * 64, model_uri="models:/scribe/1")
+    assert registry.self_test(serving, release)["golden_rows"] == len(json.loads((serving / "golden.json").read_text()))
