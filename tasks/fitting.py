@@ -94,13 +94,11 @@ def fit(
     from tasks.ml.quality import evaluation, learning
 
     history = learn(title, model, lesson, **options)
-    problem, targets = problem_of(lesson.problem), lesson.selection.targets
-    logits = evaluation.logits(model, lesson.selection.input_ids, pad_id=lesson.pad_id)
-    quality = learning.measure(problem, logits, targets, reference=lesson.reference)
-    config: Any = model.config
-    labels = [config.id2label[index] for index in range(logits.shape[1])]
-    answered = {"problem": lesson.problem, **problem.summary(labels, train.targets, logits, targets)}
-    seen = train.head(len(lesson.selection))
+    problem, selection = problem_of(lesson.problem), lesson.selection
+    logits = evaluation.logits(model, selection.input_ids, pad_id=lesson.pad_id, problem=problem)
+    quality = learning.measure(problem, logits, selection.targets, reference=lesson.reference)
+    answered = {"problem": lesson.problem, **problem.summary(model.config, train, logits, selection)}
+    seen = train.head(len(selection))
     train_quality = learning.quality(model, problem, seen, pad_id=lesson.pad_id)["quality"]
     bundle, size_mb = publish.torch_bundle(model.cpu(), tokenizer, lesson.problem)
     speeds = [point["samples_per_s"] for point in history.points]
@@ -115,7 +113,7 @@ def fit(
         ),
         scorecard=Scorecard(
             split="selection",
-            num_examples=len(lesson.selection),
+            num_examples=len(selection),
             metric=problem.METRIC,
             quality=quality["quality"],
             loss=quality["loss"],

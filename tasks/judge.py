@@ -58,7 +58,16 @@ def _shrink(teacher: dict[str, Any], shipped: dict[str, Any], budget: BudgetConf
     return as_check("shrink", interval, limit, "at_least", 2, status, explanation)
 
 
-def _speedup(teacher: dict[str, Any], shipped: dict[str, Any], budget: BudgetConfig) -> Check:
+BUSY = 0.1
+"""Share of a machine that others may have while models are timed, before it is said."""
+
+
+def _speedup(teacher: dict[str, Any], shipped: dict[str, Any], budget: BudgetConfig, *, others_share: float) -> Check:
+    """How much faster the shipped model is.
+
+    Args:
+        others_share: fraction of the machine's time that other processes had meanwhile.
+    """
     from tasks.ml.statistics import bootstrap
 
     slow, fast = teacher["latency_p50_rounds_ms"], shipped["latency_p50_rounds_ms"]
@@ -70,6 +79,8 @@ def _speedup(teacher: dict[str, Any], shipped: dict[str, Any], budget: BudgetCon
     )
     if status is CheckStatus.UNDECIDABLE:
         explanation += "; the timings spread too far, use a quieter machine or more repeats"
+    if others_share > BUSY:
+        explanation += f"; other processes had {100 * others_share:.0f} % of the machine meanwhile"
     return as_check("speedup", interval, limit, "at_least", len(fast), status, explanation)
 
 
@@ -90,7 +101,8 @@ def weigh(evidence: Path, budget: BudgetConfig) -> Verdict:
         has_floor=budget.floor is Floor.MAJORITY,
         confidence=budget.confidence,
     )
-    checks = [*checks, _shrink(teacher, shipped, budget), _speedup(teacher, shipped, budget)]
+    others_share = document["device"].get("others_share", 0.0)  # which documents of older runs do not say
+    checks += [_shrink(teacher, shipped, budget), _speedup(teacher, shipped, budget, others_share=others_share)]
     return Verdict(checks=tuple(checks), recalls=recalls)
 
 

@@ -63,7 +63,7 @@ def prepare(
 ) -> StageOutput:
     """Reads and checks the rows, divides them by content, and encodes them with the base model's tokenizer."""
     from tasks.ml.data import datasets, sources, splitting
-    from tasks.ml.models import families, inspection, locators, tokenization
+    from tasks.ml.models import architectures, inspection, locators, tokenization
     from tasks.ml.problem import problem_of
 
     base = locators.locate(base_model)
@@ -71,18 +71,22 @@ def prepare(
     locators.require_positions(base, config.max_length)
     tokenizer = tokenization.load(base, max_length=config.max_length)
     inspection.require_rows(tokenizer, settings, base)
-    families.of(settings["model_type"]).require_padding(settings, tokenizer.pad_token_id)
+    architectures.of(settings["model_type"]).require_padding(settings, tokenizer.pad_token_id)
     cache = disk.home() / "cache"
-    rows = sources.read(config.source, text=config.text, label=config.label, cache=cache)
+    kind = problem_of(problem)
+    label = None if kind.LEARNS is None else config.label
+    targets = kind.targets(sources.read(config.source, text=config.text, label=label, cache=cache))
     more = sources.read(config.unlabeled, text=config.text, label=None, cache=cache) if config.unlabeled else {}
+    as_read = functools.partial(datasets.as_read, tokenizer=tokenizer, max_length=config.max_length)
     division = splitting.divide(
-        problem_of(problem).targets(rows),
+        targets,
         more.values(),
         test=config.test_fraction,
         selection=config.selection_fraction,
         calibration=config.calibration_fraction,
         max_rows=config.max_rows,
-        read=functools.partial(datasets.as_read, tokenizer=tokenizer, max_length=config.max_length),
+        # Texts that become several rows are read whole, and told apart by whatever they have.
+        read=as_read if targets.of_part is None else splitting.keys,
     )
     with store.workspace() as directory:
         profile = datasets.write(

@@ -185,13 +185,13 @@ def _plan(
     before = table.predict(full)
 
     def plan(model: nn.Module, scores: list[LayerImportance], way: float) -> list[dict[str, int]]:
-        whole = evaluation.logits(model, rows, pad_id=pad_id)
+        whole = evaluation.logits(model, rows, pad_id=pad_id, problem=kind)
 
         def damage(shapes: list[dict[str, int]]) -> float:
             smaller = surgery.keep_counts(model, scores, shapes)
             if kind.FIRST_TOKEN_ONLY:
                 first_token.narrow(smaller)
-            return kind.divergence(whole, evaluation.logits(smaller, rows, pad_id=pad_id))
+            return kind.divergence(whole, evaluation.logits(smaller, rows, pad_id=pad_id, problem=kind))
 
         target = before / width.target_speedup**way
         logger.info("prune: trying what widths of each layer do to the answers")
@@ -287,7 +287,7 @@ def prune(
     def cut(model: nn.Module, way: float) -> nn.Module:
         batches = learning.batches(calibration, CALIBRATION_BATCH, pad_id=tokenizer.pad_token_id)
         if config.importance is Importance.TAYLOR:
-            scores = importance.taylor(model, batches, lambda logits, batch: problem.loss(logits, batch["targets"]))
+            scores = importance.taylor(model, batches, problem.loss)
         else:
             scores = importance.activation(model, batches, first_token_only=problem.FIRST_TOKEN_ONLY)
         return surgery.keep_counts(model, scores, plan(model, scores, way))

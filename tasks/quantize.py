@@ -156,7 +156,7 @@ def quantize(
     calibration, selection = (
         datasets.read(store.path(splits.digest), name, tokenizer) for name in ("calibration", "selection")
     )
-    before = evaluation.logits(model, selection.input_ids, pad_id=pad_id)
+    before = evaluation.logits(model, selection.input_ids, pad_id=pad_id, problem=problem)
     zeros = sparsity.zeros(model)  # before rounding makes more of them
     spec, scan = post_training.decide(
         model,

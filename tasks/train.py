@@ -133,8 +133,8 @@ def trial(
         patience=None,
     )
     others_share = company.share()
-    logits = evaluation.logits(base.model, lesson.selection.input_ids, pad_id=lesson.pad_id)
     problem = problem_of(lesson.problem)
+    logits = evaluation.logits(base.model, lesson.selection.input_ids, pad_id=lesson.pad_id, problem=problem)
     scores = problem.scores(logits, lesson.selection.targets)
     measured = {
         "scores": scores.tolist(),

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
     from tasks.contracts.values import Check, ClassRecall
     from tasks.ml.data.column_kinds import ColumnKind
+    from tasks.ml.data.datasets import Split
     from tasks.ml.data.tables import Table
     from tasks.ml.data.targets import Targets
 
 PROBLEMS = {
     "text-classification": "tasks.ml.problems.text_classification",
     "text-regression": "tasks.ml.problems.text_regression",
+    "causal-lm": "tasks.ml.problems.causal_lm",
 }
 
 
@@ -67,16 +69,54 @@ class Problem(Protocol):
         """Builds the model of a config, with random weights."""
         ...
 
-    def loss(self, logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0) -> torch.Tensor:
-        """Mean supervised loss in nats; rows without a target are ignored."""
+    def amount(self, rows: Sequence[Sequence[int]], targets: np.ndarray | torch.Tensor) -> int:
+        """What the mean of ``loss`` over rows of tokens is a mean over: rows with a target, or tokens."""
+        ...
+
+    def loss(
+        self, logits: torch.Tensor, batch: Mapping[str, torch.Tensor], *, label_smoothing: float = 0.0
+    ) -> torch.Tensor:
+        """Mean supervised loss in nats; rows without a target are ignored.
+
+        Args:
+            batch: ``input_ids`` and ``attention_mask`` (B, S) that logits are of, and ``targets`` (B,).
+        """
+        ...
+
+    def said(self, logits: torch.Tensor) -> torch.Tensor:
+        """What a student learns of its teacher's logits: fp32, (B, W), or (B, S, W) where it is ``PER_TOKEN``."""
+        ...
+
+    def said_width(self, config: Any) -> int:
+        """W of a model with this configuration."""
+        ...
+
+    def soft_loss(
+        self,
+        student: torch.Tensor,
+        teacher: torch.Tensor,
+        attention_mask: torch.Tensor,
+        *,
+        temperature: float,
+    ) -> torch.Tensor:
+        """Mean, over rows or over tokens, of how far a student's logits are from what its teacher ``said``; zero where
+        they agree."""
+        ...
+
+    def kept(self, logits: np.ndarray, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """What is kept of a model's logits on tokens (B, S), to measure answers by: (B, …). Where that is something of
+        each token, (B, S − 1, …), it is NaN where there is none.
+
+        What comes after it here as ``logits`` is that.
+        """
+        ...
+
+    def lost(self, logits: np.ndarray, targets: np.ndarray) -> float:
+        """Mean supervised loss of answers, in nats."""
         ...
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:
         """Turns logits (B, C) into what a row is scored by."""
-        ...
-
-    def soft_loss(self, student: torch.Tensor, teacher: torch.Tensor, *, temperature: float) -> torch.Tensor:
-        """Mean over rows of how far a student's logits are from its teacher's; zero where they agree."""
         ...
 
     def divergence(self, reference: np.ndarray, logits: np.ndarray) -> float:
@@ -84,7 +124,7 @@ class Problem(Protocol):
         ...
 
     def same(self, logits: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """Whether two models answer a row the same, (B,)."""
+        """How much of two models' answers to a row is the same, (B,), from 0 to 1."""
         ...
 
     def scores(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -111,10 +151,14 @@ class Problem(Protocol):
         """What is to be known of the training rows, to weigh answers later; in JSON."""
         ...
 
-    def summary(
-        self, labels: Sequence[str], train_targets: np.ndarray, logits: np.ndarray, targets: np.ndarray
-    ) -> dict[str, Any]:
-        """A model's answers to a split, as ``floor`` wants them; in JSON."""
+    def summary(self, config: Any, train: Split, logits: np.ndarray, split: Split) -> dict[str, Any]:
+        """A model's answers to a split, as ``floor`` wants them; in JSON.
+
+        Args:
+            config: of the model.
+            train: rows that it learned from.
+            logits: its answers to ``split``.
+        """
         ...
 
     def floor(self, about: Mapping[str, Any], *, who: str, split: str, confidence: float) -> tuple[Check, bool]:
@@ -142,8 +186,12 @@ class Problem(Protocol):
         """
         ...
 
-    LEARNS: ColumnKind
-    """What a column of labels is that is meant for this problem."""
+    LEARNS: ColumnKind | None
+    """What a column of labels is that is meant for this problem; ``None`` where a model learns from texts alone."""
+    PER_TOKEN: bool
+    """Whether a model answers for every token, and not for a row."""
+    TOKENS_AT_ONCE: int
+    """Most tokens, padding included, of which logits are computed at once where nothing learns; 0: any."""
     METRIC: str
     """What the mean of ``scores`` is called."""
     WORST: str

@@ -132,6 +132,16 @@ def test_wild_timings_are_undecidable(tmp_path: Path) -> None:
     assert "quieter machine" in verdict.reason
 
 
+def test_a_busy_machine_is_said_beside_the_speed(tmp_path: Path) -> None:
+    file = write_evidence(tmp_path) / "validation.json"
+    document = json.loads(file.read_text())
+    for share, is_said in ((0.04, False), (0.46, True)):
+        document["device"]["others_share"] = share
+        file.write_text(json.dumps(document))
+        (check,) = (check for check in weigh(tmp_path, BUDGET).checks if check.name == "speedup")
+        assert check.explanation.endswith("other processes had 46 % of the machine meanwhile") == is_said
+
+
 def test_judge_records_every_check_on_the_parent_run(tmp_path: Path) -> None:
     with store.workspace() as folder:
         evidence = store.publish(write_evidence(folder))

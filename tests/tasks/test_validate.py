@@ -85,6 +85,7 @@ def test_a_whole_proof(run_id: str, splits: Splits, lineage: dict[str, Bundle], 
     sizes = [models[stage]["size_mb"] for stage in ("train", "distill", "prune", "quantize")]
     assert sizes == sorted(sizes, reverse=True)
 
+    assert 0 <= proof["device"].pop("others_share") <= 1
     assert proof["device"] | {"cpu_model": ""} == {
         "provider": "CPUExecutionProvider",
         "cpu_model": "",

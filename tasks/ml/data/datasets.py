@@ -1,6 +1,7 @@
 """The prepared dataset on disk: one Arrow file per split, encoded once with the base model's tokenizer.
 
-Layout: ``<split>.arrow`` with columns text (string), input_ids (list of int32) and target (as the problem has it);
+Layout: ``<split>.arrow`` with columns text (string), input_ids (list of int32), document (int32: rows of one text have
+the same) and target (as the problem has it);
 ``dataset.json`` with what encoding and decoding need; ``profile.json`` for people; the tokenizer in ``tokenizer/``.
 """
 
@@ -20,9 +21,10 @@ import pyarrow as pa
 
 from tasks.ml.data import held_out
 from tasks.ml.data.splitting import SPLITS, Division, Row
+from tasks.ml.data.targets import Targets
 from tasks.ml.models import tokenization
 
-SCHEMA = pa.schema([("text", pa.string()), ("input_ids", pa.list_(pa.int32()))])
+SCHEMA = pa.schema([("text", pa.string()), ("input_ids", pa.list_(pa.int32())), ("document", pa.int32())])
 INFO = "dataset.json"
 PROFILE = "profile.json"
 TOKENIZER = "tokenizer"
@@ -36,18 +38,20 @@ class Split:
     Attributes:
         input_ids: token ids with special tokens, at most ``max_length`` a row.
         targets: (N,), such as class indices; the problem's ``NO_TARGET`` where there is no label.
+        documents: (N,) which text of the source each row is, or is a part of.
     """
 
     texts: list[str]
     input_ids: list[list[int]]
     targets: np.ndarray
+    documents: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def head(self, count: int) -> Split:
         """The first rows."""
-        return Split(self.texts[:count], self.input_ids[:count], self.targets[:count])
+        return Split(self.texts[:count], self.input_ids[:count], self.targets[:count], self.documents[:count])
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,17 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
     lengths: dict[str, np.ndarray] = {}
     units = dict(division.targets.measure([row.label for row in division.splits["train"]]))
     for name, rows in division.splits.items():
-        texts = [row.text for row in rows]
-        encoded = tokenization.encodings(texts, tokenizer, max_length=max_length)
-        input_ids = [one.ids for one in encoded]
-        targets = division.targets.array([row.label for row in rows], units)
-        table = pa.table({"text": texts, "input_ids": input_ids, "target": targets}, schema=schema)
+        encoded = tokenization.encodings([row.text for row in rows], tokenizer, max_length=max_length)
+        stored = list(_parts(rows, encoded, division.targets))
+        table = pa.table(
+            {
+                "text": [row.text for row, _, _ in stored],
+                "input_ids": [ids for _, ids, _ in stored],
+                "document": [document for _, _, document in stored],
+                "target": division.targets.array([row.label for row, _, _ in stored], units),
+            },
+            schema=schema,
+        )
         with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as writer:
             writer.write_table(table)
         lengths[name] = _whole_lengths(encoded, special)
@@ -95,6 +105,19 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
     (directory / TOKENIZER).mkdir()
     tokenization.save(tokenizer, directory / TOKENIZER)
     return profile
+
+
+def _parts(rows: Sequence[Row], encoded: Sequence[Any], targets: Targets) -> Iterator[tuple[Row, list[int], int]]:
+    """Rows as they are stored, with their token ids and the number of their text."""
+    for document, (row, whole) in enumerate(zip(rows, encoded, strict=True)):
+        if targets.of_part is None or not whole.overflowing:
+            yield row, whole.ids, document
+            continue
+        for part in (whole, *whole.overflowing):
+            places = [place for place in part.offsets if place[1] > place[0]]
+            text = row.text[places[0][0] : places[-1][1]] if places else ""
+            if text:
+                yield row._replace(text=text, label=targets.of_part(text) if row.label else ""), part.ids, document
 
 
 def _profile(division: Division, lengths: Mapping[str, np.ndarray], max_length: int) -> dict[str, Any]:
@@ -150,11 +173,11 @@ def read(directory: Path, split: str, tokenizer: Any = None) -> Split:
         texts = table["text"].to_pylist()
         input_ids = table["input_ids"].to_pylist()
         # A copy: the array must outlive the mapping.
-        targets = table["target"].to_numpy().copy()
+        targets, documents = (table[name].to_numpy().copy() for name in ("target", "document"))
     about = info(directory)
     if tokenizer is not None and tokenization.digest(tokenizer) != about.tokenizer_digest:
         input_ids = tokenization.encode(texts, tokenizer, max_length=about.max_length)
-    return Split(texts, input_ids, targets)
+    return Split(texts, input_ids, targets, documents)
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,12 @@ def propose(
     Raises:
         FeatherweightError: a run could not learn from it, or what is meant cannot be told.
     """
-    problems = [problem] if problem else list(PROBLEMS)
-    for name in problems:
-        problem_of(name)
+    problems = [problem] if problem else [name for name in PROBLEMS if problem_of(name).LEARNS is not None]
+    if problem_of(problems[0]).LEARNS is None:
+        raise FeatherweightError(
+            f"init: proposes what to learn of labels, and problem {problem} learns from texts alone; a recipe for it "
+            "names data.source, data.text and base_model"
+        )
     seen, total = sources.look(source, cache=cache, most=ROWS, wanted=[name for name in (text, label) if name])
     for name, option in ((text, "--text"), (label, "--label")):
         if name:
@@ -122,6 +125,7 @@ def propose(
         max_length=max_length,
         repeated=len(train.texts) - len(set(splitting.keys(train.texts))),
         notes=[
+            *_own_splits(found),
             *_passed_over(columns, text_choice.column, label_choice.column),
             *_cut(reading, max_length),
             *reading.objections(),
@@ -290,6 +294,12 @@ def _divided(targets: Targets, base: Path, max_length: int) -> Iterator[str]:
             f"{rows} rows will judge the model, of which one is {percent(1 / rows)}: smaller losses are not seen, and "
             "those of a few rows may be chance; more rows make the verdict surer"
         )
+
+
+def _own_splits(found: Mapping[str, Table]) -> Iterator[str]:
+    if len(found) > 1:
+        splits = (f"{split} {len(table.texts):,} rows of {table.origin}" for split, table in found.items())
+        yield f"the source has splits of its own: {', '.join(splits)}"
 
 
 def _otherwise(found: Mapping[str, Table], others: Iterable[str]) -> Iterator[str]:

@@ -66,13 +66,16 @@ def check(columns: Columns, *, text: str, label: str | None) -> Table:
         raise FeatherweightError(f"{columns.origin}: there are no rows; at least a few per label are needed")
 
     def each(name: str, clean: Callable[[Any], str]) -> list[str]:
-        cleaned = []
+        cleaned: list[str] = []
+        wrong: list[str] = []
         for number, value in zip(columns.numbers, columns.values[name], strict=True):
             try:
                 cleaned.append(clean(value))
             except ValueError as error:
-                place = f"{columns.origin}, {columns.unit} {number}, column {name!r}"
-                raise FeatherweightError(f"{place}: {error}") from None
+                wrong.append(f"{columns.origin}, {columns.unit} {number}, column {name!r}: {error}")
+        if wrong:
+            others = f" ({len(wrong):,} of {len(columns.numbers):,} rows are like that)" if len(wrong) > 1 else ""
+            raise FeatherweightError(wrong[0] + others)
         return cleaned
 
     return Table(

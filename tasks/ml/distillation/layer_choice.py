@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tasks.contracts.base import FeatherweightError
-from tasks.ml.models import families, listening, modeling
+from tasks.ml.models import architectures, listening, modeling
 from tasks.ml.pruning import surgery
 
 
@@ -27,7 +27,7 @@ def influence(
     def turned(before: torch.Tensor, after: torch.Tensor) -> float:
         return float((1 - F.cosine_similarity(before, after, dim=-1)).sum())
 
-    layers = list(families.of_model(model).layer_list(model))
+    layers = list(architectures.of_model(model).layer_list(model))
     return listening.means(model, batches, layers, turned, first_token_only=first_token_only)
 
 

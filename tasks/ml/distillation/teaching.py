@@ -18,10 +18,9 @@ from torch import nn
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.data import batching
 from tasks.ml.distillation import answers, losses, projection
-from tasks.ml.models import families, first_token
+from tasks.ml.models import architectures, families, first_token
 from tasks.ml.parallel import parallelism
 from tasks.ml.problem import Problem
-from tasks.ml.quality import learning
 
 RELATIONS = ("query", "key", "value")
 
@@ -57,7 +56,7 @@ class Listener:
     is closed."""
 
     def __init__(self, model: nn.Module, layers: Sequence[int], *, relations: Sequence[str]) -> None:
-        family = families.of_model(model)
+        family = architectures.of_model(model)
         self.model, self.layers, self.relations = model, tuple(layers), tuple(relations)
         self.caught: dict[int | str, torch.Tensor] = {}
         modules = list(family.layer_list(model))
@@ -98,15 +97,19 @@ class Teacher:
         *,
         pad_id: int,
         memory: answers.Memory,
+        problem: Problem,
         first_only: Container[int] = (),
     ) -> None:
-        self.listener, self.rows, self.pad_id, self.memory = listener, rows, pad_id, memory
+        self.listener, self.rows, self.pad_id, self.memory, self.problem = listener, rows, pad_id, memory, problem
         self.keys = [memory.key(row) for row in rows]
         self.lengths = {key: len(row) for key, row in zip(self.keys, rows, strict=True)}
         self.device = next(listener.model.parameters()).device
         config: Any = listener.model.config
         size = 2 * config.hidden_size
-        self.kinds = [answers.Kind("logits", per_text=4 * config.num_labels)]
+        said = 4 * problem.said_width(config)
+        self.kinds = [
+            answers.Kind("logits", per_token=said) if problem.PER_TOKEN else answers.Kind("logits", per_text=said)
+        ]
         for layer in listener.layers:
             of_first = answers.Kind(f"hidden-{layer}-first", per_text=size)
             self.kinds.append(of_first if layer in first_only else answers.Kind(f"hidden-{layer}", per_token=size))
@@ -126,7 +129,8 @@ class Teacher:
         return self.listener(ids, mask)
 
     def _said(self, indices: Sequence[int]) -> list[list[torch.Tensor]]:
-        """The answer about each row: logits (1, C), then hidden states and vectors (tokens, H), in the host's memory.
+        """The answer about each row: what is learned of logits, (1, C) or (tokens, C), then hidden states and vectors
+        (tokens, H), in the host's memory.
 
         Rows that are not remembered are asked about at once.
         """
@@ -136,27 +140,29 @@ class Teacher:
         new = [index for index in said if index not in known]
         if new:
             answer = self._ask(new)
+            said_now = self.problem.said(answer.logits)
+            logits = said_now if self.problem.PER_TOKEN else said_now.unsqueeze(1)
+            told = (logits, *(tensor.bfloat16() for tensor in (*answer.hidden, *answer.relations)))
             for position, index in enumerate(new):
                 tokens = len(self.rows[index])
-                kept = [
-                    tensor[position, : tokens if kind.per_token else 1].bfloat16()
-                    for kind, tensor in zip(self.kinds[1:], (*answer.hidden, *answer.relations), strict=True)
+                known[index] = [
+                    tensor[position, : tokens if kind.per_token else 1].cpu()
+                    for kind, tensor in zip(self.kinds, told, strict=True)
                 ]
-                known[index] = [part.cpu() for part in (answer.logits[position : position + 1].float(), *kept)]
             self.memory.put({self.keys[index]: known[index] for index in new})
         return [known[index] for index in indices]
 
     def answer(self, indices: Sequence[int], *, length: int) -> _Answer:
         """Returns the answer for these rows, padded to so many tokens."""
         said = self._said(indices)
-        logits, *padded = (
+        together = (
             nn.utils.rnn.pad_sequence([row[k] for row in said], batch_first=True) for k in range(len(self.kinds))
         )
-        padded = [
-            F.pad(part, (0, 0, 0, length - part.shape[1])) if kind.per_token else part
-            for kind, part in zip(self.kinds[1:], padded, strict=True)
-        ]
-        logits, *padded = (batching.send(part, self.device) for part in (logits.squeeze(1), *padded))
+        logits, *padded = (
+            batching.send(F.pad(part, (0, 0, 0, length - part.shape[1])) if kind.per_token else part, self.device)
+            for kind, part in zip(self.kinds, together, strict=True)
+        )
+        logits = logits if self.problem.PER_TOKEN else logits.squeeze(1)
         cut = len(self.listener.layers)
         return _Answer(logits, tuple(padded[:cut]), tuple(padded[cut:]))
 
@@ -235,7 +241,7 @@ class Tutored:
         self.of_first = [layer in first_only for layer in mapped]
         speaker = Listener(teacher, mapped, relations=weights.relations)
         memory = memory or answers.Memory()
-        self.source = Teacher(speaker, rows, pad_id=pad_id, memory=memory, first_only=first_only)
+        self.source = Teacher(speaker, rows, pad_id=pad_id, memory=memory, problem=problem, first_only=first_only)
         self.width = int(teacher.config.hidden_size)  # type: ignore[union-attr, arg-type]
         self.project = projection.of(student)
         self.device = next(student.parameters()).device
@@ -249,7 +255,7 @@ class Tutored:
     def _counts(self, rows: Sequence[int]) -> torch.Tensor:
         """Rows, tokens, pairs of tokens of the same row, and labels: (4,)."""
         lengths = [len(self.rows[row]) for row in rows]
-        labels = learning.labelled(self.problem, self.targets[list(rows)])
+        labels = self.problem.amount([self.rows[row] for row in rows], self.targets[list(rows)])
         pairs = sum(length * length for length in lengths)
         return torch.tensor([len(rows), sum(lengths), pairs, labels], dtype=torch.float64)
 
@@ -269,7 +275,7 @@ class Tutored:
         given = self.listener(ids, mask)
         weights, counts, moments = self.weights, whole[:4], whole[4:].view(2, self.num_layers)
         of_rows, of_tokens, of_pairs, of_labels = (self._counts(rows) / counts.clamp_min(1)).tolist()
-        softened = self.problem.soft_loss(given.logits, wanted.logits, temperature=self.temperature)
+        softened = self.problem.soft_loss(given.logits, wanted.logits, mask, temperature=self.temperature)
         parts = {"logit_loss": weights.logits * of_rows * softened}
         if self.num_layers:
             errors = []
@@ -291,6 +297,8 @@ class Tutored:
             error = losses.attention_maps(given.relations[:2], wanted.relations[:2], mask, num_heads=self.num_heads)
             parts["map_loss"] = weights.maps * of_pairs * error
         if weights.labels > 0:
-            targets = batching.send(self.targets[rows], self.device)
-            parts["label_loss"] = weights.labels * of_labels * self.problem.loss(given.logits, targets)
+            batch = {
+                "input_ids": ids, "attention_mask": mask, "targets": batching.send(self.targets[rows], self.device)
+            }  # fmt: skip
+            parts["label_loss"] = weights.labels * of_labels * self.problem.loss(given.logits, batch)
         return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}

@@ -329,7 +329,7 @@ class Builder:
             names = (f"layers.{index}.gate", f"layers.{index}.up")
             gate, up = self.graph.ops("Split", into, names=names, axis=-1, num_outputs=2)
             out = self.graph.op("Mul", self._activated(gate), up)
-        return self._linear(index, (self.family.ffn_out,), out)
+        return self._linear(index, (self.family.ffn_down,), out)
 
     def _activated(self, x: ir.Value) -> ir.Value:
         name = decoders.activation(self.model)

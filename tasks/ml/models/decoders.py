@@ -1,19 +1,21 @@
-"""What quantization and export need to know of a decoder: one description per family.
+"""What training, surgery, quantization and export need to know of a decoder: one description per family.
 
-A description holds dotted paths, relative to the backbone (``model.base_model``) or to one of its layers. A linear
-layer is ``nn.Linear`` with a weight (O, I), or GPT-2's ``Conv1D`` with (I, O). O = outputs, I = inputs,
-V = vocabulary, H = hidden, D = head size.
+torch is imported where modules are handled only, as in ``families``. A description holds dotted paths, relative to the
+backbone (``model.base_model``) or to one of its layers. A linear layer is ``nn.Linear`` with a weight (O, I), or
+GPT-2's ``Conv1D`` with (I, O). O = outputs, I = inputs, V = vocabulary, H = hidden, D = head size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tasks.contracts.base import FeatherweightError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 NO_WINDOW, ALL_LAYERS, BY_LAYER = "none", "all", "by layer"
 SCALED_ROTATIONS = ("default", "linear", "llama3", "yarn")
@@ -44,6 +46,8 @@ class Decoder:
     """Where a family of causal language models keeps its parts."""
 
     model_types: tuple[str, ...]
+    prefix: str
+    """Name of the backbone in a model that has a head on it (``base_model_prefix``)."""
     embeddings: str
     """Token embeddings, ``nn.Embedding`` (V, H)."""
     layers: str
@@ -55,7 +59,7 @@ class Decoder:
     ffn_norm: str
     ffn_in: tuple[str, ...]
     """The gate and what it multiplies, or, where there is no gate, what the activation is of."""
-    ffn_out: str
+    ffn_down: str
     positions: str = ""
     """Table of learned positions; empty where query and key are rotated."""
     query_norm: str = ""
@@ -67,9 +71,148 @@ class Decoder:
     """Whether token embeddings are multiplied by √H."""
     windows: str = NO_WINDOW
     """Which layers read a window of tokens only: ``NO_WINDOW``, ``ALL_LAYERS`` or ``BY_LAYER``."""
+    biases: tuple[tuple[tuple[str, ...], str], ...] = ()
+    """Linear layers, and the setting of the configuration that says whether they have biases; empty: they have."""
+    names: tuple[tuple[str, str], ...] = ()
+    """Settings of the configuration that this family calls otherwise, and what others call them."""
+
+    sizes: ClassVar[tuple[str, ...]] = (
+        "vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads",
+        "intermediate_size",
+    )  # fmt: skip
+    """What the configuration says of its shapes, as ``settings`` gives them."""
+
+    def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A ``config.json`` with the names that other families have for its settings."""
+        found = {**config, **{usual: config[own] for own, usual in self.names if config.get(own) is not None}}
+        if self.names and "hidden_size" in found:
+            found.setdefault("intermediate_size", 4 * found["hidden_size"])  # GPT-2's where it says none
+        return found
+
+    def first_position(self, config: Mapping[str, Any]) -> int:
+        """Position of the first token."""
+        return 0
+
+    def require_padding(self, config: Mapping[str, Any], pad_id: int) -> None:
+        """Any token may pad: nobody reads what comes after a row."""
+
+    def count_positions(self, model: nn.Module) -> None:
+        """Positions count from the left already."""
+
+    def tensors(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Shapes of the backbone's parameters by name.
+
+        Args:
+            config: as ``settings`` gives it.
+        """
+        hidden, ffn, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+        size = config.get("head_dim") or hidden // heads
+        kv_heads = config.get("num_key_value_heads") or heads
+        found: dict[str, tuple[int, ...]] = {f"{self.embeddings}.weight": (config["vocab_size"], hidden)}
+        if self.positions:
+            found[f"{self.positions}.weight"] = (config["max_position_embeddings"], hidden)
+        outputs = dict(zip(self.qkv, (heads * size, kv_heads * size, kv_heads * size), strict=False))
+        if len(self.qkv) == 1:
+            outputs = {self.qkv[0]: (heads + 2 * kv_heads) * size}
+        linears = {name: (outputs[name], hidden) for name in self.qkv}
+        linears |= {self.attention_output: (hidden, heads * size)}
+        linears |= dict.fromkeys(self.ffn_in, (ffn, hidden)) | {self.ffn_down: (hidden, ffn)}
+        biased = {name for parts, key in self.biases if not key or config.get(key) for name in parts}
+        norms = [(self.attention_norm, hidden), (self.ffn_norm, hidden)]
+        norms += [(name, size) for name in (self.query_norm, self.key_norm) if name]
+        for layer in (f"{self.layers}.{index}" for index in range(config["num_hidden_layers"])):
+            for name, shape in linears.items():
+                found[f"{layer}.{name}.weight"] = shape[::-1] if self.is_transposed else shape
+                if name in biased:
+                    found[f"{layer}.{name}.bias"] = shape[:1]
+            for name, width in norms:
+                found |= self._norm_tensors(f"{layer}.{name}", width)
+        return found | self._norm_tensors(self.final_norm, hidden)
+
+    def _norm_tensors(self, name: str, width: int) -> dict[str, tuple[int, ...]]:
+        parts = ("weight", "bias") if self.is_transposed else ("weight",)
+        return {f"{name}.{part}": (width,) for part in parts}
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether weights are stored (I, O), and norms have biases: GPT-2's ``Conv1D`` and ``LayerNorm``."""
+        return len(self.qkv) == 1
+
+    @property
+    def head_parts(self) -> tuple[str, ...]:
+        """Linear layers whose outputs are heads: what goes with a head of keys and values."""
+        return self.qkv
+
+    @property
+    def channel_parts(self) -> tuple[str, ...]:
+        """Linear layers whose outputs are FFN channels."""
+        return self.ffn_in
+
+    def backbone(self, model: nn.Module) -> nn.Module:
+        return _backbone(model)
 
     def layer_list(self, model: nn.Module) -> nn.ModuleList:
         return _backbone(model).get_submodule(self.layers)  # type: ignore[return-value]
+
+    def embedding(self, model: nn.Module) -> nn.Module:
+        """What makes vectors of the hidden size of token ids."""
+        return _backbone(model).get_submodule(self.embeddings)
+
+    def token_embedding(self, model: nn.Module) -> nn.Embedding:
+        return self.embedding(model)  # type: ignore[return-value]
+
+    def token_table(self, model: nn.Module) -> str:
+        """Qualified name of the token table."""
+        return f"{model.base_model_prefix}.{self.embeddings}"
+
+    def head_size(self, layer: nn.Module) -> int:
+        return int(layer.get_submodule(self.attention_output.rpartition(".")[0]).head_dim)  # type: ignore[arg-type]
+
+    def num_heads(self, layer: nn.Module) -> int:
+        """Heads of keys and values: with each go the heads of queries that read it."""
+        keys: Any = layer.get_submodule(self.qkv[-1])
+        outputs = keys.nf // 3 if self.is_transposed else keys.out_features
+        return int(outputs // self.head_size(layer))
+
+    def set_num_heads(self, layer: nn.Module, num_heads: int, head_size: int) -> None:
+        """Attention counts heads by the width of what it is given."""
+
+    def ffn_width(self, layer: nn.Module) -> int:
+        down: Any = layer.get_submodule(self.ffn_down)
+        return int(down.nx if self.is_transposed else down.in_features)
+
+    def count_layers(self, model: nn.Module, kept: Sequence[int]) -> None:
+        """Has a model that kept these of its layers say how many there are, and each of them which it is."""
+        config: Any = model.config
+        config.num_hidden_layers = len(kept)
+        if getattr(config, "layer_types", None):
+            config.layer_types = [config.layer_types[index] for index in kept]
+        for index, layer in enumerate(self.layer_list(model)):
+            holder: Any = layer.get_submodule(self.attention_output.rpartition(".")[0])
+            holder.layer_idx = index
+
+    def describe_shapes(self, model: nn.Module) -> None:
+        """Has a model's configuration say what its layers are, which all have the same shape."""
+        config: Any = model.config
+        sizes = attention(model)
+        layers = self.layer_list(model)
+        kv_heads, ffn = {self.num_heads(layer) for layer in layers}, {self.ffn_width(layer) for layer in layers}
+        assert len(kv_heads) == len(ffn) == 1, "layers of a decoder have the same shape"
+        config.num_hidden_layers = len(layers)
+        if not self.is_transposed:
+            (kept,), per_head = kv_heads, sizes.heads // sizes.kv_heads
+            config.num_attention_heads, config.num_key_value_heads = kept * per_head, kept
+            config.head_dim, config.intermediate_size = sizes.head_size, ffn.pop()
+
+    def linears(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Linear layers of all layers by qualified name."""
+        prefix = f"{model.base_model_prefix}.{self.layers}"
+        return {
+            f"{prefix}.{index}.{name}": layer.get_submodule(name)
+            for index, layer in enumerate(self.layer_list(model))
+            for group in self.groups()
+            for name in group
+        }
 
     def table(self, model: nn.Module) -> torch.Tensor:
         """Token embeddings (V, H)."""
@@ -93,13 +236,11 @@ class Decoder:
         weight = found.weight.detach()
         name = f"{model.base_model_prefix}.{self.layers}.{index}.{part}"
         bias = getattr(found, "bias", None)
-        return Projection(
-            name, weight if isinstance(found, nn.Linear) else weight.T, None if bias is None else bias.detach()
-        )
+        return Projection(name, weight.T if self.is_transposed else weight, None if bias is None else bias.detach())
 
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """Linear layers of a layer by what they read, in the order of computation."""
-        return self.qkv, (self.attention_output,), self.ffn_in, (self.ffn_out,)
+        return self.qkv, (self.attention_output,), self.ffn_in, (self.ffn_down,)
 
     def projections(self, model: nn.Module) -> list[Projection]:
         """All linear layers of all layers, in the order of computation."""
@@ -155,6 +296,8 @@ def rotations(model: nn.Module, length: int) -> tuple[torch.Tensor, torch.Tensor
     Raises:
         FeatherweightError: the frequencies depend on the text's length.
     """
+    import torch
+
     rotary: Any = _backbone(model).get_submodule("rotary_emb")
     if rotary.rope_type not in SCALED_ROTATIONS:
         raise FeatherweightError(
@@ -165,8 +308,12 @@ def rotations(model: nn.Module, length: int) -> tuple[torch.Tensor, torch.Tensor
     return angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
 
 
+_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_FFN = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
 LLAMA = Decoder(
     model_types=("llama",),
+    prefix="model",
     embeddings="embed_tokens",
     layers="layers",
     final_norm="norm",
@@ -175,19 +322,34 @@ LLAMA = Decoder(
     attention_output="self_attn.o_proj",
     ffn_norm="post_attention_layernorm",
     ffn_in=("mlp.gate_proj", "mlp.up_proj"),
-    ffn_out="mlp.down_proj",
+    ffn_down="mlp.down_proj",
+    biases=((_ATTENTION, "attention_bias"), (_FFN, "mlp_bias")),
 )
 
-MISTRAL = replace(LLAMA, model_types=("mistral",), windows=ALL_LAYERS)
+MISTRAL = replace(LLAMA, model_types=("mistral",), windows=ALL_LAYERS, biases=())
 
-QWEN2 = replace(LLAMA, model_types=("qwen2",), windows=BY_LAYER)
+QWEN2 = replace(LLAMA, model_types=("qwen2",), windows=BY_LAYER, biases=((_ATTENTION[:3], ""),))
 
-QWEN3 = replace(QWEN2, model_types=("qwen3",), query_norm="self_attn.q_norm", key_norm="self_attn.k_norm")
+QWEN3 = replace(
+    LLAMA,
+    model_types=("qwen3",),
+    windows=BY_LAYER,
+    biases=((_ATTENTION, "attention_bias"),),
+    query_norm="self_attn.q_norm",
+    key_norm="self_attn.k_norm",
+)
 
-GEMMA = replace(LLAMA, model_types=("gemma",), norm_offset=1.0, scales_embeddings=True)
+GEMMA = replace(
+    LLAMA,
+    model_types=("gemma",),
+    biases=((_ATTENTION, "attention_bias"),),
+    norm_offset=1.0,
+    scales_embeddings=True,
+)
 
 GPT2 = Decoder(
     model_types=("gpt2",),
+    prefix="transformer",
     embeddings="wte",
     positions="wpe",
     layers="h",
@@ -197,7 +359,15 @@ GPT2 = Decoder(
     attention_output="attn.c_proj",
     ffn_norm="ln_2",
     ffn_in=("mlp.c_fc",),
-    ffn_out="mlp.c_proj",
+    ffn_down="mlp.c_proj",
+    biases=((("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"), ""),),
+    names=(
+        ("n_embd", "hidden_size"),
+        ("n_layer", "num_hidden_layers"),
+        ("n_head", "num_attention_heads"),
+        ("n_positions", "max_position_embeddings"),
+        ("n_inner", "intermediate_size"),
+    ),
 )
 
 DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GPT2)

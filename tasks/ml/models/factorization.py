@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tasks.contracts.base import FeatherweightError
-from tasks.ml.models import families
+from tasks.ml.models import architectures
 
 
 class Factorized(nn.Module):
@@ -33,19 +33,19 @@ class Factorized(nn.Module):
 
 def rank(model: nn.Module) -> int:
     """Columns of a model's token table, or 0 if it has one of the hidden size."""
-    found = families.of_model(model).embedding(model)
+    found = architectures.of_model(model).embedding(model)
     return found.table.embedding_dim if isinstance(found, Factorized) else 0
 
 
 def vectors(model: nn.Module) -> torch.Tensor:
     """What the layers see of each token: (V, H)."""
-    found = families.of_model(model).embedding(model)
+    found = architectures.of_model(model).embedding(model)
     return found.dense() if isinstance(found, Factorized) else found.weight  # type: ignore[return-value]
 
 
 def shape(model: nn.Module, rank: int) -> None:
     """Gives a model, in place, a factorized token table whose weights are yet to be loaded."""
-    family = families.of_model(model)
+    family = architectures.of_model(model)
     whole = family.token_embedding(model)
     table = nn.Embedding(whole.num_embeddings, rank, padding_idx=whole.padding_idx, device="meta")
     table = table.to_empty(device=whole.weight.device)
@@ -78,7 +78,7 @@ def factorize(model: nn.Module, rank: int, *, rows: Sequence[Sequence[int]]) -> 
     gram = weight.T @ (counts.double().unsqueeze(1) * weight)
     directions = torch.linalg.eigh(gram).eigenvectors[:, -rank:]  # (H, E), orthonormal
     shape(smaller, rank)
-    found = families.of_model(smaller).embedding(smaller)
+    found = architectures.of_model(smaller).embedding(smaller)
     assert isinstance(found, Factorized)
     found.table.weight.copy_(weight @ directions)
     found.projection.weight.copy_(directions)

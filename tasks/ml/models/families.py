@@ -7,9 +7,9 @@ torch is imported where modules are handled only: ``locators`` asks whether an a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tasks.contracts.base import FeatherweightError
 
@@ -113,6 +113,31 @@ class Family:
             for name, shape in linears.items():
                 found |= {f"{layer}.{name}.weight": shape, f"{layer}.{name}.bias": shape[:1]}
         return found
+
+    sizes: ClassVar[tuple[str, ...]] = SIZES
+
+    def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A ``config.json``, with the names that all families have for its settings."""
+        return dict(config)
+
+    def count_layers(self, model: nn.Module, kept: Sequence[int]) -> None:
+        """Has a model that kept these of its layers say how many there are."""
+        config: Any = model.config
+        config.num_hidden_layers = len(kept)
+
+    def describe_shapes(self, model: nn.Module) -> None:
+        """Has a model's configuration say how many layers there are; what shapes they have it says elsewhere."""
+        self.count_layers(model, range(len(self.layer_list(model))))
+
+    @property
+    def head_parts(self) -> tuple[str, ...]:
+        """Linear layers whose outputs are heads."""
+        return self.query, self.key, self.value
+
+    @property
+    def channel_parts(self) -> tuple[str, ...]:
+        """Linear layers whose outputs are FFN channels."""
+        return (self.ffn_up,)
 
     @property
     def cut_by_output(self) -> tuple[str, ...]:
@@ -251,7 +276,7 @@ def of(model_type: str) -> Family:
         if model_type in family.model_types:
             return family
     known = ", ".join(name for family in FAMILIES for name in family.model_types)
-    raise FeatherweightError(f"base_model: architecture {model_type!r} is not supported; supported: {known}")
+    raise FeatherweightError(f"base_model: architecture {model_type!r} is no encoder that is supported: {known}")
 
 
 def of_model(model: nn.Module) -> Family:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tasks.contracts.base import FeatherweightError
-from tasks.ml.models import families, locators
+from tasks.ml.models import architectures, families, locators
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -33,9 +33,11 @@ EXPONENTS = {
 }  # fmt: skip
 """By type of number: unsigned integers of its size, and the bits of the exponent, all of which NaN and infinity set."""
 CHUNK = 1 << 16
-BUFFERS = ("position_ids", "token_type_ids")
+BUFFERS = ("position_ids", "token_type_ids", "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 """What older checkpoints store beside parameters; models make it themselves."""
 SHOWN = 3
+HEAD = "lm_head."
+"""A decoder's head, which is not stored where it is the token table."""
 
 ABSENT: tuple[Any, ...] = (None, False, 0, "", [], {})
 SETTINGS: Mapping[str, tuple[Any, ...]] = {
@@ -71,8 +73,8 @@ class Inspection:
     """All that is stored, by its name in the backbone, or in the model on it."""
 
     @property
-    def family(self) -> families.Family:
-        return families.of(self.config["model_type"])
+    def family(self) -> architectures.Architecture:
+        return architectures.of(self.config["model_type"])
 
     @property
     def head(self) -> list[str]:
@@ -82,7 +84,8 @@ class Inspection:
     @property
     def head_size(self) -> int:
         """Columns of one attention head."""
-        return int(self.config["hidden_size"] // self.config["num_attention_heads"])
+        size = self.config.get("head_dim") or self.config["hidden_size"] // self.config["num_attention_heads"]
+        return int(size)
 
 
 def inspect(directory: Path) -> Inspection:
@@ -93,7 +96,7 @@ def inspect(directory: Path) -> Inspection:
             of the configuration.
     """
     config = settings(directory)
-    family = families.of(config["model_type"])
+    family = architectures.of(config["model_type"])
     require_no_pointers(directory)
     tokenizer_files(directory)
     stored = stored_tensors(directory)
@@ -103,20 +106,21 @@ def inspect(directory: Path) -> Inspection:
 
 
 def settings(directory: Path) -> dict[str, Any]:
-    """Reads the configuration of a model directory.
+    """Reads the configuration of a model directory; every architecture's settings by the same names.
 
     Raises:
         FeatherweightError: the architecture or a setting is not supported, or a size is missing.
     """
     config = locators.read_config(directory)
-    families.of(str(config["model_type"]))
+    architecture = architectures.of(str(config["model_type"]))
+    config = architecture.settings(config)
     place = f"base_model: {directory / 'config.json'}"
-    for name in families.SIZES:
+    for name in architecture.sizes:
         value = config.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             said = f"has {name} {value!r}" if name in config else f"has no {name}"
             raise FeatherweightError(f"{place} {said}; it must be a whole number above 0")
-    if config["hidden_size"] % config["num_attention_heads"]:
+    if not config.get("head_dim") and config["hidden_size"] % config["num_attention_heads"]:
         raise FeatherweightError(
             f"{place}: num_attention_heads {config['num_attention_heads']} does not divide hidden_size "
             f"{config['hidden_size']}"
@@ -236,14 +240,16 @@ def _header(path: Path, field: str) -> dict[str, Tensor]:
     return found
 
 
-def _plain(name: str, family: families.Family) -> str:
+def _plain(name: str, family: architectures.Architecture) -> str:
     """The name of a tensor in the backbone, whatever is on it, and however old the checkpoint is."""
     for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
         name = name.replace(old, new)
     return name.removeprefix(f"{family.prefix}.")
 
 
-def _is_head(family: families.Family, name: str) -> bool:
+def _is_head(family: architectures.Architecture, name: str) -> bool:
+    if not isinstance(family, families.Family):
+        return name.startswith(HEAD)
     head = (f"{part.removeprefix(f'{family.prefix}.')}." for part in (family.summary, family.classifier))
     return name.startswith(tuple(head))
 
@@ -263,7 +269,7 @@ def _account(found: Inspection, stored: Mapping[str, Tensor]) -> None:
     rooms = {name.partition(".")[0] for name in wanted}
     unexpected = [
         name for name in sorted(found.tensors)
-        if name.partition(".")[0] in rooms and name not in wanted and name.rpartition(".")[2] not in BUFFERS
+        if name.partition(".")[0] in rooms and name not in wanted and not name.endswith(BUFFERS)
     ]  # fmt: skip
     if unexpected:
         raise FeatherweightError(f"{place}: {_listed(unexpected)} in the weights and not in a model of its config.json"

@@ -13,7 +13,7 @@ from typing import Any
 
 from tasks.contracts.base import FeatherweightError
 from tasks.ml import paths
-from tasks.ml.models import families
+from tasks.ml.models import architectures
 
 DESCRIPTIONS = (".json", ".txt", ".model")
 """Suffixes of configuration, vocabulary and tokenizer files."""
@@ -33,7 +33,7 @@ def locate(base_model: str) -> Path:
         raise FeatherweightError(
             f"base_model: {base_model!r} has no *{WEIGHTS} weights in {directory}; other formats are refused"
         )
-    families.of(str(read_config(directory)["model_type"]))
+    architectures.of(str(read_config(directory)["model_type"]))
     return directory
 
 
@@ -106,7 +106,8 @@ def _snapshot(name: str, field: str, *, weights: bool) -> Path:
 def positions(directory: Path) -> int:
     """Tokens that a row of the base model may have."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    return int(config["max_position_embeddings"]) - families.of(config["model_type"]).first_position(config)
+    architecture = architectures.of(config["model_type"])
+    return int(architecture.settings(config)["max_position_embeddings"]) - architecture.first_position(config)
 
 
 def require_positions(directory: Path, max_length: int) -> None:

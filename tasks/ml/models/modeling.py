@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.initialization import no_init_weights
 
-from tasks.ml.models import factorization, families, removal, tokenization
+from tasks.ml.models import architectures, factorization, families, removal, tokenization
 from tasks.ml.models.quantization_spec import SPEC_FILE, Spec
 from tasks.ml.problem import problem_of
 
@@ -30,7 +30,7 @@ LAYER_MAP = "layer_map"
 
 def shapes(model: nn.Module) -> list[dict[str, int]]:
     """Heads and FFN width of each layer."""
-    family = families.of_model(model)
+    family = architectures.of_model(model)
     return [{"heads": family.num_heads(x), "ffn": family.ffn_width(x)} for x in family.layer_list(model)]
 
 
@@ -55,7 +55,7 @@ def set_layer_map(student: nn.Module, taught: Sequence[int]) -> None:
 
 def reshape(model: nn.Module, described: Mapping[str, Any]) -> None:
     """Gives a new model, in place, the shapes of a ``description``; its weights are then to be loaded."""
-    family = families.of_model(model)
+    family = architectures.of_model(model)
     for layer, shape in zip(family.layer_list(model), described["layers"], strict=True):
         resize(family, layer, heads=shape["heads"], ffn=shape["ffn"])
     if rank := described.get("embedding_rank", 0):
@@ -76,16 +76,25 @@ def save_model(model: nn.Module, directory: Path, weights: Mapping[str, torch.Te
     Args:
         weights: its state dict, where it does not hold that itself.
     """
+    architectures.of_model(model).describe_shapes(model)
     config = model.config.to_dict()  # type: ignore[union-attr, operator]
     config.pop("_name_or_path", None)
-    config["num_hidden_layers"] = len(shapes(model))
     config[SHAPES] = description(model)
     (directory / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True, default=str), encoding="utf-8")
+    twice = tied(model)
     state = {
         name: tensor.detach().contiguous().clone()
         for name, tensor in (model.state_dict() if weights is None else weights).items()
+        if name not in twice
     }
     save_file(state, directory / WEIGHTS)
+
+
+def tied(model: nn.Module) -> dict[str, str]:
+    """Names of parameters that are another one, and of that: they are stored once."""
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: other for name, one in named if (other := first.setdefault(id(one), name)) != name}
 
 
 def skeleton(directory: Path, problem: str) -> nn.Module:
@@ -101,25 +110,29 @@ def skeleton(directory: Path, problem: str) -> nn.Module:
 def load(directory: Path, problem: str) -> nn.Module:
     """Loads the weights of a torch bundle, in evaluation mode, whatever its quantization spec makes of them."""
     model = skeleton(directory, problem)
-    model.load_state_dict(load_file(directory / WEIGHTS))
+    stored = load_file(directory / WEIGHTS)
+    model.load_state_dict(stored | {name: stored[other] for name, other in tied(model).items()})
     return model.eval()
 
 
-def resize(family: families.Family, layer: nn.Module, *, heads: int, ffn: int) -> None:
+def resize(family: architectures.Architecture, layer: nn.Module, *, heads: int, ffn: int) -> None:
     """Gives one layer the shapes of a pruned one; its weights are then to be loaded."""
-    if heads == 0:
+    had, part = family.num_heads(layer), layer.get_submodule
+    if isinstance(family, families.Family) and heads == 0:
         removal.remove_heads(family, layer)
-    elif heads != family.num_heads(layer):
+    elif heads != had:
         size = family.head_size(layer)
-        for name in (family.query, family.key, family.value):
-            families.resize_linear(layer.get_submodule(name), out_features=heads * size)  # type: ignore[arg-type]
-        families.resize_linear(layer.get_submodule(family.attention_output), in_features=heads * size)  # type: ignore[arg-type]
+        for linear in (part(name) for name in family.head_parts):
+            families.resize_linear(linear, out_features=linear.out_features // had * heads)  # type: ignore[arg-type, operator]
+        closing: Any = part(family.attention_output)
+        families.resize_linear(closing, in_features=closing.in_features // had * heads)
         family.set_num_heads(layer, heads, size)
-    if ffn == 0:
+    if isinstance(family, families.Family) and ffn == 0:
         removal.remove_channels(family, layer)
     elif ffn != family.ffn_width(layer):
-        families.resize_linear(layer.get_submodule(family.ffn_up), out_features=ffn)  # type: ignore[arg-type]
-        families.resize_linear(layer.get_submodule(family.ffn_down), in_features=ffn)  # type: ignore[arg-type]
+        for name in family.channel_parts:
+            families.resize_linear(part(name), out_features=ffn)  # type: ignore[arg-type]
+        families.resize_linear(part(family.ffn_down), in_features=ffn)  # type: ignore[arg-type]
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -14,12 +14,16 @@ from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import families
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
     from torch import nn
 
 ONNX_INPUTS = ("input_ids", "attention_mask")
 ONNX_OUTPUTS = ("logits",)
 FIRST_TOKEN_ONLY = True
 """The head reads the last hidden state of the first token and of no other."""
+
+PER_TOKEN, TOKENS_AT_ONCE = False, 0
 
 logger = logging.getLogger("featherweight")
 
@@ -111,6 +115,26 @@ def _take_rows(classifier: nn.Module, rows: Sequence[int]) -> None:
 
 def _parameters(linear: str) -> tuple[str, str]:
     return f"{linear}.weight", f"{linear}.bias"
+
+
+def said(logits: torch.Tensor) -> torch.Tensor:
+    """Logits (B, C) as they are."""
+    return logits.float()
+
+
+def said_width(config: Any) -> int:
+    """Outputs of a model."""
+    return int(config.num_labels)
+
+
+def kept(logits: np.ndarray, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+    """Logits (B, C) as they are."""
+    return logits
+
+
+def names(config: Any) -> list[str]:
+    """What a model's outputs are called, in their order."""
+    return [config.id2label[index] for index in range(config.num_labels)]
 
 
 def build(config: Any) -> nn.Module:

@@ -20,11 +20,15 @@ from tasks.ml.quality import classwise
 if TYPE_CHECKING:
     import torch
 
+    from tasks.ml.data.datasets import Split
+
 LEARNS = ColumnKind.CLASSES
 METRIC = "accuracy"
 WORST = "on which both are surest"
 ONNX_INPUTS, ONNX_OUTPUTS, FIRST_TOKEN_ONLY = heads.ONNX_INPUTS, heads.ONNX_OUTPUTS, heads.FIRST_TOKEN_ONLY
+PER_TOKEN, TOKENS_AT_ONCE = heads.PER_TOKEN, heads.TOKENS_AT_ONCE
 load_base, build = heads.load, heads.build
+said, said_width, kept = heads.said, heads.said_width, heads.kept
 NO_TARGET = -100
 """Target of a row without a label, as ``torch.nn.functional.cross_entropy`` ignores it."""
 
@@ -44,13 +48,26 @@ def targets(tables: Mapping[str, Table]) -> Targets:
     return classes(checked, class_labels.names(checked), missing=NO_TARGET)
 
 
-def loss(logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0) -> torch.Tensor:
+def amount(rows: Sequence[Sequence[int]], targets: np.ndarray | torch.Tensor) -> int:
+    """Rows that have a label."""
+    return int((targets != NO_TARGET).sum())
+
+
+def loss(logits: torch.Tensor, batch: Mapping[str, torch.Tensor], *, label_smoothing: float = 0.0) -> torch.Tensor:
     """Mean cross-entropy in nats of logits (B, C) against targets (B,); rows with ``NO_TARGET`` are ignored."""
     import torch.nn.functional as F
 
+    targets = batch["targets"]
     if bool((targets == NO_TARGET).all()):
         return logits.sum() * 0.0
     return F.cross_entropy(logits.float(), targets, ignore_index=NO_TARGET, label_smoothing=label_smoothing)
+
+
+def lost(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Mean cross-entropy in nats of logits (N, C) against targets (N,)."""
+    import torch
+
+    return float(loss(torch.from_numpy(logits), {"targets": torch.as_tensor(targets)}))
 
 
 def predictions(logits: np.ndarray) -> np.ndarray:
@@ -58,7 +75,9 @@ def predictions(logits: np.ndarray) -> np.ndarray:
     return logits.argmax(axis=-1)
 
 
-def soft_loss(student: torch.Tensor, teacher: torch.Tensor, *, temperature: float) -> torch.Tensor:
+def soft_loss(
+    student: torch.Tensor, teacher: torch.Tensor, attention_mask: torch.Tensor, *, temperature: float
+) -> torch.Tensor:
     """KL(teacher ‖ student) between softened label distributions, in nats per row, of logits (B, C)."""
     from tasks.ml.distillation import losses
 
@@ -107,12 +126,11 @@ def describe(labels: Sequence[str], train_targets: np.ndarray) -> dict[str, Any]
     return classwise.describe(labels, train_targets)
 
 
-def summary(
-    labels: Sequence[str], train_targets: np.ndarray, logits: np.ndarray, targets: np.ndarray
-) -> dict[str, Any]:
+def summary(config: Any, train: Split, logits: np.ndarray, split: Split) -> dict[str, Any]:
     """A model's answers to a split, as ``floor`` wants them: counted by class."""
-    counts = classwise.tally(predictions(logits), targets, len(labels))
-    return describe(labels, train_targets) | {"answers": counts.to_json()}
+    labels = heads.names(config)
+    counts = classwise.tally(predictions(logits), split.targets, len(labels))
+    return describe(labels, train.targets) | {"answers": counts.to_json()}
 
 
 def floor(about: Mapping[str, Any], *, who: str, split: str, confidence: float) -> tuple[Check, bool]:

@@ -30,11 +30,15 @@ from tasks.ml.statistics.bootstrap import quality_difference
 if TYPE_CHECKING:
     import torch
 
+    from tasks.ml.data.datasets import Split
+
 LEARNS = ColumnKind.SCORES
 METRIC = "r2"
 WORST = "on which the error grew most"
 ONNX_INPUTS, ONNX_OUTPUTS, FIRST_TOKEN_ONLY = heads.ONNX_INPUTS, heads.ONNX_OUTPUTS, heads.FIRST_TOKEN_ONLY
+PER_TOKEN, TOKENS_AT_ONCE = heads.PER_TOKEN, heads.TOKENS_AT_ONCE
 load_base, build = partial(heads.load, problem_type="regression"), heads.build
+said, said_width, kept = heads.said, heads.said_width, heads.kept
 NO_TARGET = -math.inf
 STRATA = 5
 """Ranges of scores of which every split gets its share."""
@@ -137,14 +141,29 @@ def _encoded(label: str, units: Mapping[str, float]) -> float:
     return target
 
 
-def loss(logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0) -> torch.Tensor:
+def amount(rows: Sequence[Sequence[int]], targets: np.ndarray | torch.Tensor) -> int:
+    """Rows that have a score."""
+    return int((targets != NO_TARGET).sum())
+
+
+def loss(logits: torch.Tensor, batch: Mapping[str, torch.Tensor], *, label_smoothing: float = 0.0) -> torch.Tensor:
     """Mean squared error of logits (B, 1) against targets (B,); rows with ``NO_TARGET`` are ignored."""
+    targets = batch["targets"]
     known = targets != NO_TARGET
     errors = logits.float().squeeze(-1)[known] - targets[known]
     return errors.square().sum() / known.sum().clamp_min(1)
 
 
-def soft_loss(student: torch.Tensor, teacher: torch.Tensor, *, temperature: float) -> torch.Tensor:
+def lost(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Mean squared error of logits (N, 1) against targets (N,)."""
+    import torch
+
+    return float(loss(torch.from_numpy(logits), {"targets": torch.as_tensor(targets)}))
+
+
+def soft_loss(
+    student: torch.Tensor, teacher: torch.Tensor, attention_mask: torch.Tensor, *, temperature: float
+) -> torch.Tensor:
     """Mean squared difference of logits (B, 1); a score has no temperature."""
     return (student.float() - teacher.float()).square().mean()
 
@@ -197,11 +216,10 @@ def describe(labels: Sequence[str], train_targets: np.ndarray) -> dict[str, Any]
     return {"labels": list(labels)}
 
 
-def summary(
-    labels: Sequence[str], train_targets: np.ndarray, logits: np.ndarray, targets: np.ndarray
-) -> dict[str, Any]:
+def summary(config: Any, train: Split, logits: np.ndarray, split: Split) -> dict[str, Any]:
     """A model's answers to a split beside their targets, as ``floor`` wants them."""
-    return describe(labels, train_targets) | {"answers": predictions(logits).tolist(), "targets": targets.tolist()}
+    answers = {"answers": predictions(logits).tolist(), "targets": split.targets.tolist()}
+    return describe(heads.names(config), train.targets) | answers
 
 
 def floor(about: Mapping[str, Any], *, who: str, split: str, confidence: float) -> tuple[Check, bool]:

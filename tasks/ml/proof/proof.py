@@ -84,9 +84,10 @@ def logits_of(subject: Subject, *, problem: str, provider: str, threads: int) ->
     """Logits (N, C) of the subject's rows. The shipped model answers one row at a time, as it will be asked."""
     if subject.kind == "onnx":
         session = runtime.open_session(subject.directory / MODEL, provider=provider, threads=threads)
-        return runtime.logits(session, subject.rows, pad_id=subject.pad_id)
+        return runtime.logits(session, subject.rows, pad_id=subject.pad_id, problem=problem_of(problem))
     load = parity.simulated if subject.kind == "simulated" else modeling.load
-    return evaluation.logits(load(subject.directory, problem), subject.rows, pad_id=subject.pad_id)
+    model = load(subject.directory, problem)
+    return evaluation.logits(model, subject.rows, pad_id=subject.pad_id, problem=problem_of(problem))
 
 
 def weight(subject: Subject, *, problem: str) -> dict[str, float]:
@@ -129,9 +130,11 @@ def probes(
         yield running
 
 
-def timings(running: Mapping[str, timing.Probe], *, rounds: int) -> dict[str, dict[str, Any]]:
-    """Latency, throughput, load time and peak memory of every running model."""
-    measured = timing.interleaved(running, rounds=rounds)
+def timings(
+    running: Mapping[str, timing.Probe], *, rounds: int, announce: Callable[[int], None]
+) -> dict[str, dict[str, Any]]:
+    """Latency, throughput, load time and peak memory of every running model; ``announce`` is told of every round."""
+    measured = timing.interleaved(running, rounds=rounds, announce=announce)
     return {
         stage: timing.summary(measured[stage]) | {"throughput_per_s": probe.throughput(stage), **probe.loaded[stage]}
         for stage, probe in running.items()
@@ -187,15 +190,23 @@ def examine(
     logits = {one.stage: logits_of(one, problem=problem_name, provider=provider, threads=threads) for one in everyone}
     targets = datasets.read(data, "test").targets
     logger.info("validate: test split read by %d models; timing %d rounds", len(everyone), repeats)
+    company = machine.Company()
     with probes(everyone, problem=problem_name, provider=provider, threads=threads, sentences=sentences) as running:
-        progress(0.5, f"timing {len(running)} models in turn, {repeats} rounds")
-        timed = timings(running, rounds=repeats)
+
+        def announce(number: int) -> None:
+            text = f"round {number + 1} of {repeats}: timing {len(running)} models in turn"
+            progress(0.5 + 0.3 * number / repeats, text)
+            logger.info("validate: %s", text)
+
+        timed = timings(running, rounds=repeats, announce=announce)
         progress(0.8, "timing the grid of batch sizes and lengths")
+        logger.info("validate: timing the grid of batch sizes and lengths")
         grid = [
             {"stage": one.stage, **cell}
             for one in (models[0], shipped)
             for cell in running[one.stage].grid(one.stage, timing.grid_shapes(about.max_length))
         ]
+    others_share = company.share()
     described: list[dict[str, Any]] = [
         {
             "stage": one.stage,
@@ -219,6 +230,7 @@ def examine(
             "kernels": machine.kernels(),
             "threads": threads,
             "torch_threads": threads,
+            "others_share": others_share,
             **({"gpu": torch.cuda.get_device_name()} if provider == runtime.CUDA and torch.cuda.is_available() else {}),
         },
         "split": "test",
@@ -243,8 +255,9 @@ def write_rows(
     split: str = "test",
 ) -> None:
     """Writes of every row of a split its target, and of each model prediction, score and agreement with the teacher."""
-    problem, targets = problem_of(problem_name), datasets.read(data, split).targets
-    columns: dict[str, np.ndarray] = {"target": targets}
+    problem, rows = problem_of(problem_name), datasets.read(data, split)
+    targets = rows.targets
+    columns: dict[str, np.ndarray] = {"target": targets, "document": rows.documents}
     for stage, values in logits.items():
         columns[f"prediction_{stage}"] = problem.predictions(values)
         columns[f"score_{stage}"] = problem.scores(values, targets)

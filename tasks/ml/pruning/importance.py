@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from tasks.ml.models import families, listening
+from tasks.ml.models import architectures, listening
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class _Block(NamedTuple):
 
 def _blocks(model: nn.Module) -> list[_Block]:
     """Attention and FFN of each layer in turn."""
-    family = families.of_model(model)
+    family = architectures.of_model(model)
     return [
         _Block(layer.get_submodule(closing), units)  # type: ignore[arg-type]
         for layer in family.layer_list(model)

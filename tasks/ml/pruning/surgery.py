@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tasks.contracts.base import FeatherweightError
-from tasks.ml.models import families, removal, tokenization
+from tasks.ml.models import architectures, families, removal, tokenization
 from tasks.ml.pruning import cuts
 from tasks.ml.pruning.importance import LayerImportance
 
@@ -38,10 +38,10 @@ def spread(total: int, keep: int) -> list[int]:
 def keep_layers(model: nn.Module, layers: Sequence[int]) -> nn.Module:
     """Keeps only these transformer layers, in this order."""
     student = copy.deepcopy(model)
-    family = families.of_model(student)
+    family = architectures.of_model(student)
     kept = nn.ModuleList(family.layer_list(student)[index] for index in layers)
     family.backbone(student).set_submodule(family.layers, kept)
-    student.config.num_hidden_layers = len(kept)  # type: ignore[union-attr]
+    family.count_layers(student, layers)
     return student
 
 
@@ -59,27 +59,34 @@ def keep_inputs(linear: nn.Linear, index: torch.Tensor) -> None:
     linear.in_features = len(index)
 
 
-def _keep_heads(family: families.Family, layer: nn.Module, heads: torch.Tensor) -> None:
-    part, size = layer.get_submodule, family.head_size(layer)
-    if family.num_heads(layer) == 0:
+def _keep_heads(family: architectures.Architecture, layer: nn.Module, heads: torch.Tensor) -> None:
+    part, size, had = layer.get_submodule, family.head_size(layer), family.num_heads(layer)
+    if had == 0:
         return
-    if len(heads) == 0:
+    if isinstance(family, families.Family) and len(heads) == 0:
         removal.remove_heads(family, layer)
         return
-    columns = (heads[:, None] * size + torch.arange(size, device=heads.device)).flatten()
-    for name in (family.query, family.key, family.value):
-        keep_outputs(part(name), columns)  # type: ignore[arg-type]
-    keep_inputs(part(family.attention_output), columns)  # type: ignore[arg-type]
+
+    def units(width: int) -> torch.Tensor:
+        """Places of the heads among so many: with a head of keys and values go the heads of queries that read it."""
+        each = width // had
+        return (heads[:, None] * each + torch.arange(each, device=heads.device)).flatten()
+
+    for linear in (part(name) for name in family.head_parts):
+        keep_outputs(linear, units(linear.out_features))  # type: ignore[arg-type]
+    closing: Any = part(family.attention_output)
+    keep_inputs(closing, units(closing.in_features))
     family.set_num_heads(layer, len(heads), size)
 
 
-def _keep_channels(family: families.Family, layer: nn.Module, channels: torch.Tensor) -> None:
+def _keep_channels(family: architectures.Architecture, layer: nn.Module, channels: torch.Tensor) -> None:
     if family.ffn_width(layer) == 0:
         return
-    if len(channels) == 0:
+    if isinstance(family, families.Family) and len(channels) == 0:
         removal.remove_channels(family, layer)
         return
-    keep_outputs(layer.get_submodule(family.ffn_up), channels)  # type: ignore[arg-type]
+    for name in family.channel_parts:
+        keep_outputs(layer.get_submodule(name), channels)  # type: ignore[arg-type]
     keep_inputs(layer.get_submodule(family.ffn_down), channels)  # type: ignore[arg-type]
 
 
@@ -99,7 +106,7 @@ def keep_counts(
         counts: ``heads`` and ``ffn`` of each layer, as ``modeling.shapes`` gives them.
     """
     smaller = copy.deepcopy(model)
-    family = families.of_model(smaller)
+    family = architectures.of_model(smaller)
     for layer, scores, count in zip(family.layer_list(smaller), importance, counts, strict=True):
         _keep_heads(family, layer, _top(scores.heads, count["heads"]))
         _keep_channels(family, layer, _top(scores.ffn, count["ffn"]))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tasks.ml.data import batching, datasets
 from tasks.ml.models import modeling, tokenization
 from tasks.ml.models.quantization_spec import SPEC_FILE
 from tasks.ml.parallel import world
+from tasks.ml.problem import Problem, problem_of
 
 ROWS = 64
 """Of a batch."""
@@ -34,31 +37,62 @@ def at_most(rows: int) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def logits(model: nn.Module, input_ids: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = ROWS) -> np.ndarray:
-    """Returns the fp32 logits (N, C) of a model in evaluation mode, in row order; processes share the work."""
+def logits(
+    model: nn.Module,
+    input_ids: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    problem: Problem | None = None,
+    batch_size: int = ROWS,
+) -> np.ndarray:
+    """Returns what a problem keeps of the fp32 logits of a model in evaluation mode, in row order: (N, …); processes
+    share the work.
+
+    Args:
+        problem: ``None`` keeps logits (N, C) as they are.
+    """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     lengths = [len(row) for row in input_ids]
     parts: list[tuple[list[int], torch.Tensor]] = []
-    batches = batching.by_length(lengths, min(batch_size, _most.get()))
+    batches = batching.by_length(lengths, min(batch_size, _most.get(), most_rows(problem, lengths)))
     mine = world.share_of_rows(batches)
     # All must compute as often as any: processes that hold parts of a model wait for each other.
     idle = len(world.largest_share_of_rows(batches)) - len(mine)
     for rows in mine + [[0]] * idle:
         ids, mask = batching.collate([input_ids[row] for row in rows], pad_id=pad_id, device=device)
-        output = model(input_ids=ids, attention_mask=mask).logits
-        parts.append((rows, output.float()))
+        output = model(input_ids=ids, attention_mask=mask).logits.float()
+        if problem is not None:
+            output = torch.from_numpy(problem.kept(*(part.cpu().numpy() for part in (output, ids, mask)))).to(device)
+        parts.append((rows, output))
     model.train(was_training)
-    result = torch.zeros((len(input_ids), parts[0][1].shape[1]), device=device)
+    result = torch.zeros((len(input_ids), *_widest(part.shape[1:] for _, part in parts)), device=device)
     for rows, values in parts[: len(mine)]:
-        result[rows] = values
+        result[rows] = _widened(values, result.shape[1:])
     return world.total_of_rows(result).cpu().numpy()
+
+
+def most_rows(problem: Problem | None, lengths: Sequence[int]) -> int:
+    """Rows of these lengths whose logits are computed at once, where nothing learns."""
+    most = problem.TOKENS_AT_ONCE if problem is not None else 0
+    return max(1, most // max(lengths)) if most else len(lengths)
+
+
+def _widest(shapes: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(map(max, zip(*shapes, strict=True)))
+
+
+def _widened(values: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Values (B, S, …) filled up with NaN; whose shape it is already stay as they are."""
+    missing = shape[0] - values.shape[1]
+    return F.pad(values, (*[0, 0] * (values.dim() - 2), 0, missing), value=math.nan) if missing else values
 
 
 @functools.lru_cache(maxsize=8)
 def answers(bundle: Path, data: Path, problem: str) -> np.ndarray:
-    """Returns the logits (N, C) of a torch bundle on the selection split, of texts as its own tokenizer encodes them.
+    """Returns what is kept of the logits (N, …) of a torch bundle on the selection split, of texts as its own tokenizer
+    encodes them.
 
     Both are stored under the digest of their content, so that all variations of a line ask their teacher once.
 
@@ -69,6 +103,6 @@ def answers(bundle: Path, data: Path, problem: str) -> np.ndarray:
         raise ValueError(f"{bundle} is quantized: its weights alone do not answer as it does")
     tokenizer = tokenization.load(bundle)
     rows = datasets.read(data, "selection", tokenizer).input_ids
-    found = logits(modeling.load(bundle, problem), rows, pad_id=tokenizer.pad_token_id)
+    found = logits(modeling.load(bundle, problem), rows, pad_id=tokenizer.pad_token_id, problem=problem_of(problem))
     found.flags.writeable = False
     return found

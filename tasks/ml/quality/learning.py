@@ -33,23 +33,21 @@ class Supervised:
         self.device = next(model.parameters()).device
 
     def amounts(self, parts: Sequence[list[int]]) -> torch.Tensor:
-        """Rows that have a label, (1,)."""
-        return torch.tensor([sum(labelled(self.problem, self.targets[rows]) for rows in parts)], dtype=torch.float64)
+        """What the mean loss is over, such as rows that have a label, (1,)."""
+        return torch.tensor([sum(map(self._amount, parts))], dtype=torch.float64)
+
+    def _amount(self, rows: list[int]) -> int:
+        return self.problem.amount([self.input_ids[row] for row in rows], self.targets[rows])
 
     def __call__(self, rows: list[int], whole: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         ids, mask = batching.collate(
             [self.input_ids[row] for row in rows], pad_id=self.pad_id, device=self.device, padding=self.padding
         )
         logits = self.model(input_ids=ids, attention_mask=mask).logits
-        targets = self.targets[rows]
-        share = labelled(self.problem, targets) / max(whole.item(), 1)
-        mean = self.problem.loss(logits, batching.send(targets, self.device), label_smoothing=self.label_smoothing)
-        return mean * share, {}
-
-
-def labelled(problem: Problem, targets: torch.Tensor) -> int:
-    """Number of targets that the mean of a problem's loss is over."""
-    return int((targets != problem.NO_TARGET).sum())
+        targets = batching.send(self.targets[rows], self.device)
+        batch = {"input_ids": ids, "attention_mask": mask, "targets": targets}
+        mean = self.problem.loss(logits, batch, label_smoothing=self.label_smoothing)
+        return mean * (self._amount(rows) / max(whole.item(), 1)), {}
 
 
 def batches(split: Split, batch_size: int, *, pad_id: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -69,7 +67,7 @@ def quality(
     others: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, float]:
     """Has a model answer a split, and measures the answers as ``measure`` does."""
-    logits = evaluation.logits(model, split.input_ids, pad_id=pad_id)
+    logits = evaluation.logits(model, split.input_ids, pad_id=pad_id, problem=problem)
     return measure(problem, logits, split.targets, reference=reference, others=others)
 
 
@@ -85,14 +83,14 @@ def measure(
     the standard error of what is lost against it, ``drop_error``.
 
     Args:
-        logits: (N, C), and ``targets`` (N,) of the same rows.
-        others: logits of other models (N, C) by name; gives ``agreement_with_NAME``.
+        logits: what was kept of them (N, …), and ``targets`` (N,) of the same rows.
+        others: those of other models by name; gives ``agreement_with_NAME``.
     """
     scores = problem.scores(logits, targets)
     measured = {
         "quality": float(scores.mean()),
         "standard_error": float(scores.std() / len(scores) ** 0.5),
-        "loss": float(problem.loss(torch.from_numpy(logits), torch.as_tensor(targets))),
+        "loss": problem.lost(logits, targets),
     }
     if reference is not None:
         measured["agreement"] = agreement(problem, logits, reference)
@@ -104,5 +102,5 @@ def measure(
 
 
 def agreement(problem: Problem, logits: np.ndarray, reference: np.ndarray) -> float:
-    """Fraction of rows that two models answer the same: logits (N, C) of each."""
+    """Fraction of answers that two models have in common, of what was kept of the logits of each (N, …)."""
     return float(problem.same(logits, reference).mean())

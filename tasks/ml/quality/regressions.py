@@ -36,7 +36,7 @@ def worst(
 
     return {
         "n": len(rows),
-        "apart": int((~problem.same(shipped, teacher)).sum()),
+        "apart": int((problem.same(shipped, teacher) < 1).sum()),
         "lost": lost,
         "gained": int((problem.regret(shipped, teacher, rows.targets) > 0).sum()),
         "worst": problem.WORST,

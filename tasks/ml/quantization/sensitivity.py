@@ -84,14 +84,14 @@ def protect(
     Returns:
         The spec, and what was measured.
     """
-    reference = evaluation.logits(model, rows, pad_id=pad_id)
+    reference = evaluation.logits(model, rows, pad_id=pad_id, problem=problem)
 
     def damage(spec: Spec, names: Sequence[str]) -> float:
         simulated = copy.deepcopy(model)
         simulation.simulate(simulated, replace(spec.of(names), embeddings={}))
         if problem.FIRST_TOKEN_ONLY:
             first_token.narrow(simulated)
-        return problem.divergence(reference, evaluation.logits(simulated, rows, pad_id=pad_id))
+        return problem.divergence(reference, evaluation.logits(simulated, rows, pad_id=pad_id, problem=problem))
 
     groups = [
         tuple(name for name in group if name in spec.linears) for group in families.of_model(model).linear_groups(model)

@@ -83,7 +83,7 @@ def compare(
         [sessions.logits(session, some, pad_id=pad_id, batch_size=BATCH_SIZE) for some in (rows, *others)]
     )
     errors = np.abs(expected - actual).max(axis=-1)
-    flips = ~problem.same(expected, actual)
+    flips = problem.same(expected, actual) < 1
     allowed = float(max(np.abs(expected - exact).max(), ROUNDING[floats] * np.abs(exact).max()))
     everyone = list(itertools.chain(rows, *others))
     beyond = [[everyone[index]] for index in np.flatnonzero(errors > allowed)]

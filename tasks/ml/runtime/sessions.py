@@ -12,12 +12,16 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
 
 from tasks.contracts.base import FeatherweightError
 from tasks.ml import machine
+
+if TYPE_CHECKING:
+    from tasks.ml.problem import Problem
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -27,6 +31,14 @@ INTEGER_MATMULS = {"MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "Dyna
 ATTENTIONS = {"Attention", "QAttention", "MultiHeadAttention", "GroupQueryAttention", "PackedMultiHeadAttention"}
 HEAVY = MATMULS | INTEGER_MATMULS | ATTENTIONS
 """Operators that hold nearly all the work of a transformer: a model runs where these run."""
+
+CACHE = "past_key_values."
+"""How inputs begin that are what a model read before."""
+TYPES = {
+    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32, "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8, "tensor(uint8)": np.uint8,
+}  # fmt: skip
+"""Of inputs, by ONNX Runtime's names."""
 
 FATAL, WARNING = 4, 2
 """Severities of onnxruntime's log."""
@@ -132,19 +144,45 @@ def feed(rows: Sequence[Sequence[int]], *, pad_id: int, length: int | None = Non
 
 
 def wanted(session: ort.InferenceSession, feed: Feed) -> Feed:
-    """What a graph asks for of a feed (B, S), in its own integer type; token types, where it has them, are all 0."""
+    """What a graph asks for of a feed (B, S), in its own types; token types, where it has them, are all 0, and a cache
+    that the feed does not bring is empty."""
     whole = {"token_type_ids": np.zeros_like(feed["input_ids"]), **feed}
-    types = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
-    return {one.name: whole[one.name].astype(types[one.type], copy=False) for one in session.get_inputs()}
+    found = {}
+    for one in session.get_inputs():
+        if one.name not in whole and one.name.startswith(CACHE):
+            _, heads, _, size = one.shape
+            whole[one.name] = np.zeros((len(feed["input_ids"]), heads, 0, size))
+        found[one.name] = whole[one.name].astype(TYPES[one.type], copy=False)
+    return found
 
 
 def logits(
-    session: ort.InferenceSession, rows: Sequence[Sequence[int]], *, pad_id: int, batch_size: int = 1
+    session: ort.InferenceSession,
+    rows: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    problem: Problem | None = None,
+    batch_size: int = 1,
 ) -> np.ndarray:
-    """Returns logits (N, C) in row order; batches are the same as ``evaluation.logits`` makes."""
+    """Returns what a problem keeps of logits, (N, …), in row order.
+
+    Args:
+        problem: ``None`` keeps logits (N, C) as they are.
+    """
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    feeds = (feed([rows[row] for row in batch], pad_id=pad_id) for batch in batches)
-    parts = [session.run(None, wanted(session, one))[0] for one in feeds]
-    result = np.concatenate(parts)
-    return result[np.argsort(order)]
+    parts = []
+    for start in range(0, len(order), batch_size):
+        asked = feed([rows[row] for row in order[start : start + batch_size]], pad_id=pad_id)
+        (answer,) = session.run(["logits"], wanted(session, asked))
+        parts.append(answer if problem is None else problem.kept(answer, asked["input_ids"], asked["attention_mask"]))
+    return _together(parts)[np.argsort(order)]
+
+
+def _together(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Parts (B, …), one after the other; of those that are something of each token, NaN is where one has fewer."""
+    longest = max(part.shape[1] for part in parts)
+    return np.concatenate([
+        np.pad(part, [(0, 0), (0, longest - part.shape[1]), *[(0, 0)] * (part.ndim - 2)], constant_values=np.nan)
+        if part.shape[1] < longest else part
+        for part in parts
+    ])  # fmt: skip

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -109,14 +109,18 @@ def graphs(files: Sequence[Path], feeds: Mapping[str, Mapping[str, Any]], *, thr
         return one.ask({"measure": "graphs", "files": list(map(str, files)), "feeds": feeds, "threads": threads})
 
 
-def interleaved(probes: Mapping[str, Probe], *, rounds: int) -> dict[str, list[list[float]]]:
+def interleaved(
+    probes: Mapping[str, Probe], *, rounds: int, announce: Callable[[int], None] = lambda number: None
+) -> dict[str, list[list[float]]]:
     """Times every model once a round, in turn: name → rounds → milliseconds of each row.
 
     Args:
         probes: the process that holds each model, by the model's name.
+        announce: told the number of each round, from 0, when it begins.
     """
     measured: dict[str, list[list[float]]] = {name: [] for name in probes}
-    for _ in range(rounds):
+    for number in range(rounds):
+        announce(number)
         for name, one in probes.items():
             measured[name].append(one.latencies(name))
     return measured

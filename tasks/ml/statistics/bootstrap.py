@@ -138,6 +138,39 @@ def quality_difference_over_seeds(
     return Interval(measured, min(low, measured), max(high, measured))
 
 
+def ratio_of_sums(
+    numerator: np.ndarray,
+    denominator: np.ndarray,
+    *,
+    groups: np.ndarray | None = None,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Sum of ``numerator`` over sum of ``denominator``, with its paired bootstrap interval.
+
+    Args:
+        numerator: of each row, (N,), and ``denominator`` of the same rows, above zero in sum.
+        groups: what rows belong to, (N,), such as their documents: those of one are drawn together, since they are not
+            independent. ``None``: each row is by itself.
+
+    Raises:
+        ValueError: the rows do not pair up, or there are none.
+    """
+    require_pairs(numerator, denominator, "N")
+    _, places = np.unique(np.arange(len(numerator)) if groups is None else groups, return_inverse=True)
+    sums = np.stack([np.bincount(places, weights) for weights in (numerator, denominator)])
+    random, count = np.random.default_rng(seed), sums.shape[1]
+    ratios = []
+    for size in _blocks(resamples, FEW + 1, count):
+        drawn = random.integers(count, size=(size, count))
+        above, below = (row[drawn].sum(axis=1) for row in sums)
+        ratios.append(above / below)
+    measured = float(sums[0].sum() / sums[1].sum())
+    low, high = _percentiles(np.concatenate(ratios), confidence)
+    return Interval(measured, min(low, measured), max(high, measured))
+
+
 def median(rounds: Sequence[float], *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """Median over rounds (N,) with its bootstrap interval.
 

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from tasks.ml import machine
 from tasks.ml.data import batching
-from tasks.ml.models import families
+from tasks.ml.models import architectures
 from tasks.ml.parallel import world
 from tasks.ml.training.precision import Choice, autocast
 from tasks.ml.training.updates import StepLoss
@@ -69,7 +69,7 @@ class Layers:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        layers = families.of_model(model).layer_list(model) if hasattr(model, "config") else [model]
+        layers = architectures.of_model(model).layer_list(model) if hasattr(model, "config") else [model]
         self.layers = [layer for layer in layers if not _is_listened_to(layer)]
         self.compiled = False
 

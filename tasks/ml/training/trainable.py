@@ -11,7 +11,7 @@ from torch import nn
 
 from tasks.contracts.base import FeatherweightError
 from tasks.contracts.hyperparameters import unsuited
-from tasks.ml.models import families
+from tasks.ml.models import architectures
 from tasks.ml.parallel import world
 from tasks.ml.parallel.parallelism import spread
 from tasks.ml.training import float8, optimizers
@@ -29,7 +29,7 @@ def _add_adapters(model: nn.Module, rank: int) -> None:
         raise FeatherweightError("lora_rank: needs the package peft: pip install 'featherweight[training]'") from error
     backbone = f"{model.base_model_prefix}."
     head = [p for name, p in model.named_parameters() if not name.startswith(backbone)]
-    targets = list(families.of_model(model).linears(model))
+    targets = list(architectures.of_model(model).linears(model))
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=LORA_ALPHA_PER_RANK * rank, target_modules=targets), model)
     for parameter in head:
         parameter.requires_grad_(True)
@@ -89,7 +89,7 @@ def prepared(
     reason = unsuited(parallelism, optimizer=optimizer, precision=precision, lora_rank=lora_rank)
     if world.size() > 1 and reason:
         raise FeatherweightError(reason)
-    table = families.of_model(model).token_embedding(model)
+    table = architectures.of_model(model).token_embedding(model)
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     with ExitStack() as undo:
         if lora_rank:

@@ -83,6 +83,7 @@ def test_files_on_disk_have_the_agreed_types(directory: Path) -> None:
     assert {field.name: str(field.type) for field in schema} == {
         "text": "string",
         "input_ids": "list<item: int32>",
+        "document": "int32",
         "target": "int64",
     }
     assert json.loads((directory / "dataset.json").read_text())["labels"] == ["bad", "good"]
@@ -95,7 +96,7 @@ def test_an_equal_tokenizer_reads_what_is_stored_and_another_encodes_again(
     stored = datasets.read(directory, "train")
     assert datasets.read(directory, "train", tokenizer).input_ids == stored.input_ids
     # What was stored is read and not encoded: the texts on disk are no longer those of the ids.
-    table = pa.table({"text": ["dull"], "input_ids": [[2, 3]], "target": [0]})
+    table = pa.table({"text": ["dull"], "input_ids": [[2, 3]], "document": [0], "target": [0]})
     with pa.OSFile(str(directory / "train.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     assert datasets.read(directory, "train", tokenizer).input_ids == [[2, 3]]

@@ -127,7 +127,12 @@ def test_a_length_is_proposed_that_leaves_most_texts_whole(
     ("text", "script", "objection"),
     [
         ("The film was a joy, and the actors were remarkable.", "Latin", ""),
-        ("Die Geschwindigkeitsbegrenzung wurde überraschenderweise aufgehoben, sehr zum Ärger vieler.", "Latin", ""),
+        ("kubectl apply -f deployment.yaml returned error 503, and nobody knew why.", "Latin", ""),
+        (
+            "Die Geschwindigkeitsbegrenzung wurde überraschenderweise aufgehoben, sehr zum Ärger vieler.",
+            "Latin",
+            "in pieces",
+        ),
         ("Фильм оказался на редкость скучным, и актёры играли плохо.", "Cyrillic", "1.02 tokens per letter"),
         ("这部电影真的很好看，演员的表演非常出色，故事情节也很吸引人。", "CJK", "63 % of the tokens are unknown"),
         ("ภาพยนตร์เรื่องนี้สนุกมากจริงๆ", "Thai", "100 % of the tokens are unknown"),
@@ -145,3 +150,13 @@ def test_what_the_default_model_cannot_read_is_measured(text: str, script: str, 
     if objection:
         with pytest.raises(ValueError, match=objection):
             raise ValueError(said)
+
+
+def test_splits_of_a_folder_are_said(tmp_path: Path) -> None:
+    texts = [text.replace(",", "") for text in TEXTS]
+    for name, rows in (("train", texts[:80]), ("validation", texts[80:])):
+        lines = [f"{text},{label}" for text, label in zip(rows, every(2), strict=False)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *lines]))
+    found = proposals.propose(f"file:{tmp_path}", base_model=BASE_MODEL, cache=tmp_path)
+    (said,) = (note for note in found.notes if "splits of its own" in note)
+    assert said.endswith(f"train 80 rows of {tmp_path}/train.csv, selection 40 rows of {tmp_path}/validation.csv")

@@ -86,6 +86,11 @@ def write(path: Path, rows: list[dict[str, object]]) -> None:
         ("rows.csv", "text,label\na,b\n".encode("utf-16-le"), "line 1: holds zero bytes, like UTF-16 without a byte"),
         ("rows.csv", b"text,label\n  ,b\n", "line 2, column 'text': the text is empty"),
         ("rows.csv", b"text,label\na,b\nc, \n", "line 3, column 'label': the label is missing"),
+        (
+            "rows.csv",
+            b"text,label\na,b\nc, \nd,\ne,b\n",
+            "remove the row or give it a label (2 of 4 rows are like that)",
+        ),
         ("rows.jsonl", b'{"text": "a", "label": 1}\n{"text": \n', "line 2: not JSON"),
         ("rows.jsonl", b'{"text": "a", "label": 1}\n["a", 1]\n', "line 2: \"['a', 1]\" (list) is not an object"),
         ("rows.jsonl", b'{"text": "a", "label": 1}\n{"text": "a"}\n', "line 2: there is no column 'label'"),

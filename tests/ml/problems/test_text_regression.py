@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from tasks.contracts.base import FeatherweightError
 from tasks.contracts.values import CheckStatus
 from tasks.ml.data import splitting
+from tasks.ml.data.datasets import Split
 from tasks.ml.data.splitting import Division
 from tasks.ml.data.tables import Table
 from tasks.ml.problems import text_regression as problem
@@ -133,12 +136,12 @@ def test_scores_that_cannot_be_scaled_are_refused() -> None:
 
 def test_the_loss_is_the_mean_squared_error_of_rows_that_have_a_score() -> None:
     logits = torch.tensor([[0.0], [1.0], [5.0]], requires_grad=True)
-    loss = problem.loss(logits, torch.tensor([1.0, 1.0, problem.NO_TARGET]))
+    loss = problem.loss(logits, {"targets": torch.tensor([1.0, 1.0, problem.NO_TARGET])})
     loss.backward()
     assert loss.item() == 0.5
     assert logits.grad is not None
     assert logits.grad.flatten().tolist() == [-1.0, 0.0, 0.0]
-    nothing = problem.loss(logits, torch.full((3,), problem.NO_TARGET))
+    nothing = problem.loss(logits, {"targets": torch.full((3,), problem.NO_TARGET)})
     assert nothing.item() == 0.0
 
 
@@ -203,8 +206,15 @@ def test_quality_is_that_of_these_rows_however_the_training_rows_were_spread() -
     assert abs(expected) < 0.2, "errors as large as the scores are spread"
 
 
+def summary(answers: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    """What a model that gives these answers to rows with these targets is weighed by."""
+    split = Split([""] * len(truth), [[1]] * len(truth), truth)
+    config = SimpleNamespace(num_labels=1, id2label={0: "stars"})
+    return problem.summary(config, split, answers[:, None], split)
+
+
 def test_what_is_no_number_decides_nothing() -> None:
-    about = problem.summary(["stars"], np.zeros(9), np.full((9, 1), np.nan), np.arange(9.0))
+    about = summary(np.full(9, np.nan), np.arange(9.0))
     check, _ = problem.floor(about, who="the teacher", split="selection", confidence=0.95)
     assert check.status is CheckStatus.UNDECIDABLE
     assert "no number of rows is enough" in check.explanation
@@ -219,11 +229,11 @@ def test_few_rows_do_not_decide_and_how_many_would_is_said() -> None:
 def test_a_teacher_that_learned_nothing_is_told_from_one_that_did() -> None:
     truth = np.random.default_rng(2).normal(size=200)
     for answers, status in ((truth * 0.8, CheckStatus.PASSED), (truth * 0, CheckStatus.FAILED)):
-        about = problem.summary(["stars"], truth, answers[:, None], truth)
+        about = summary(answers, truth)
         check, is_decidable = problem.floor(about, who="the teacher", split="selection", confidence=0.95)
         assert (check.status, is_decidable) == (status, True)
         assert "always answering the mean of the training rows" in check.explanation
-    few = problem.summary(["stars"], truth, truth[:3, None], truth[:3])
+    few = summary(truth[:3], truth[:3])
     assert problem.floor(few, who="the teacher", split="selection", confidence=0.95)[1] is False
 
 
