@@ -43,22 +43,30 @@ def tokenizer_of(*, begins: bool = True) -> Tokenizer:
     return core
 
 
-def build(folder: Path, *, tokenizer: Tokenizer | None = None, graph: ir.Model | None = None, **changes: Any) -> Path:
-    """The bundle of a random Llama."""
+def build(
+    folder: Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    graph: ir.Model | None = None,
+    describes: bool = True,
+    **changes: Any,
+) -> Path:
+    """The bundle of a random Llama; ``describes``: whether the export left what onnxruntime-genai reads."""
     source, evidence, target = (folder / name for name in ("source", "evidence", "serving"))
     for directory in (source, evidence, target):
         directory.mkdir(parents=True)
     decoder, core = model_of("llama"), tokenizer or tokenizer_of()
     ir.save(graph or decoding.Builder(decoder, weights={}).build(), source / "model.onnx")
     described = genai.describe(decoder, graph="model.onnx", ends=[END], begins=1, pads=0, length=CONTEXT)
-    genai.write(source, described)
+    if describes:
+        genai.write(source, described)
     (source / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     write_evidence(evidence)
     texts = [*TEXTS, "", " ".join(TEXTS)]
     values: dict[str, Any] = {
         "source": source,
         "name": "scribe",
-        "problem": "text-classification",
+        "problem": "causal-lm",
         "answer": Answer(
             "completion", [], "Continues each text", {"ends": [END], "new_tokens": NEW_TOKENS, "context": CONTEXT}
         ),

@@ -25,6 +25,7 @@ from tasks.contracts.values import Release
 from tasks.engine import registry, tracking
 from tasks.ml.data.datasets import Golden
 from tasks.ml.graph import decoding
+from tasks.ml.problems import causal_lm
 from tasks.ml.quantization import cache_scales
 from tasks.serving import completions, model, server, triton
 from tasks.serving.predictor import Predictor, self_test
@@ -278,8 +279,20 @@ def test_a_near_tie_may_fall_otherwise_and_what_follows_is_another_text(predicto
 
 
 def test_a_tokenizer_that_reads_otherwise_than_in_training_is_not_shipped(tmp_path: Path) -> None:
-    with pytest.raises(FeatherweightError, match=r"5 tokens \(<s> d u l l\), but the model learned it as 2 tokens"):
-        build(tmp_path, golden=[Golden("dull", ["<s>", "d"])])
+    tokens = tokenizer_of().encode(TEXTS[0]).tokens
+    part = Golden(TEXTS[0], ["<s>", "Ġ", *tokens[1:-1]])  # which follows a space, and ends amid a word
+    build(tmp_path / "part", golden=[part])
+    with pytest.raises(FeatherweightError, match=r"22 tokens \(<s> t h e .*\), but the model learned it as 21 tokens"):
+        build(tmp_path / "other", golden=[Golden(TEXTS[0], [*tokens[:11], *tokens[12:]])])
+
+
+def test_what_the_problem_leaves_open_is_that_of_the_exported_description(tmp_path: Path) -> None:
+    manifest = json.loads((build(tmp_path / "open", answer=causal_lm.answer([], {})) / "manifest.json").read_text())
+    assert manifest["answer"] == {
+        "kind": "completion", "new_tokens": causal_lm.NEW_TOKENS, "ends": [END], "context": CONTEXT,
+    }  # fmt: skip
+    with pytest.raises(FeatherweightError, match=r"has 'ends' nor the exported genai_config.json 'eos_token_id'"):
+        build(tmp_path / "unknown", answer=causal_lm.answer([], {}), describes=False)
 
 
 def test_the_snippet_on_the_card_runs_with_onnxruntime_and_tokenizers_alone(serving: Path) -> None:
