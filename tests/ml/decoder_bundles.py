@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -45,7 +46,6 @@ def write(
     *,
     form: Format | None = None,
     level: int = decoding.EXACT,
-    altered: Callable[[nn.Module], None] = lambda model: None,
     **how: Any,
 ) -> tuple[Path, Path]:
     """Writes a tiny decoder of ``MODELS``, as a torch bundle and as a graph.
@@ -53,7 +53,6 @@ def write(
     Args:
         form: blocks of the linear layers; ``None`` leaves them in fp32.
         level: accuracy level of all products in blocks.
-        altered: changes the model before the graph is made of it, and not the bundle.
         how: of ``decoding.Builder``.
     """
     torch_folder, onnx_folder = folder / "torch", folder / "onnx"
@@ -62,8 +61,17 @@ def write(
     for directory in (torch_folder, onnx_folder):
         directory.mkdir(parents=True)
     modeling.save(model, tokenizer(), torch_folder)
-    altered(model)
     graph = decoding.Builder(model, weights=weights, levels=dict.fromkeys(weights, level), **how).build()
     ir.save(graph, onnx_folder / export.MODEL)
     export.copy_companions(torch_folder, onnx_folder, spec=export.read_spec(torch_folder), operators={})
     return torch_folder, onnx_folder
+
+
+def scale(graph: Path, name: str, factor: float, part: slice = slice(None)) -> None:
+    """Multiplies a part of a constant of a graph, in place."""
+    model = onnx.load(graph / export.MODEL)
+    kept = next(one for one in model.graph.initializer if one.name == name)
+    values = onnx.numpy_helper.to_array(kept).copy()
+    values[part] *= np.float32(factor)
+    kept.CopyFrom(onnx.numpy_helper.from_array(values, name))
+    onnx.save(model, graph / export.MODEL)
