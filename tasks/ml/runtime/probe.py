@@ -25,6 +25,8 @@ STARTED = time.perf_counter()
 MIN_REPEATS = 3
 GRID_SECONDS = 0.3
 """Time spent on one cell of the grid, if ``MIN_REPEATS`` calls do not take longer."""
+WARM_SECONDS = 1.0
+"""After which models are warm that have not answered ten rows by then."""
 ROUNDS, WARM_RUNS, MIN_RUNS = 3, 5, 15
 GRAPH_SECONDS = 0.03
 """Time spent on one graph in one round, if ``MIN_RUNS`` runs do not take longer."""
@@ -123,8 +125,11 @@ def _milliseconds(call: Callable[[], Any]) -> float:
 def latencies(model: Model, rows: Rows) -> list[float]:
     """Milliseconds of each row's request alone, after some rows to bring threads and caches back."""
     calls = [model.request(row) for row in rows]
+    started = time.perf_counter()
     for call in calls[:10]:
         call()
+        if time.perf_counter() - started > WARM_SECONDS:
+            break
     return [_milliseconds(call) for call in calls]
 
 

@@ -100,7 +100,7 @@ def test_a_graph_that_keeps_the_wrong_things_is_refused(tmp_path: Path) -> None:
     onnx.save(model, graph / "model.onnx")
     found = compared(source, graph)
     assert found["label_flips"] == 0
-    with pytest.raises(ParityError, match="reads in two parts .* the cache is not used rightly"):
+    with pytest.raises(ParityError, match=r"reads in two parts .* the cache is not used rightly"):
         decoder_parity.require(found, max_flips=0.01)
 
 
