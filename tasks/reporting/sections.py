@@ -285,7 +285,7 @@ def _token_parity(found: Row) -> list[tuple[str, str]]:
     flips = found["label_flips"] + found["shape_flips"]
     ties = found["tied_flips"] + found["shape_tied_flips"]
     return [
-        ("next tokens compared", f"{found['n'] + found['shape_rows']:,} of {found['rows']:,} rows and the shapes below"),
+        ("next tokens compared", f"{found['n'] + found['shape_rows']:,} of {found['rows']:,} rows and shapes"),
         ("perplexity, simulated and shipped", " → ".join(
             numbers.number(found[name]) for name in ("simulated_perplexity", "perplexity")
         )),
