@@ -34,7 +34,8 @@ class Splits(Contract):
 class Scorecard(Contract):
     """What was measured, with units in the names. A field that was not measured is ``None``.
 
-    Quality is over the split that ``split`` names; latency is one real sentence (batch 1).
+    Quality is over the split that ``split`` names; latency is one real sentence (batch 1), to which a decoder
+    adds 16 tokens.
     """
 
     split: Literal["", "selection", "test"] = ""
@@ -55,9 +56,11 @@ class Scorecard(Contract):
     agreement_with_unquantized: float | None = None
     """Fraction of rows that the model answers the same before and after (simulated) quantization."""
     label_flips: int | None = None
-    """Rows of the selection split whose answer differs between the runtime and the simulated model."""
+    """Rows of the selection split whose answer differs between the runtime and the simulated model; of a decoder, next
+    tokens."""
     max_abs_error: float | None = None
-    """Largest absolute logit difference between the runtime and the simulated model."""
+    """Largest absolute logit difference between the runtime and the simulated model; of a decoder, of what a token
+    loses in nats."""
     mean_abs_error: float | None = None
     num_parameters: int | None = None
     sparsity: float | None = None
