@@ -103,6 +103,7 @@ def build(config: Any) -> nn.Module:
 
     model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     decoders.of_model(model)
+    model.tie_weights()  # which transformers leaves out where no weights are initialized
     return _uncached(model)
 
 
