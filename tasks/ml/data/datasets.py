@@ -8,6 +8,7 @@ the same) and target (as the problem has it);
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,6 +82,7 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
     """Writes a dataset into an existing directory and returns its profile."""
     schema = SCHEMA.append(pa.field("target", pa.from_numpy_dtype(division.targets.dtype)))
     special = tokenizer.num_special_tokens_to_add()
+    rows_of: dict[str, list[Row]] = {}
     lengths: dict[str, np.ndarray] = {}
     units = dict(division.targets.measure([row.label for row in division.splits["train"]]))
     for name, rows in division.splits.items():
@@ -97,9 +99,11 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
         )
         with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as writer:
             writer.write_table(table)
-        lengths[name] = _whole_lengths(encoded, special)
+        rows_of[name] = [row for row, _, _ in stored]
+        whole = division.targets.of_part is not None
+        lengths[name] = np.array([len(ids) for _, ids, _ in stored]) if whole else _whole_lengths(encoded, special)
     info = DatasetInfo(list(division.targets.names), max_length, tokenization.digest(tokenizer), units)
-    profile = _profile(division, lengths, max_length)
+    profile = _profile(division, rows_of, lengths, max_length)
     (directory / INFO).write_text(json.dumps(asdict(info), indent=1, ensure_ascii=False), encoding="utf-8")
     (directory / PROFILE).write_text(json.dumps(profile, indent=1, ensure_ascii=False), encoding="utf-8")
     (directory / TOKENIZER).mkdir()
@@ -108,19 +112,30 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
 
 
 def _parts(rows: Sequence[Row], encoded: Sequence[Any], targets: Targets) -> Iterator[tuple[Row, list[int], int]]:
-    """Rows as they are stored, with their token ids and the number of their text."""
+    """Rows as they are stored, with their token ids and the number of their text.
+
+    A part ends where the next begins: tokens need not cover the space between words, and two of them may be of one
+    character.
+    """
     for document, (row, whole) in enumerate(zip(rows, encoded, strict=True)):
         if targets.of_part is None or not whole.overflowing:
             yield row, whole.ids, document
             continue
-        for part in (whole, *whole.overflowing):
-            places = [place for place in part.offsets if place[1] > place[0]]
-            text = row.text[places[0][0] : places[-1][1]] if places else ""
-            if text:
-                yield row._replace(text=text, label=targets.of_part(text) if row.label else ""), part.ids, document
+        parts = sorted((whole, *whole.overflowing), key=_start)  # who cuts on the left has the last part first
+        borders = [0, *itertools.accumulate(map(_start, parts[1:]), max), len(row.text)]
+        for part, (start, end) in zip(parts, itertools.pairwise(borders), strict=True):
+            text = row.text[start:end]
+            yield row._replace(text=text, label=targets.of_part(text) if row.label else ""), part.ids, document
 
 
-def _profile(division: Division, lengths: Mapping[str, np.ndarray], max_length: int) -> dict[str, Any]:
+def _start(part: Any) -> int:
+    """Where in its text the first token of a part is that is of any of it."""
+    return int(min((start for start, end in part.offsets if end > start), default=0))
+
+
+def _profile(
+    division: Division, rows_of: Mapping[str, list[Row]], lengths: Mapping[str, np.ndarray], max_length: int
+) -> dict[str, Any]:
     """Rows, class balance and token lengths per split, how many rows were dropped and why, and what is to be known."""
     edges = np.unique(np.linspace(0, max_length, HISTOGRAM_BINS + 1).round().astype(int))
 
@@ -138,7 +153,7 @@ def _profile(division: Division, lengths: Mapping[str, np.ndarray], max_length: 
 
     labelled = np.concatenate([lengths[name] for name in SPLITS])
     return {
-        "splits": {name: describe(rows, lengths[name]) for name, rows in division.splits.items()},
+        "splits": {name: describe(rows, lengths[name]) for name, rows in rows_of.items()},
         "tokens_at_95_percent": int(np.quantile(labelled, 0.95, method="inverted_cdf")) if len(labelled) else 0,
         "token_histogram_edges": edges.tolist(),
         "dropped": division.dropped,
