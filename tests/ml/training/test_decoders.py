@@ -13,12 +13,15 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.contracts.base import FeatherweightError
+from tasks.ml.data import batching
 from tasks.ml.data.datasets import Split
 from tasks.ml.distillation import answers, teaching
 from tasks.ml.jobs.lessons import Lesson, Tutor
-from tasks.ml.models import decoders
+from tasks.ml.models import decoders, factorization
 from tasks.ml.problems import causal_lm
-from tasks.ml.pruning import surgery
+from tasks.ml.pruning import sparsity, surgery
+from tasks.ml.quality import learning
 from tasks.ml.training import optimizers, trainable, trainer
 from tests.ml.processes import FOR_MODEL, FOR_TRAINER, Recorder
 from tests.ml.tiny_decoders import model_of, tokens
@@ -109,6 +112,38 @@ def test_layers_have_their_heights(name: str) -> None:
         assert height == (0 if is_table else 4 if layer is None else layer + 1), key
 
 
+def test_products_of_gpt2_are_counted_as_those_of_others() -> None:
+    for name in ("llama, tied", "gpt2"):
+        model = model_of(name)
+        weights = decoders.of_model(model).projections(model)
+        head = decoders.of_model(model).head(model).numel()
+        assert trainer.flops_per_token(model) == 6 * (head + sum(one.weight.numel() for one in weights))
+
+
+def test_a_decoder_keeps_its_table_whole() -> None:
+    for name in ("llama", "gpt2"):
+        with pytest.raises(FeatherweightError, match=r"embedding_rank is for encoders.*set it to 0"):
+            factorization.factorize(model_of(name), 16, rows=ROWS)
+
+
+def test_weights_of_linear_layers_can_be_sparse_and_stay_so() -> None:
+    batches = list(learning.batches(SELECTION, 6, pad_id=0))
+    sparse, damages = sparsity.sparsify(
+        model_of("llama, tied"), batches, method="wanda", pattern=sparsity.Pattern.parse("2:4")
+    )
+    assert len(damages) == 7 * 3
+    assert sparsity.fraction(sparse) == pytest.approx(0.5)
+    zeros = sparsity.zeros(sparse)
+    before = {name: sparse.get_submodule(name).weight.clone() for name in zeros}
+    learned(sparse, Lesson("causal-lm", 0, ROWS, TARGETS, SELECTION, zeros=zeros), epochs=2)
+    for name, mask in zeros.items():
+        weight = sparse.get_submodule(name).weight
+        assert (weight[mask] == 0).all()
+        assert not torch.equal(weight, before[name])
+    with pytest.raises(FeatherweightError, match=r"pruning: the matrices of a gpt2 .* cannot be sparse"):
+        sparsity.sparsify(model_of("gpt2"), batches, method="wanda", pattern=sparsity.Pattern.parse("2:4"))
+
+
 class Taught:
     """A student of two layers, and its teacher."""
 
@@ -149,9 +184,9 @@ def test_a_loss_in_parts_is_the_loss_of_the_whole(taught: Taught) -> None:
 
 
 def test_padding_further_changes_no_loss(taught: Taught) -> None:
-    from tasks.ml.data.batching import Padding
-
-    expected, further = (of(taught.loss(padding=Padding(multiple, limit=100)), [0, 1, 2, 3]) for multiple in (1, 37))
+    expected, further = (
+        of(taught.loss(padding=batching.Padding(multiple, limit=100)), [0, 1, 2, 3]) for multiple in (1, 37)
+    )
     assert further == pytest.approx(expected, rel=1e-4)
 
 
