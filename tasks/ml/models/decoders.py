@@ -191,17 +191,11 @@ class Decoder:
             holder: Any = layer.get_submodule(self.attention_output.rpartition(".")[0])
             holder.layer_idx = index
             if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-                self._rescale(holder, was=kept[index] + 1, becomes=index + 1)
-
-    def _rescale(self, holder: Any, *, was: int, becomes: int) -> None:
-        """Has GPT-2's attention, which divides by the number of its layer, give in another place what it gave."""
-        import torch
-
-        holder.scaling *= was / becomes
-        fused = holder.get_submodule(self.qkv[0].rpartition(".")[2])
-        with torch.no_grad():
-            for parameter in (fused.weight, fused.bias):
-                parameter[..., : holder.embed_dim] *= becomes / was  # queries come first
+                # GPT-2 divides by the number of the layer, here or when it is loaded: queries make up for it.
+                ratio = (index + 1) / (kept[index] + 1)
+                holder.scaling /= ratio
+                for parameter in (holder.c_attn.weight, holder.c_attn.bias):
+                    parameter.data[..., : holder.embed_dim] *= ratio
 
     def describe_shapes(self, model: nn.Module) -> None:
         """Has a model's configuration say what its layers are, which all have the same shape."""
