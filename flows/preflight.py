@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from typing import NamedTuple
 
+from flows import decoder_preflight
 from flows.recipe import Recipe
 from tasks.contracts.base import FeatherweightError
 from tasks.contracts.hyperparameters import ComputeConfig, Optimizer, OptimizerConfig, Parallelism, Precision
@@ -50,12 +51,14 @@ def require(reasons: Iterable[str]) -> None:
 
 def of_training(recipe: Recipe, base: Inspection) -> Iterator[str]:
     """Says what of the teacher's training cannot be done."""
+    yield from decoder_preflight.of_architecture(recipe, base)
     yield from _teacher(recipe)
     yield from _divided(recipe.compute, _whole(base))
 
 
 def objections(recipe: Recipe, base: Inspection) -> Iterator[str]:
     """Says what of a recipe cannot be done, and which values could."""
+    yield from decoder_preflight.of_architecture(recipe, base)
     yield from _teacher(recipe)
     yield from _student(recipe, base)
     whole = _whole(base)
@@ -80,7 +83,8 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
 
 def _whole(base: Inspection) -> Shape:
     config = base.config
-    return Shape(config["hidden_size"], config["num_attention_heads"], config["intermediate_size"])
+    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+    return Shape(config["hidden_size"], heads, config["intermediate_size"])
 
 
 def _pruned(recipe: Recipe, student: Shape, way: float) -> Shape:

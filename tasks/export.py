@@ -21,23 +21,11 @@ def export(source: Bundle, config: ExportConfig) -> StageOutput:
     """Writes ONNX whose fused and integer operators are there by construction, and counts them."""
     import json
 
+    from tasks.ml.graph import bundles
     from tasks.ml.graph import export as onnx_export
-    from tasks.ml.models import modeling
-    from tasks.ml.problem import problem_of
 
-    directory, problem = store.path(source.digest), problem_of(source.problem)
-    spec = onnx_export.read_spec(directory)
     with store.workspace() as bundle:
-        operators = onnx_export.export_onnx(
-            modeling.load(directory, source.problem),
-            bundle,
-            spec=spec,
-            inputs=problem.ONNX_INPUTS,
-            outputs=problem.ONNX_OUTPUTS,
-            opset=config.opset,
-            first_token_only=problem.FIRST_TOKEN_ONLY,
-        )
-        onnx_export.copy_companions(directory, bundle, spec=spec, operators=operators)
+        operators = bundles.write(store.path(source.digest), bundle, problem_name=source.problem, opset=config.opset)
         size_mb = onnx_export.num_bytes(bundle) / 1e6
         digest = store.publish(bundle)
     counts = operators["counts"]

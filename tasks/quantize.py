@@ -90,6 +90,9 @@ class QuantizationConfig(StageConfig):
     max_damage: float = Field(0.0, ge=0, title="Damage allowed")
     """Divergence (nats per row, or squared error of scores; calibration split) that quantized linear layers may cause;
     the layers that cause most get more bits until it is kept. 0: no limit, and no scan."""
+    bits: float = Field(4, ge=2, le=8, title="Bits")
+    """Of a code in a decoder's linear layers, on average, where the scheme is int4: 4, 8, or between 2 and 4, where
+    those that lose least get 2."""
     training: AwareTrainingConfig | None = Field(None, title="Quantization-aware training")
     """Training with quantization simulated; none: as it was rounded."""
 
@@ -122,6 +125,17 @@ class QuantizationConfig(StageConfig):
             **self.for_tables(),
         }
 
+    def for_rounding(self) -> dict[str, Any]:
+        """Returns the keyword arguments of ``quantized.decide``."""
+        return {
+            "plan": self.for_plan(),
+            "bits": self.bits,
+            "rounding": self.rounding.value,
+            "smoothing": self.smoothing,
+            "ranges": self.calibration.value,
+            "max_damage": self.max_damage,
+        }
+
     def for_tables(self) -> dict[str, int]:
         """Returns those of them that say how embeddings are rounded."""
         return {"token_bits": {"none": 32, "int8": 8, "int4": 4}[self.embeddings], "block_size": self.block_size}
@@ -148,7 +162,7 @@ def quantize(
     from tasks.ml.problem import problem_of
     from tasks.ml.pruning import sparsity
     from tasks.ml.quality import evaluation, learning
-    from tasks.ml.quantization import post_training, sensitivity, simulation
+    from tasks.ml.quantization import quantized, sensitivity, simulation
 
     model = simulation.load(store.path(source.digest), source.problem)
     tokenizer = tokenization.load(store.path(source.digest))
@@ -158,18 +172,9 @@ def quantize(
     )
     before = evaluation.logits(model, selection.input_ids, pad_id=pad_id, problem=problem)
     zeros = sparsity.zeros(model)  # before rounding makes more of them
-    spec, scan = post_training.decide(
-        model,
-        quantization_spec.plan(model, **config.for_plan()),
-        problem,
-        calibration,
-        pad_id=pad_id,
-        alpha=config.smoothing,
-        method=config.calibration,
-        max_damage=config.max_damage,
-        use_gptq=config.rounding is Rounding.GPTQ,
-    )
-    files = {sensitivity.FILE: scan.to_json()} if scan else {}
+    made = quantized.decide(model, problem, calibration, pad_id=pad_id, **config.for_rounding())
+    spec = made.spec
+    files = {sensitivity.FILE: made.scan.to_json()} if made.scan else {}
     if config.training:
         assert teaching is not None
         assert compute is not None
@@ -177,8 +182,8 @@ def quantize(
             model, tokenizer, spec, teacher,
             splits=splits, zeros=zeros, config=config.training, teaching=teaching, compute=compute, seed=seed,
         )  # fmt: skip
-    bundle, _ = publish.torch_bundle(model, tokenizer, source.problem, spec=spec)
-    size_mb = quantization_spec.num_bytes(model, spec) / 1e6
+    bundle, _ = publish.torch_bundle(model, tokenizer, source.problem, spec=spec, codes=made.codes)
+    size_mb = made.num_bytes(model) / 1e6
     num_parameters = modeling.num_parameters(model)
     simulation.simulate(model, spec)
     if problem.FIRST_TOKEN_ONLY:

@@ -174,8 +174,8 @@ def _log_model(bundle: Path, tags: dict[str, str], run_id: str) -> str:
         model_id=logged.model_id,
         python_model=str(model.CODE),
         artifacts={model.BUNDLE: str(bundle)},
-        signature=model.signature(bundle),
         input_example=pd.DataFrame({"text": [example]}),
         pip_requirements=model.requirements(),
+        **model.interface(bundle),
     )
     return str(logged.model_id)

@@ -40,7 +40,8 @@ class Answer:
         kind: how logits become an answer, one of ``tasks.serving.predictor.ANSWERS``.
         labels: what the outputs are called, in their order.
         purpose: what the model tells of a text, in words that come before the labels.
-        about: what ``kind`` needs beside the labels.
+        about: what ``kind`` needs beside the labels, in JSON: of a score, ``mean`` and ``spread``; of a completion,
+            ``ends``, ``new_tokens`` and ``context`` (``tasks.serving.completions``).
     """
 
     kind: str

@@ -22,6 +22,9 @@ SPEED_FIELDS = {
 }
 """What the table of speeds shows, with significant digits."""
 
+GENERATION_FIELDS = {"prefill_per_s": 3, "decode_per_s": 3, "first_token_ms": 3, "memory_mb": 3}
+"""What the table of generation shows, with significant digits."""
+
 Row = Mapping[str, Any]
 
 
@@ -239,6 +242,62 @@ def grid(validation: Row) -> dict[str, Any]:
             "tip": f"batch {key[0]} × {key[1]} tokens: {milliseconds}, {numbers.number(after['rows_per_s'])} rows/s",
         }
     return charts.heat(cells)
+
+
+def generation(validation: Row) -> list[dict[str, str]]:
+    """How fast models generate after each length of context; empty where none of them does."""
+    titles = {row["stage"]: row["title"] for row in validation.get("models", ())}
+    return [
+        {"title": titles[cell["stage"]], "context": f"{cell['context']:,}"}
+        | {name: numbers.number(float(cell[name]), digits) for name, digits in GENERATION_FIELDS.items()}
+        for cell in validation.get("generation", ())
+    ]
+
+
+def parity(validation: Row) -> list[tuple[str, str]]:
+    """What came of holding the shipped file against its simulation: what was measured, and its value."""
+    found = validation.get("parity")
+    if not found:
+        return []
+    rows = _token_parity(found) if "perplexity_change" in found else _row_parity(found)
+    return [
+        *rows,
+        ("values not finite", f"{found['non_finite']:,}"),
+        ("shapes tried", ", ".join("×".join(map(str, shape)) for shape in found["shapes"])),
+    ]
+
+
+def _row_parity(found: Row) -> list[tuple[str, str]]:
+    flips, n = found["label_flips"], found["n"]
+    itself = numbers.number(found["allowed_abs_error"])
+    return [
+        ("rows compared", f"{n:,}"),
+        ("answers that changed", f"{flips} ({numbers.percent(flips / n, 2)})"),
+        ("answers that changed at the shapes below", f"{found['shape_flips']} of {found['shape_rows']}"),
+        (f"largest logit difference (quantization itself: {itself})", numbers.number(found["max_abs_error"])),
+        ("median logit difference", numbers.number(found["median_abs_error"])),
+        ("mean logit difference", numbers.number(found["mean_abs_error"])),
+    ]
+
+
+def _token_parity(found: Row) -> list[tuple[str, str]]:
+    change, allowed = (numbers.percent(found[f"{name}perplexity_change"], 3) for name in ("", "allowed_"))
+    flips = found["label_flips"] + found["shape_flips"]
+    ties = found["tied_flips"] + found["shape_tied_flips"]
+    return [
+        ("next tokens compared", f"{found['n'] + found['shape_rows']:,} of {found['rows']:,} rows and shapes"),
+        ("perplexity, simulated and shipped", " → ".join(
+            numbers.number(found[name]) for name in ("simulated_perplexity", "perplexity")
+        )),
+        (f"change of perplexity (allowed: {allowed})", change),
+        ("next tokens that both would say", numbers.percent(found["agreement"], 2)),
+        ("next tokens that changed, ties among them", f"{flips:,}, {ties:,}"),
+        ("largest difference of what a token loses, nats", numbers.number(found["max_abs_error"])),
+        ("logits of a text read in two parts, largest difference", numbers.number(found["chunk_error"])),
+        (f"texts continued alike for {found['generated']} tokens", f"{found['whole_prompts']} of {found['prompts']}"),
+        ("texts that part in a tie", f"{found['tied_prompts']}"),
+        ("first tokens that are alike, of each text", ", ".join(map(str, found["common_prefixes"]))),
+    ]  # fmt: skip
 
 
 def operators(document: Row) -> list[tuple[str, int | None, int]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 MAX_BYTES = 8 * 2**20
@@ -43,18 +43,42 @@ def texts(body: bytes, content_type: str) -> list[str]:
     Raises:
         RefusalError: with a sentence that names the row, where it is one.
     """
+    kind, text = _decoded(body, content_type)
+    return _checked(READERS[kind](text))
+
+
+def options(body: bytes, content_type: str, known: Collection[str]) -> dict[str, int]:
+    """Reads what a request asks beside its texts: the ``params`` of MLflow's protocol, whole numbers of at least 1.
+
+    Args:
+        known: what may be asked.
+
+    Raises:
+        RefusalError: something else is asked.
+    """
+    kind, text = _decoded(body, content_type)
+    document = json.loads(text) if kind == "application/json" else {}
+    params = document.get("params") or {} if isinstance(document, dict) else {}
+    if not isinstance(params, dict) or not set(params) <= set(known):
+        raise RefusalError(400, f"params: an object with {', '.join(known)} is wanted")
+    for name, value in params.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise RefusalError(400, f"params: {name} must be a whole number of at least 1")
+    return params
+
+
+def _decoded(body: bytes, content_type: str) -> tuple[str, str]:
+    """The type of a body, one of ``READERS``, and its text."""
     kind, *parameters = (part.strip().lower() for part in content_type.split(";"))
     if any(parameter and parameter.replace('"', "") != "charset=utf-8" for parameter in parameters):
         raise RefusalError(415, f"Content-Type: {content_type[:100]!r} is not read; the only charset is utf-8")
-    readers = {"application/json": _of_json, "text/csv": _of_csv}
-    if kind not in readers:
+    if kind not in READERS:
         found = f"{kind[:100]!r} is not read" if kind else "there is none"
         raise RefusalError(415, f"Content-Type: {found}; send application/json, for example {EXAMPLE}, or text/csv")
     try:
-        text = body.decode("utf-8-sig")
+        return kind, body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RefusalError(400, f"byte {error.start} is not UTF-8") from None
-    return _checked(readers[kind](text))
 
 
 def _checked(values: Any) -> list[str]:
@@ -138,3 +162,6 @@ def _of_csv(text: str) -> Any:
             yield row[at]
     except csv.Error as error:
         raise RefusalError(400, f"text/csv, line {reader.line_num}: {error}") from None
+
+
+READERS: dict[str, Callable[[str], Any]] = {"application/json": _of_json, "text/csv": _of_csv}

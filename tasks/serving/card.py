@@ -6,6 +6,7 @@ from typing import Any
 
 from tasks.reporting.markdown import code, text
 from tasks.reporting.numbers import capital
+from tasks.serving import completions, predictor
 
 USAGE = """\
 from predictor import Predictor
@@ -15,11 +16,21 @@ for text, answer in zip(texts, Predictor(".").predict(texts)):
     print(answer, text)
 """
 
+GENERATING_USAGE = """\
+from predictor import Predictor
+
+model = Predictor(".")
+text = "an utter delight"
+print(model.predict([text], new_tokens=16)[0])
+for piece in model.stream(text, new_tokens=16):
+    print(piece, end="", flush=True)
+"""
+
 CARD = """\
 # {name}
 
-{purpose}: {labels}. Compressed with Featherweight from a teacher that was
-fine-tuned from {base_model} on {data}. Texts are cut after {max_length} tokens.
+{purpose}{labels}. Compressed with Featherweight from a teacher that was
+fine-tuned from {base_model} on {data}. {reads}
 
 ## What was measured
 
@@ -39,30 +50,30 @@ sentence at batch 1, on {machine}.
 ```python
 {usage}```
 
-`predictor.py` needs no more than that, and shows how texts become inputs and logits an answer; it also runs by itself
+{predictor} needs no more than that, and shows how texts become inputs and logits an answer; it also runs by itself
 (`python predictor.py "an utter delight"`), and `python predictor.py --self-test` verifies every file's digest and the
 golden rows. From MLflow, by the alias it was deployed to:
 
 ```sh
 mlflow models serve -m "models:/{name}@champion" --env-manager local -p 5001
 curl localhost:5001/invocations -H 'Content-Type: application/json' \\
-  -d '{{"dataframe_records": [{{"text": "an utter delight"}}]}}'
+  -d '{{"dataframe_records": [{{"text": "an utter delight"}}]{options}}}'
 ```
 
 ## Files
 
 | file | what it is |
 |---|---|
-| `model.onnx` | the graph, opset {opset}; inputs {inputs}; output `logits` |
-| `tokenizer.json` | with truncation and padding set |
+| `model.onnx` | the graph, opset {opset}; inputs {inputs}; {outputs} |
+| `tokenizer.json` | {tokenizer} |
 | `manifest.json` | inputs, outputs and what they mean, versions, verdict, digest of every file |
-| `golden.json` | texts of the selection split, an empty and a long one, with the tokens and answers to give |
-| `predictor.py` | answers with onnxruntime and tokenizers alone |
+| `golden.json` | {golden} |
+| {predictor} | answers with onnxruntime and tokenizers alone |
 
 ## Limits
 
 It knows the domain and language of its training data and no other; what was measured says nothing about other text.
-{batches} A batch of your own needs at least one row and one token: onnxruntime ends its process on none.
+{limits}
 """
 
 CHECKS = """\
@@ -81,6 +92,52 @@ BATCHES = {
     True: "A text gets the same answer whatever texts share its batch.",
     False: "Activations are quantized over a whole batch, so an answer differs slightly with the texts beside it.",
 }
+
+NO_TOKEN = "A batch of your own needs at least one row and one token: onnxruntime ends its process on none."
+
+
+def _encoder(manifest: dict[str, Any]) -> dict[str, str]:
+    """What the card says of a model that reads a text as a whole."""
+    return {
+        "labels": f": {', '.join(map(code, manifest['labels']))}",
+        "reads": f"Texts are cut after {manifest['max_length']} tokens.",
+        "usage": USAGE,
+        "options": "",
+        "predictor": "`predictor.py`",
+        "inputs": ", ".join(map(_tensor, manifest["inputs"])),
+        "outputs": "output `logits`",
+        "tokenizer": "with truncation and padding set",
+        "golden": "texts of the selection split, an empty and a long one, with the tokens and answers to give",
+        "limits": f"{BATCHES[manifest['batch_invariant']]} {NO_TOKEN}",
+    }
+
+
+def _decoder(manifest: dict[str, Any]) -> dict[str, str]:
+    """What the card says of a model that continues a text."""
+    answer = manifest["answer"]
+    tensors = [one for one in manifest["inputs"] if not one["name"].startswith(completions.PAST)]
+    cache = [one for one in manifest["inputs"] if one["name"].startswith(completions.PAST)]
+    return {
+        "labels": f", by its likeliest next token each time, {answer['new_tokens']} times unless asked otherwise",
+        "reads": f"A text and what continues it have at most {answer['context']} tokens together; a text that leaves "
+        "no room is refused.",
+        "usage": GENERATING_USAGE,
+        "options": ', "params": {"new_tokens": 16}',
+        "predictor": "`predictor.py` with `completions.py`",
+        "inputs": f"{', '.join(map(_tensor, tensors))}, and a cache of {len(cache)} tensors, the first of them "
+        f"{_tensor(cache[0])}",
+        "outputs": f"outputs `logits` and the cache with the new tokens, `{completions.PRESENT}…`",
+        "tokenizer": "which neither cuts nor pads",
+        "golden": "beginnings of texts of the selection split, with the tokens that must follow, and by how many nats "
+        "each is likelier than the next best: on another processor a near tie may fall otherwise",
+        "limits": "What it writes is likely and not for that true. Each text is continued alone, so that no other "
+        "changes its answer. With cached tokens the graph reads several new ones of one text only; rows of a batch of "
+        "your own are padded on the right.",
+    }
+
+
+def _tensor(value: dict[str, Any]) -> str:
+    return f"`{value['name']}` {value['dtype']}{value['shape']}"
 
 
 ROWS = (
@@ -105,15 +162,14 @@ def render(manifest: dict[str, Any], *, purpose: str, base_model: str, data: str
     models = {model["stage"]: model for model in validation["models"]}
     teacher, shipped = models["train"], models["validate"]
     device, checks = validation["device"], manifest["verdict"]["checks"]
+    words = _decoder if predictor.answers(manifest).GENERATES else _encoder
     metric = capital(shipped["metric"])
     return CARD.format(
         name=manifest["name"],
         purpose=purpose,
-        labels=", ".join(map(code, manifest["labels"])),
         metric=metric,
         base_model=code(base_model),
         data=code(data),
-        max_length=manifest["max_length"],
         measured="\n".join(
             f"| {title} | {_cell(teacher, key, form)} | {_cell(shipped, key, form)} |"
             for title, key, form in ((metric, "quality", "{:.4f}"), *ROWS)
@@ -123,10 +179,8 @@ def render(manifest: dict[str, Any], *, purpose: str, base_model: str, data: str
         split=SPLITS[validation["split"]],
         checks=CHECKS.format(rows="\n".join(map(_check, checks))) if checks else "",
         reason=text(manifest["verdict"]["reason"]),
-        batches=BATCHES[manifest["batch_invariant"]],
-        usage=USAGE,
         opset=manifest["versions"]["opsets"]["ai.onnx"],
-        inputs=", ".join(f"`{value['name']}` {value['dtype']}{value['shape']}" for value in manifest["inputs"]),
+        **words(manifest),
     )
 
 

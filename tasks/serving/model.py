@@ -10,12 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tasks.serving import predictor
+from tasks.serving import completions, predictor
 
 CODE = Path(__file__).parent / "pyfunc.py"
 """What MLflow loads and executes."""
 PREDICTOR = Path(predictor.__file__)
-"""What that executes in turn."""
+"""What that executes in turn, with ``COMPLETIONS`` beside it where a model generates."""
+COMPLETIONS = Path(completions.__file__)
 BUNDLE = "bundle"
 """The artifact of the model that is the serving bundle."""
 RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
@@ -34,31 +35,42 @@ def installed(bundle: Path, names: Iterable[str], folder: Path) -> Path:
     for name in names:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle / name, copy / name)
-    shutil.copyfile(PREDICTOR, copy / PREDICTOR.name)
+    for code in (PREDICTOR, COMPLETIONS):
+        shutil.copyfile(code, copy / code.name)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*An input example was not provided")
         mlflow.pyfunc.save_model(
             path=str(folder / "model"),
             python_model=str(CODE),
             artifacts={BUNDLE: str(copy)},
-            signature=signature(bundle),
             pip_requirements=requirements(),
+            **interface(bundle),
         )
     return folder / "model"
 
 
-def signature(bundle: Path) -> Any:
-    """Column ``text`` → the fields of the bundle's answers, such as ``label``, ``score`` and ``probabilities``."""
+def interface(bundle: Path) -> dict[str, Any]:
+    """What MLflow is told of a bundle, as arguments of ``save_model``: its signature, and whether it streams.
+
+    Column ``text`` → the fields of the bundle's answers, such as ``label``, ``score`` and ``probabilities``, or
+    ``completion`` and ``tokens``; what may be asked beside texts, such as ``new_tokens``, are parameters.
+    """
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Map
 
-    types: dict[type, Any] = {str: DataType.string, float: DataType.double, dict: Map(DataType.double)}
-    fields = predictor.answers(json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))).COLUMNS
-    return ModelSignature(
+    types: dict[type, Any] = {
+        str: DataType.string, int: DataType.long, float: DataType.double, dict: Map(DataType.double),
+    }  # fmt: skip
+    answers = predictor.answers(json.loads((bundle / "manifest.json").read_text(encoding="utf-8")))
+    options = [ParamSpec(name, DataType.integer, default) for name, default in answers.options.items()]
+    params: Any = ParamSchema(options) if options else None
+    signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "text")]),
-        outputs=Schema([ColSpec(types[kind], name) for name, kind in fields.items()]),
+        outputs=Schema([ColSpec(types[kind], name) for name, kind in answers.COLUMNS.items()]),
+        params=params,
     )
+    return {"signature": signature, "streamable": answers.GENERATES}
 
 
 def requirements() -> list[str]:

@@ -5,6 +5,9 @@
     python predictor.py "an utter delight"      prints the answer as JSON
     python predictor.py --self-test [FOLDER]    checks every file's digest, then the golden rows
 
+An encoder reads a text as a whole and answers once (``Encoder``); a decoder continues it, token by token
+(``completions.py`` beside this file). All that differs between the two is in these classes.
+
 B = rows, S = tokens, C = classes.
 """
 
@@ -15,16 +18,22 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
+if TYPE_CHECKING:
+    from tasks.serving.completions import Completions
+
 TOLERANCE = 0.01
 """Largest difference of a golden answer, in its unit: another CPU's integer kernels round elsewhere."""
+DIGITS = 5
+"""Of a golden answer, after the point of its unit."""
 
 
 def num_cores(root: Path = Path("/")) -> int:
@@ -44,13 +53,61 @@ def num_cores(root: Path = Path("/")) -> int:
     return max(1, int(cores))
 
 
-class Labels:
+class Encoder:
+    """Of a model that reads a text as a whole. Subclasses turn logits (B, C) into answers.
+
+    Attributes:
+        unit: what a difference of two answers is measured in.
+        options: what may be asked beside texts, with defaults.
+    """
+
+    GENERATES: ClassVar = False
+    COLUMNS: ClassVar[dict[str, type]] = {}
+    unit = 1.0
+    options: Mapping[str, int] = MappingProxyType({})
+
+    def __init__(self, manifest: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def __call__(self, logits: np.ndarray) -> list[dict[str, Any]]:
+        raise NotImplementedError
+
+    def require(self, model: Predictor, texts: Sequence[str]) -> None:
+        """Refuses no text: a long one is cut, and an empty one is padded."""
+
+    def predict(self, model: Predictor, texts: Sequence[str]) -> list[dict[str, Any]]:
+        return self(model.logits(texts))
+
+    def stream(self, model: Predictor, text: str) -> Iterator[str]:
+        raise ValueError("this model answers at once and has nothing to stream; ask predict")
+
+    def golden(self, model: Predictor, text: str) -> dict[str, Any]:
+        """A row of ``golden.json``: a text with its tokens and the answer that it must give."""
+        (ids,) = model.encode([text])
+        (answer,) = self.predict(model, [text])
+        return {"text": text, "input_ids": ids, **rounded(answer, DIGITS - math.floor(math.log10(self.unit)))}
+
+    def check(self, model: Predictor, row: Mapping[str, Any]) -> float:
+        """Difference of an answer from a golden row, in ``unit``.
+
+        Raises:
+            RuntimeError: it is too large, or a number is missing.
+        """
+        (found,) = self.predict(model, [row["text"]])
+        expected = {name: row[name] for name in self.COLUMNS if name in row}
+        difference = distance(expected, found) / self.unit
+        if not difference <= TOLERANCE:  # also catches NaN; a label can then only differ in a tie
+            raise RuntimeError(f"expected {expected}, found {found}")
+        return difference
+
+
+class Labels(Encoder):
     """Of a classifier: the likeliest ``label``, its probability as ``score``, and ``probabilities`` of all labels."""
 
     COLUMNS: ClassVar = {"label": str, "score": float, "probabilities": dict}
 
     def __init__(self, manifest: dict[str, Any]) -> None:
-        self.names, self.unit = manifest["labels"], 1.0
+        self.names = manifest["labels"]
 
     def __call__(self, logits: np.ndarray) -> list[dict[str, Any]]:
         exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -64,7 +121,7 @@ class Labels:
         ]
 
 
-class Scores:
+class Scores(Encoder):
     """Of a regression: the ``score``, in the unit of the labels that it was learned from."""
 
     COLUMNS: ClassVar = {"score": float}
@@ -77,14 +134,29 @@ class Scores:
         return [{"score": self.mean + self.spread * float(row[0])} for row in logits]
 
 
-ANSWERS: dict[str, type[Labels] | type[Scores]] = {"label": Labels, "score": Scores}
+def _completions(manifest: dict[str, Any]) -> Completions:
+    """Runs ``completions.py`` from where this file is: not every way to start lets it import what lies beside it, and
+    an import would leave a compiled copy in the bundle."""
+    path = Path(__file__).with_name("completions.py")
+    module: Any = ModuleType("completions")
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
+    found: Completions = module.Completions(manifest)
+    return found
+
+
+ANSWERS: dict[str, Callable[[dict[str, Any]], Encoder | Completions]] = {
+    "label": Labels,
+    "score": Scores,
+    "completion": _completions,
+}
 """What a model's logits mean, by the manifest's word for it."""
 
 
-def answers(manifest: dict[str, Any]) -> Labels | Scores:
-    """What turns logits (B, C) into answers; ``COLUMNS`` has their fields, ``unit`` what a difference is measured in.
+def answers(manifest: dict[str, Any]) -> Encoder | Completions:
+    """What turns texts into answers.
 
-    Bundles of earlier versions, which do not say, tell labels.
+    ``COLUMNS`` has their fields, ``options`` what may be asked beside texts, and ``GENERATES`` says whether a text is
+    continued. Bundles of earlier versions, which do not say, tell labels.
     """
     return ANSWERS[manifest.get("answer", {"kind": "label"})["kind"]](manifest)
 
@@ -123,13 +195,10 @@ class Predictor:
             raise RuntimeError(f"{provider} does not work on this machine; pass provider='CPUExecutionProvider'")
 
     def logits(self, texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:
-        """What the model says of each text: texts (B) → (B, C), in the order of the texts.
+        """What an encoder says of each text: texts (B) → (B, C), in the order of the texts.
 
         Texts of similar length share a batch, so that little is spent on padding.
         """
-        for position, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise ValueError(f"row {position}: text must be a string, not {type(text).__name__}")
         rows = self.encode(texts)
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         logits = np.empty((len(rows), len(self.manifest["labels"])), dtype=np.float32)
@@ -139,8 +208,17 @@ class Predictor:
         return logits
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, cut as the model learned texts."""
+        """Token ids of each text, cut as the model learned texts; what a decoder is to continue is not cut.
+
+        Raises:
+            ValueError: one is no text.
+        """
+        require_strings(texts)
         return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, without special ones."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _logits(self, rows: list[list[int]]) -> np.ndarray:
         """Pads one batch on the right, from where positions are counted, and runs it: B lists of ids → (B, C).
@@ -155,9 +233,43 @@ class Predictor:
             mask[index, : len(row)] = 1
         return self.session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
 
-    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """The answer to each text, with the fields of ``answers(manifest).COLUMNS``."""
-        return self.answers(self.logits(texts))
+    def require(self, texts: Sequence[str]) -> None:
+        """Raises the ``ValueError`` of the first text that ``predict`` would refuse."""
+        require_strings(texts)
+        self.answers.require(self, texts)
+
+    def predict(self, texts: Sequence[str], **options: int) -> list[dict[str, Any]]:
+        """The answer to each text, with the fields of ``answers(manifest).COLUMNS``.
+
+        Args:
+            options: ``new_tokens`` of a decoder: how many tokens may follow each text.
+
+        Raises:
+            ValueError: a text is refused, in a sentence that names its row, or an option is.
+        """
+        return self.answers.predict(self, texts, **options)
+
+    def stream(self, text: str, **options: int) -> Iterator[str]:
+        """What a decoder continues a text with, piece by piece; together they are the ``completion`` of ``predict``.
+
+        Raises:
+            ValueError: as of ``predict``; or the model is no decoder.
+        """
+        return self.answers.stream(self, text, **options)
+
+
+def require_strings(texts: Sequence[str]) -> None:
+    """Raises ``ValueError`` where one is no text."""
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"row {position}: text must be a string, not {type(text).__name__}")
+
+
+def rounded(value: Any, digits: int) -> Any:
+    """Numbers of an answer to so many digits after the point."""
+    if isinstance(value, dict):
+        return {name: rounded(one, digits) for name, one in value.items()}
+    return round(value, digits) if isinstance(value, float) else value
 
 
 def distance(expected: Any, found: Any) -> float:
@@ -192,12 +304,10 @@ def self_test(directory: str | Path) -> dict[str, Any]:
         (ids,) = predictor.encode([row["text"]])
         if ids != row.get("input_ids", ids):  # bundles of earlier versions do not say
             raise RuntimeError(f"golden row {number}: expected the tokens {row['input_ids']}, found {ids}")
-        (found,) = predictor.predict([row["text"]])
-        expected = {name: row[name] for name in predictor.answers.COLUMNS if name in row}
-        difference = distance(expected, found) / predictor.answers.unit
-        if not difference <= TOLERANCE:  # also catches NaN; a label can then only differ in a tie
-            raise RuntimeError(f"golden row {number}: expected {expected}, found {found}")
-        worst = max(worst, difference)
+        try:
+            worst = max(worst, predictor.answers.check(predictor, row))
+        except RuntimeError as error:
+            raise RuntimeError(f"golden row {number}: {error}") from None
     if heavy := {"torch", "transformers"} & set(sys.modules):
         raise RuntimeError(f"serving loaded {', '.join(sorted(heavy))}")
     return {"golden_rows": len(golden), "max_abs_error": worst, "onnxruntime": onnxruntime.__version__}
@@ -215,8 +325,12 @@ def main(arguments: list[str]) -> int:
             print(error, file=sys.stderr)
             return 1
         return 0
-    for answer in Predictor(directory).predict(arguments):
-        print(json.dumps(answer, ensure_ascii=False))
+    try:
+        for answer in Predictor(directory).predict(arguments):
+            print(json.dumps(answer, ensure_ascii=False))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

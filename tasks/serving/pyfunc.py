@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,19 @@ class Served(PythonModel):
         )
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        return pd.DataFrame(self.predictor.predict(model_input["text"].tolist()))
+        return pd.DataFrame(self.predictor.predict(model_input["text"].tolist(), **self._options(params)))
+
+    def predict_stream(
+        self, context: Any, model_input: dict[str, Any], params: dict[str, Any] | None = None
+    ) -> Iterator[str]:
+        """Pieces of what continues one text; only models that generate are logged as ones that stream."""
+        found: Iterator[str] = self.predictor.stream(model_input["text"], **self._options(params))
+        return found
+
+    def _options(self, params: dict[str, Any] | None) -> dict[str, int]:
+        """What the signature knows of what was asked, as plain numbers."""
+        given = params or {}
+        return {name: int(given[name]) for name in self.predictor.answers.options if given.get(name) is not None}
 
 
 set_model(Served())

@@ -2,7 +2,8 @@
 
 MLflow answers ``/ping``, ``/health`` and ``/version``. Requests to ``/invocations`` are read by ``bodies`` and go to
 the predictor without a data frame in between, with the answers that MLflow's own way gives. Work is done in pieces, so
-that small requests pass large ones, and what nobody waits for any more ends.
+that small requests pass large ones, and what nobody waits for any more ends. A model that continues texts does one text
+at a time, and what it cannot continue is refused before it begins.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from tasks.serving import bodies
@@ -20,7 +21,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
-Predict = Callable[[Sequence[str]], list[dict[str, Any]]]
+Predict = Callable[..., list[dict[str, Any]]]
 
 ROWS = 64
 """Computed at once, before it is another request's turn."""
@@ -32,9 +33,25 @@ logger = logging.getLogger("featherweight")
 class Server:
     """An ASGI application in front of another one."""
 
-    def __init__(self, inner: Application, predict: Predict) -> None:
-        """Takes MLflow's application, and what answers texts in their order."""
+    def __init__(
+        self,
+        inner: Application,
+        predict: Predict,
+        *,
+        require: Callable[[Sequence[str]], None] | None = None,
+        options: Collection[str] = (),
+        rows: int = ROWS,
+    ) -> None:
+        """Takes MLflow's application, and what answers texts in their order.
+
+        Args:
+            require: raises the ``ValueError`` of a text that ``predict`` would refuse.
+            options: arguments of ``predict`` that a request may set in its ``params``; none of them leaves ``params``
+                unread.
+            rows: computed at once, before it is another request's turn.
+        """
         self.inner, self.predict = inner, predict
+        self.require, self.options, self.rows = require, options, rows
         self.turn = asyncio.Lock()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -43,8 +60,12 @@ class Server:
             return
         try:
             headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-            texts = bodies.texts(await _body(receive, headers), headers.get("content-type", ""))
-            answers = await self._answers(texts, receive)
+            body, content_type = await _body(receive, headers), headers.get("content-type", "")
+            texts = bodies.texts(body, content_type)
+            options = bodies.options(body, content_type, self.options) if self.options else {}
+            if self.require:
+                await self._check(texts)
+            answers = await self._answers(texts, options, receive)
         except bodies.RefusalError as refused:
             await _answer(send, refused.status, {"error_code": CODES[refused.status], "message": str(refused)})
         except Exception:
@@ -56,16 +77,25 @@ class Server:
             if answers is not None:
                 await _answer(send, 200, {"predictions": answers})
 
-    async def _answers(self, texts: list[str], receive: Receive) -> list[dict[str, Any]] | None:
+    async def _check(self, texts: list[str]) -> None:
+        assert self.require is not None
+        try:
+            await asyncio.to_thread(self.require, texts)
+        except ValueError as error:
+            raise bodies.RefusalError(400, str(error)) from None
+
+    async def _answers(
+        self, texts: list[str], options: Mapping[str, int], receive: Receive
+    ) -> list[dict[str, Any]] | None:
         """Answers in pieces; ``None`` if the client went away."""
         gone = asyncio.ensure_future(_departure(receive))
         answers: list[dict[str, Any]] = []
         try:
-            for start in range(0, len(texts), ROWS):
+            for start in range(0, len(texts), self.rows):
                 async with self.turn:
                     if gone.done():
                         return None
-                    answers += await asyncio.to_thread(self.predict, texts[start : start + ROWS])
+                    answers += await asyncio.to_thread(self.predict, texts[start : start + self.rows], **options)
             return answers
         finally:
             gone.cancel()
@@ -112,7 +142,11 @@ def application(model_uri: str) -> Server:
     from mlflow.pyfunc import scoring_server
 
     model = pyfunc.load_model(model_uri)
-    return Server(scoring_server.init(model), model.unwrap_python_model().predictor.predict)
+    predictor = model.unwrap_python_model().predictor
+    inner = scoring_server.init(model)
+    if not predictor.answers.GENERATES:
+        return Server(inner, predictor.predict)
+    return Server(inner, predictor.predict, require=predictor.require, options=predictor.answers.options, rows=1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

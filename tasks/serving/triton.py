@@ -16,6 +16,7 @@ from typing import Any
 from tasks.contracts.base import FeatherweightError
 from tasks.engine import disk
 from tasks.ml import paths
+from tasks.serving import predictor
 
 MAX_BATCH = 64
 QUEUE_DELAY_US = 500
@@ -29,12 +30,18 @@ def write(bundle: Path, repository: Path, name: str, version: int) -> Path:
     """Writes ``NAME/config.pbtxt`` and ``NAME/VERSION/model.onnx`` and returns ``NAME``.
 
     Raises:
-        FeatherweightError: the repository already has a model of this name that something else wrote.
+        FeatherweightError: the repository already has a model of this name that something else wrote; or the model
+            continues texts, with a cache that Triton's ONNX Runtime backend does not keep between tokens.
     """
     target = repository / name
     if target.exists() and not (target / "manifest.json").is_file():
         raise FeatherweightError(f"{target} exists and was not written by Featherweight; choose another directory")
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    if predictor.answers(manifest).GENERATES:
+        raise FeatherweightError(
+            f"--to triton: {name} continues texts token by token with a cache, which Triton's ONNX Runtime backend "
+            f"does not keep; serve it with `featherweight serve {name}`, or open its bundle with onnxruntime-genai"
+        )
     repository.mkdir(parents=True, exist_ok=True)
     with disk.held(repository):
         for left in repository.glob(f"{FRESH}*"):  # by a process that was killed

@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,8 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
     """Writes a dataset into an existing directory and returns its profile."""
     schema = SCHEMA.append(pa.field("target", pa.from_numpy_dtype(division.targets.dtype)))
     special = tokenizer.num_special_tokens_to_add()
-    rows_of: dict[str, list[Row]] = {}
     lengths: dict[str, np.ndarray] = {}
+    kept: dict[str, list[Row]] = {}
     units = dict(division.targets.measure([row.label for row in division.splits["train"]]))
     for name, rows in division.splits.items():
         encoded = tokenization.encodings([row.text for row in rows], tokenizer, max_length=max_length)
@@ -99,11 +99,12 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
         )
         with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as writer:
             writer.write_table(table)
-        rows_of[name] = [row for row, _, _ in stored]
-        whole = division.targets.of_part is not None
-        lengths[name] = np.array([len(ids) for _, ids, _ in stored]) if whole else _whole_lengths(encoded, special)
+        # Texts that became several rows are not cut.
+        in_parts = division.targets.of_part is not None
+        lengths[name] = np.array([len(ids) for _, ids, _ in stored]) if in_parts else _whole_lengths(encoded, special)
+        kept[name] = [row for row, _, _ in stored]
     info = DatasetInfo(list(division.targets.names), max_length, tokenization.digest(tokenizer), units)
-    profile = _profile(division, rows_of, lengths, max_length)
+    profile = _profile(replace(division, splits=kept), lengths, max_length)
     (directory / INFO).write_text(json.dumps(asdict(info), indent=1, ensure_ascii=False), encoding="utf-8")
     (directory / PROFILE).write_text(json.dumps(profile, indent=1, ensure_ascii=False), encoding="utf-8")
     (directory / TOKENIZER).mkdir()
@@ -133,9 +134,7 @@ def _start(part: Any) -> int:
     return int(min((start for start, end in part.offsets if end > start), default=0))
 
 
-def _profile(
-    division: Division, rows_of: Mapping[str, list[Row]], lengths: Mapping[str, np.ndarray], max_length: int
-) -> dict[str, Any]:
+def _profile(division: Division, lengths: Mapping[str, np.ndarray], max_length: int) -> dict[str, Any]:
     """Rows, class balance and token lengths per split, how many rows were dropped and why, and what is to be known."""
     edges = np.unique(np.linspace(0, max_length, HISTOGRAM_BINS + 1).round().astype(int))
 
@@ -153,7 +152,7 @@ def _profile(
 
     labelled = np.concatenate([lengths[name] for name in SPLITS])
     return {
-        "splits": {name: describe(rows, lengths[name]) for name, rows in rows_of.items()},
+        "splits": {name: describe(rows, lengths[name]) for name, rows in division.splits.items()},
         "tokens_at_95_percent": int(np.quantile(labelled, 0.95, method="inverted_cdf")) if len(labelled) else 0,
         "token_histogram_edges": edges.tolist(),
         "dropped": division.dropped,

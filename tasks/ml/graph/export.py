@@ -27,7 +27,7 @@ from tasks.ml.models.quantization_spec import FLOATS, INT4, INT8_DYNAMIC, INT8_S
 MODEL = "model.onnx"
 EXTERNAL_DATA_BYTES = 1_000_000_000
 """Weights beyond this go to ``model.onnx.data``: a protobuf message ends at 2 GB."""
-ATTENTION = ("MultiHeadAttention", "QAttention")
+ATTENTION = ("MultiHeadAttention", "QAttention", "GroupQueryAttention")
 INTEGER_MATMUL = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "QAttention")
 OPERATORS = "operators.json"
 COMPANIONS = ("config.json", "tokenizer.json", "tokenizer_config.json")
@@ -130,13 +130,23 @@ def export_onnx(
     module = _Positional(lowered, inputs, outputs)
     graph = trace(module, lowered, example, inputs=inputs, outputs=outputs, opset=opset)
     fusion.fuse(graph, for_cpu=bool(spec.linears))
+    operators = write(graph, directory, expected=expected)
+    onnx.checker.check_model(str(directory / MODEL))
+    return operators
+
+
+def write(graph: ir.Model, directory: Path, *, expected: dict[str, int]) -> Operators:
+    """Writes ``model.onnx``.
+
+    Raises:
+        FeatherweightError: the graph lacks operators that are expected.
+    """
     counts = Counter(node.op_type for node in graph.graph)
     require_operators(counts, expected)
     graph.producer_name, graph.producer_version = "featherweight", None
     path = directory / MODEL
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
     ir.save(graph, path, external_data=f"{MODEL}.data" if size > EXTERNAL_DATA_BYTES else None)
-    onnx.checker.check_model(str(path))
     return {"counts": dict(sorted(counts.items())), "expected": expected}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tasks.contracts.base import FeatherweightError
 from tasks.ml import paths
-from tasks.ml.models import architectures
+from tasks.ml.models import architectures, demo_models
 
 DESCRIPTIONS = (".json", ".txt", ".model")
 """Suffixes of configuration, vocabulary and tokenizer files."""
@@ -49,6 +49,8 @@ def find(model: str, *, field: str = "base_model", weights: bool = True) -> Path
     """
     if model.startswith("package:"):
         directory = _packaged(model, field)
+    elif model.startswith("demo:"):
+        directory = demo_models.directory(model.removeprefix("demo:"), field=field)
     elif (path := paths.written(model, field=field)).is_dir():
         directory = path
     elif model.startswith((".", "/", "~")):

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from tasks.contracts.base import FeatherweightError
-from tasks.ml.models import families
+from tasks.ml.models import architectures, families
 from tasks.ml.parallel import world
 
 
@@ -44,7 +44,7 @@ def _sharded(model: nn.Module) -> Iterator[None]:
     _start_alike(model)
     mesh = _mesh(model)
     # The root gives its whole parameters back after the forward pass too: after an evaluation no backward pass does it.
-    for module in (*families.of_model(model).layer_list(model), model):
+    for module in (*architectures.of_model(model).layer_list(model), model):
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
     yield
 

@@ -15,12 +15,11 @@ import numpy as np
 
 from tasks.ml import machine
 from tasks.ml.data import datasets
-from tasks.ml.graph.export import MODEL
 from tasks.ml.models import modeling
 from tasks.ml.problem import problem_of
 from tasks.ml.proof import proof
 from tasks.ml.quality import evaluation, learning
-from tasks.ml.runtime import parity, sessions, timing
+from tasks.ml.runtime import timing
 
 SPLIT = "selection"
 NAME = "candidate"
@@ -69,15 +68,16 @@ def measure(
     candidate = proof.subject(NAME, "Candidate", directory, data, split=SPLIT)
     provider, agreement = proof.provider_of(candidate, device=device), {}
     if candidate.kind == "onnx" and simulated is not None:
-        agreement = parity.compare(
+        agreement = proof.held(
+            candidate,
             simulated,
-            sessions.open_session(directory / MODEL, provider=provider, threads=threads),
-            problem_name,
             candidate.rows,
-            pad_id=candidate.pad_id,
+            problem_name=problem_name,
+            provider=provider,
+            threads=threads,
             max_length=datasets.info(data).max_length,
+            max_flips=max_flips,
         )
-        parity.require(agreement, max_flips=max_flips)
     logits = {
         NAME: proof.logits_of(candidate, problem=problem_name, provider=provider, threads=threads),
         "teacher": evaluation.answers(teacher, data, problem_name),
@@ -89,8 +89,9 @@ def measure(
         ) as running,
     ):
         times = timing.summary(timing.interleaved(running, rounds=repeats)[NAME])
-        times["throughput_per_s"] = running[NAME].throughput(NAME, (batch_size,))
+        times["throughput_per_s"] = running[NAME].throughput(NAME, (batch_size,), tokens_at_once=problem.TOKENS_AT_ONCE)
         times |= running[NAME].loaded[NAME]
+        generated = proof.generations([candidate], running, rounds=repeats) if problem.PER_TOKEN else []
     measured = {
         **agreement,
         "metric": problem.METRIC,
@@ -101,6 +102,7 @@ def measure(
         "num_parameters": _num_parameters(directory if simulated is None else simulated, problem_name),
         **proof.weight(candidate, problem=problem_name),
         **times,
+        **({"generation": generated} if generated else {}),
         "runtime": candidate.runtime(provider),
         "provider": provider,
         "cpu_model": machine.cpu_model(),

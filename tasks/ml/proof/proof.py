@@ -12,19 +12,27 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import torch
+from safetensors import safe_open
+from torch import nn
 
 from tasks.ml import machine
 from tasks.ml.data import datasets
 from tasks.ml.graph.export import MODEL, num_bytes, read_spec
-from tasks.ml.models import modeling, quantization_spec, tokenization
+from tasks.ml.models import locators, modeling, quantization_spec, tokenization
 from tasks.ml.problem import problem_of
 from tasks.ml.quality import evaluation, learning
-from tasks.ml.runtime import parity, timing
+from tasks.ml.runtime import decoder_parity, parity, timing
 from tasks.ml.runtime import sessions as runtime
 
 logger = logging.getLogger("featherweight")
 
 Kind = Literal["torch", "simulated", "onnx"]
+
+CODES = "codes.safetensors"
+"""Beside a quantized decoder's weights: what they were rounded to, ``NAME.codes`` and others of a linear layer NAME."""
+
+REQUESTS = 4
+"""How many times fewer texts are timed where each of them is continued."""
 
 TIMINGS = (
     "latency_p50_ms",
@@ -90,6 +98,42 @@ def logits_of(subject: Subject, *, problem: str, provider: str, threads: int) ->
     return evaluation.logits(model, subject.rows, pad_id=subject.pad_id, problem=problem_of(problem))
 
 
+def held(
+    subject: Subject,
+    simulated: Path,
+    rows: Sequence[Sequence[int]],
+    *,
+    problem_name: str,
+    provider: str,
+    threads: int,
+    max_length: int,
+    max_flips: float,
+) -> dict[str, Any]:
+    """Holds an exported model against its simulation, row by row or, where answers are per token, token by token.
+
+    Args:
+        simulated: the torch bundle that it was exported from.
+        rows: token ids that both read.
+        max_flips: share of answers that may differ.
+
+    Returns:
+        What ``compare`` of ``parity`` or of ``decoder_parity`` says.
+
+    Raises:
+        ParityError: they do not say the same.
+    """
+    file = subject.directory / MODEL
+    session = runtime.open_session(file, provider=provider, threads=threads)
+    about: dict[str, Any] = {"pad_id": subject.pad_id, "max_length": max_length}
+    if problem_of(problem_name).PER_TOKEN:
+        found = decoder_parity.compare(simulated, file, session, problem_name, rows, **about)
+        decoder_parity.require(found, max_flips=max_flips)
+    else:
+        found = parity.compare(simulated, session, problem_name, rows, **about)
+        parity.require(found, max_flips=max_flips)
+    return found
+
+
 def weight(subject: Subject, *, problem: str) -> dict[str, float]:
     """``size_mb`` of the weights (of a simulated model: as the runtime will store them) and ``num_parameters``."""
     if subject.kind == "onnx":
@@ -97,8 +141,22 @@ def weight(subject: Subject, *, problem: str) -> dict[str, float]:
     model = modeling.load(subject.directory, problem)
     stored = (subject.directory / modeling.WEIGHTS).stat().st_size
     if subject.kind == "simulated":
-        stored = quantization_spec.num_bytes(model, read_spec(subject.directory))
+        stored = _stored_bytes(model, subject.directory)
     return {"size_mb": stored / 1e6, "num_parameters": modeling.num_parameters(model)}
+
+
+def _stored_bytes(model: nn.Module, directory: Path) -> int:
+    """Bytes of a quantized bundle's weights as the runtime will store them: by its spec, or, where codes were kept,
+    codes with their scales and zero points, and fp32 for the parameters of modules that have none."""
+    kept = directory / CODES
+    if not kept.is_file():
+        return quantization_spec.num_bytes(model, read_spec(directory))
+    with safe_open(kept, framework="numpy") as file:
+        coded = {f"{name.rpartition('.')[0]}.weight" for name in file.keys()}  # noqa: SIM118
+    named = model.named_parameters(remove_duplicate=False)  # a table that is the head, too, is coded as either
+    replaced = {id(parameter) for name, parameter in named if name in coded}
+    rest = sum(parameter.nbytes for parameter in model.parameters() if id(parameter) not in replaced)
+    return kept.stat().st_size + rest
 
 
 @contextmanager
@@ -106,6 +164,8 @@ def probes(
     subjects: Sequence[Subject], *, problem: str, provider: str, threads: int, sentences: int
 ) -> Iterator[dict[str, timing.Probe]]:
     """Starts the timing processes of all models that have a speed, one after the other; yields each model's process."""
+    if problem_of(problem).PER_TOKEN:
+        sentences = -(-sentences // REQUESTS)
     groups = [[subject for subject in subjects if subject.kind == "torch"]]
     groups += [[subject] for subject in subjects if subject.kind == "onnx"]
     running: dict[str, timing.Probe] = {}
@@ -117,7 +177,7 @@ def probes(
                     subject.stage: {
                         "directory": str(subject.directory),
                         "pad_id": subject.pad_id,
-                        "rows": [list(row) for row in subject.rows[:sentences]],
+                        "rows": [list(row) for row in subject.rows[:sentences] if row],
                     }
                     for subject in group
                 },
@@ -131,14 +191,24 @@ def probes(
 
 
 def timings(
-    running: Mapping[str, timing.Probe], *, rounds: int, announce: Callable[[int], None]
+    running: Mapping[str, timing.Probe], *, rounds: int, tokens_at_once: int, announce: Callable[[int], None]
 ) -> dict[str, dict[str, Any]]:
     """Latency, throughput, load time and peak memory of every running model; ``announce`` is told of every round."""
     measured = timing.interleaved(running, rounds=rounds, announce=announce)
     return {
-        stage: timing.summary(measured[stage]) | {"throughput_per_s": probe.throughput(stage), **probe.loaded[stage]}
+        stage: timing.summary(measured[stage])
+        | {"throughput_per_s": probe.throughput(stage, tokens_at_once=tokens_at_once), **probe.loaded[stage]}
         for stage, probe in running.items()
     }
+
+
+def generations(
+    subjects: Sequence[Subject], running: Mapping[str, timing.Probe], *, rounds: int
+) -> list[dict[str, Any]]:
+    """How fast decoders generate after texts of some lengths, for which all of them have positions: of each ``stage``
+    and ``context`` what ``timing.generations`` measures. To be asked before whatever takes more memory."""
+    contexts = timing.contexts(min(locators.positions(one.directory) for one in subjects))
+    return timing.generations({one.stage: running[one.stage] for one in subjects}, contexts, rounds=rounds)
 
 
 def examine(
@@ -172,15 +242,16 @@ def examine(
     sample = runtime.feed(shipped.rows[:1], pad_id=shipped.pad_id)
     provider = runtime.choose_provider(file, sample, device=device)
     progress(0.0, "parity with the simulated model")
-    agreement = parity.compare(
+    agreement = held(
+        shipped,
         models[-1].directory,
-        runtime.open_session(file, provider=provider, threads=threads),
-        problem_name,
         datasets.read(data, "selection", tokenization.load(shipped.directory)).input_ids,
-        pad_id=shipped.pad_id,
+        problem_name=problem_name,
+        provider=provider,
+        threads=threads,
         max_length=about.max_length,
+        max_flips=max_flips,
     )
-    parity.require(agreement, max_flips=max_flips)
     logger.info(
         "validate: on %s, %d of %d answers differ from the simulated model",
         provider, agreement["label_flips"], agreement["n"],
@@ -198,13 +269,19 @@ def examine(
             progress(0.5 + 0.3 * number / repeats, text)
             logger.info("validate: %s", text)
 
-        timed = timings(running, rounds=repeats, announce=announce)
+        generated = []
+        if problem.PER_TOKEN:
+            progress(0.5, f"{repeats} rounds of generation")
+            logger.info("validate: %d rounds of generation", repeats)
+            generated = generations((models[0], shipped), running, rounds=repeats)
+        timed = timings(running, rounds=repeats, tokens_at_once=problem.TOKENS_AT_ONCE, announce=announce)
         progress(0.8, "timing the grid of batch sizes and lengths")
         logger.info("validate: timing the grid of batch sizes and lengths")
+        shapes = timing.grid_shapes(about.max_length, tokens_at_once=problem.TOKENS_AT_ONCE)
         grid = [
             {"stage": one.stage, **cell}
             for one in (models[0], shipped)
-            for cell in running[one.stage].grid(one.stage, timing.grid_shapes(about.max_length))
+            for cell in running[one.stage].grid(one.stage, shapes)
         ]
     others_share = company.share()
     described: list[dict[str, Any]] = [
@@ -239,6 +316,7 @@ def examine(
         "rows": problem.describe(about.labels, datasets.read(data, "train").targets),
         "models": described,
         "grid": grid,
+        **({"generation": generated} if generated else {}),
         "parity": agreement,
         "nodes": runtime.placement(file, sample, provider=provider, threads=threads),
     }

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 from tasks.ml import machine
+from tasks.ml.problem import problem_of
 from tasks.ml.proof import proof
 from tasks.ml.runtime import timing
 
@@ -42,5 +43,7 @@ def run(
             running |= stack.enter_context(
                 proof.probes([subject], problem=problem, provider=provider, threads=threads, sentences=sentences)
             )
-        paces = timing.paces(running, rounds=repeats, batch_size=batch_size)
+        paces = timing.paces(
+            running, rounds=repeats, batch_size=batch_size, tokens_at_once=problem_of(problem).TOKENS_AT_ONCE
+        )
     return paces["first"], paces["second"]

@@ -63,7 +63,7 @@ def logits(
     for rows in mine + [[0]] * idle:
         ids, mask = batching.collate([input_ids[row] for row in rows], pad_id=pad_id, device=device)
         output = model(input_ids=ids, attention_mask=mask).logits.float()
-        if problem is not None:
+        if problem:
             output = torch.from_numpy(problem.kept(*(part.cpu().numpy() for part in (output, ids, mask)))).to(device)
         parts.append((rows, output))
     model.train(was_training)
@@ -77,7 +77,7 @@ def logits(
 
 def most_rows(problem: Problem | None, lengths: Sequence[int]) -> int:
     """Rows of these lengths whose logits are computed at once, where nothing learns."""
-    most = problem.TOKENS_AT_ONCE if problem is not None else 0
+    most = problem.TOKENS_AT_ONCE if problem else 0
     return max(1, most // max(lengths)) if most else len(lengths)
 
 

@@ -105,6 +105,22 @@ def apply(
     return found
 
 
+@torch.no_grad()
+def hessians(model: nn.Module, rows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """XᵀX (I, I) of the inputs of every product by the qualified name of its first layer, of a model as it is."""
+    family = decoders.of_model(model)
+    found: dict[str, torch.Tensor] = {}
+    given = [_calls(model, family.layer_list(model), ids) for ids in rows]
+    states = [hidden for hidden, _ in given]
+    for index, layer in enumerate(family.layer_list(model)):
+        calls = [of_layers[index] for _, of_layers in given]
+        first = {group[0] for group in family.groups()}
+        prefix = f"{model.base_model_prefix}.{family.layers}.{index}"
+        found |= {f"{prefix}.{part}": one for part, one in _hessians(layer, first, states, calls).items()}
+        states = [_output(layer(hidden, *rest, **named)) for hidden, (rest, named) in zip(states, calls, strict=True)]
+    return found
+
+
 def _hessians(
     layer: nn.Module, parts: set[str], states: Sequence[torch.Tensor], calls: Sequence[Call]
 ) -> dict[str, torch.Tensor]:

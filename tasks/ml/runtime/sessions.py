@@ -32,8 +32,8 @@ ATTENTIONS = {"Attention", "QAttention", "MultiHeadAttention", "GroupQueryAttent
 HEAVY = MATMULS | INTEGER_MATMULS | ATTENTIONS
 """Operators that hold nearly all the work of a transformer: a model runs where these run."""
 
-CACHE = "past_key_values."
-"""How inputs begin that are what a model read before."""
+CACHE, NEW_CACHE = "past_key_values.", "present."
+"""How inputs begin that are what a model read before, and the outputs that are the same with what it read now."""
 TYPES = {
     "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32, "tensor(float16)": np.float16,
     "tensor(int8)": np.int8, "tensor(uint8)": np.uint8,
@@ -73,7 +73,7 @@ def placement(model: Path, feed: Feed, *, provider: str, threads: int = 0) -> di
     """Runs a model once under the profiler; returns which provider ran how many nodes of each operator."""
     with tempfile.TemporaryDirectory() as folder:
         session = _session(model, provider=provider, threads=threads, profile=Path(folder) / "profile")
-        session.run(None, feed)
+        session.run(None, wanted(session, feed))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     counts: dict[str, Counter[str]] = {}
     for event in events:
@@ -132,6 +132,11 @@ def open_session(model: Path, *, provider: str, threads: int = 0) -> ort.Inferen
     return session
 
 
+def has_cache(session: ort.InferenceSession) -> bool:
+    """Whether a graph is a decoder's, which reads what it read before."""
+    return any(one.name.startswith(CACHE) for one in session.get_inputs())
+
+
 def feed(rows: Sequence[Sequence[int]], *, pad_id: int, length: int | None = None) -> Feed:
     """Pads token ids on the right to the longest row (or to ``length``): int64 (B, S) ids and mask."""
     width = length or max(1, *(len(row) for row in rows))
@@ -174,7 +179,7 @@ def logits(
     for start in range(0, len(order), batch_size):
         asked = feed([rows[row] for row in order[start : start + batch_size]], pad_id=pad_id)
         (answer,) = session.run(["logits"], wanted(session, asked))
-        parts.append(answer if problem is None else problem.kept(answer, asked["input_ids"], asked["attention_mask"]))
+        parts.append(problem.kept(answer, asked["input_ids"], asked["attention_mask"]) if problem else answer)
     return _together(parts)[np.argsort(order)]
 
 

@@ -23,6 +23,8 @@ from pydantic import TypeAdapter
 
 from tasks.ml.runtime import probe
 
+CONTEXTS = (128, 1024)
+"""Tokens that a decoder reads before its generation is timed."""
 SETTLE_SECONDS = 0.1
 """Long enough for the threads of the process before to stop spinning and sleep."""
 
@@ -77,13 +79,18 @@ class Probe:
         """Milliseconds of each row alone."""
         return self.ask({"measure": "latencies", "model": model})
 
-    def throughput(self, model: str, batch_sizes: Sequence[int] = (1, 8, 32)) -> float:
-        """Rows per second at the best batch size."""
-        return self.ask({"measure": "throughput", "model": model, "batch_sizes": list(batch_sizes)})
+    def throughput(self, model: str, batch_sizes: Sequence[int] = (1, 8, 32), *, tokens_at_once: int = 0) -> float:
+        """Rows per second at the best batch size, with at most so many tokens in a batch, where that is not 0."""
+        limits = {"batch_sizes": list(batch_sizes), "tokens_at_once": tokens_at_once}
+        return self.ask({"measure": "throughput", "model": model, **limits})
 
     def grid(self, model: str, shapes: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
         """``batch``, ``length``, ``p50_ms`` and ``rows_per_s`` of each shape."""
         return self.ask({"measure": "grid", "model": model, "shapes": [list(shape) for shape in shapes]})
+
+    def generation(self, model: str, contexts: Sequence[int]) -> list[dict[str, float]]:
+        """Of each context ``prefill_per_s``, ``decode_per_s``, ``first_token_ms`` and ``memory_mb`` of a decoder."""
+        return self.ask({"measure": "generation", "model": model, "contexts": list(contexts)})
 
     def __enter__(self) -> Probe:
         return self
@@ -126,6 +133,28 @@ def interleaved(
     return measured
 
 
+def generations(probes: Mapping[str, Probe], contexts: Sequence[int], *, rounds: int) -> list[dict[str, Any]]:
+    """Times the generation of every decoder once a round, in turn.
+
+    Args:
+        contexts: tokens that are read before.
+
+    Returns:
+        Of each model and context ``stage``, ``context``, and of what ``Probe.generation`` measures the medians over
+        rounds.
+    """
+    rounded: dict[str, list[list[dict[str, float]]]] = {name: [] for name in probes}
+    for _ in range(rounds):
+        for name, one in probes.items():
+            rounded[name].append(one.generation(name, contexts))
+    return [
+        {"stage": name, "context": context}
+        | {key: float(np.median([cell[key] for cell in cells])) for key in cells[0] if key != "context"}
+        for name, found in rounded.items()
+        for context, cells in zip(contexts, zip(*found, strict=True), strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class Pace:
     """How fast a model was, round by round."""
@@ -146,15 +175,16 @@ class Pace:
         return float(np.median(self.throughput_rounds_per_s))
 
 
-def paces(probes: Mapping[str, Probe], *, rounds: int, batch_size: int) -> dict[str, Pace]:
-    """Times every model in turn: each round asks all for single sentences, then all for batches."""
+def paces(probes: Mapping[str, Probe], *, rounds: int, batch_size: int, tokens_at_once: int = 0) -> dict[str, Pace]:
+    """Times every model in turn: each round asks all for single sentences, then all for batches, of at most so many
+    tokens where that is not 0."""
     latencies: dict[str, list[float]] = {name: [] for name in probes}
     rates: dict[str, list[float]] = {name: [] for name in probes}
     for _ in range(rounds):
         for name, one in probes.items():
             latencies[name].append(float(np.median(one.latencies(name))))
         for name, one in probes.items():
-            rates[name].append(one.throughput(name, (batch_size,)))
+            rates[name].append(one.throughput(name, (batch_size,), tokens_at_once=tokens_at_once))
     return {name: Pace(tuple(latencies[name]), tuple(rates[name])) for name in probes}
 
 
@@ -179,7 +209,14 @@ def summary(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
     }
 
 
-def grid_shapes(max_length: int) -> list[tuple[int, int]]:
-    """Batches of 1, 8 and 32 rows of 16, 32, 64 … tokens, up to the longest text."""
+def grid_shapes(max_length: int, *, tokens_at_once: int = 0) -> list[tuple[int, int]]:
+    """Batches of 1, 8 and 32 rows of 16, 32, 64 … tokens, up to the longest text, and to so many tokens of a batch
+    where that is not 0."""
     lengths = [length for length in (16, 32, 64, 128, 256, 512) if length <= max_length] or [max_length]
-    return [(batch, length) for batch in (1, 8, 32) for length in lengths]
+    shapes = [(batch, length) for batch in (1, 8, 32) for length in lengths]
+    return [(batch, length) for batch, length in shapes if not tokens_at_once or batch * length <= tokens_at_once]
+
+
+def contexts(positions: int) -> list[int]:
+    """Lengths of ``CONTEXTS`` that leave room for what is generated, in a model of so many positions."""
+    return sorted({max(1, min(length, positions - probe.GENERATED)) for length in CONTEXTS})

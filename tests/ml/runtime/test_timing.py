@@ -6,14 +6,19 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import psutil
 import pytest
+import torch
 
-from tasks.ml.runtime import sessions, timing
-from tasks.ml.runtime.probe import Holder, Prepare
+from tasks.ml.models import modeling
+from tasks.ml.runtime import generation, sessions, timing
+from tasks.ml.runtime.probe import Holder, Model
+from tests.ml import decoder_bundles
 
 ROWS = [[2, 30, 31, 3], [2, 40, 3], [2, 41, 42, 43, 3]]
 
@@ -82,9 +87,9 @@ def test_no_process_is_left_behind(onnx_directory: Path) -> None:
 
 
 def test_a_model_is_not_charged_for_the_one_before_it(tmp_path: Path) -> None:
-    def load(directory: Path, pad_id: int) -> Prepare:
+    def load(directory: Path, pad_id: int) -> Model:
         time.sleep(0.5)
-        return lambda rows, length: lambda: None
+        return Model(lambda rows, length: lambda: None)
 
     holder = Holder(load)
     for _ in range(2):
@@ -122,3 +127,62 @@ def test_grid_stays_within_what_is_served() -> None:
     assert {length for _, length in timing.grid_shapes(64)} == {16, 32, 64}
     assert {length for _, length in timing.grid_shapes(12)} == {12}
     assert {batch for batch, _ in timing.grid_shapes(64)} == {1, 8, 32}
+
+
+@pytest.mark.alone
+def test_a_decoder_answers_with_new_tokens(tmp_path: Path) -> None:
+    source, graph = decoder_bundles.write(tmp_path)
+    with probe(source, runtime="torch", problem="causal-lm", device="cpu") as eager, onnx_probe(graph) as shipped:
+        running = {"torch": eager, "onnx": shipped}
+        for name, one in running.items():
+            assert all(took > 0 for took in one.latencies(name))
+            assert one.throughput(name, (1, 32), tokens_at_once=10) > 0
+            assert [cell["length"] for cell in one.grid(name, [(2, 8)])] == [8]
+        found = timing.generations(running, [8, 32], rounds=2)
+        assert [(cell["stage"], cell["context"]) for cell in found] == [
+            ("torch", 8), ("torch", 32), ("onnx", 8), ("onnx", 32),
+        ]  # fmt: skip
+        assert all(cell[name] > 0 for cell in found for name in ("prefill_per_s", "decode_per_s", "first_token_ms"))
+        memory = {cell["stage"]: cell["memory_mb"] for cell in found}
+        assert 20 < memory["onnx"] < 150 < memory["torch"], "torch was loaded where it was not needed"
+
+
+def test_both_runtimes_generate_the_same(tmp_path: Path) -> None:
+    source, graph = decoder_bundles.write(tmp_path)
+    session = sessions.open_session(graph / "model.onnx", provider=sessions.CPU, threads=1)
+    model = modeling.load(source, "causal-lm")
+    prompt = list(range(3, 17))
+    wanted = generation.greedy(generation.of_module(model)(), prompt, 20)
+    for at_once in (0, 5, generation.AT_ONCE):
+        assert generation.greedy(generation.of_session(session, at_once=at_once)(), prompt, 20) == wanted
+    assert (
+        model.generate(torch.tensor([prompt]), max_new_tokens=20, min_new_tokens=20, do_sample=False)[0, 14:].tolist()
+        == wanted
+    )
+
+
+def test_a_request_leaves_room_for_new_tokens() -> None:
+    seen: list[int] = []
+
+    def begin() -> generation.Read:
+        def read(tokens: Sequence[int]) -> np.ndarray:
+            seen.append(len(tokens))
+            return np.zeros((1, 4))
+
+        return read
+
+    Model(lambda rows, length: lambda: None, begin, positions=20).request([1] * 20)()
+    assert seen == [4, *[1] * 15]
+
+
+def test_contexts_fit_the_positions() -> None:
+    assert timing.contexts(8192) == [128, 1024]
+    assert timing.contexts(1024) == [128, 992]
+    assert timing.contexts(64) == [32]
+
+
+def test_the_grid_of_a_decoder_keeps_its_logits_small() -> None:
+    shapes = timing.grid_shapes(512, tokens_at_once=2048)
+    assert max(batch * length for batch, length in shapes) == 2048
+    assert (32, 64) in shapes
+    assert (1, 512) in shapes

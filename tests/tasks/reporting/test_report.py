@@ -44,6 +44,32 @@ def test_page_says_the_verdict_and_shows_every_section(status: CheckStatus, labe
     assert ("Registered as movie-sentiment, version 4." in html) == (status is CheckStatus.PASSED)
 
 
+def test_page_of_a_decoder_shows_its_generation_and_its_parity_by_token() -> None:
+    outcome = samples.outcome(RUN_ID)
+    evidence = gather(outcome)
+    pace = {"prefill_per_s": 812.4, "decode_per_s": 14.96, "first_token_ms": 157.0, "memory_mb": 1207.0}
+    cells = [{"stage": stage, "context": 1024, **pace} for stage in ("train", "validate")]
+    parity = {
+        "n": 9000, "rows": 300, "label_flips": 90, "tied_flips": 88, "shape_rows": 400, "shape_flips": 4,
+        "shape_tied_flips": 4, "shapes": [[3, 7]], "agreement": 0.99, "perplexity": 21.4, "simulated_perplexity": 21.5,
+        "perplexity_change": -0.00465, "allowed_perplexity_change": 0.01, "max_abs_error": 0.31, "mean_abs_error": 0.01,
+        "median_abs_error": 0.005, "allowed_abs_error": None, "non_finite": 0, "chunk_error": 0.002,
+        "allowed_chunk_error": 0.9, "prompts": 3, "generated": 64, "common_prefixes": [64, 17, 64], "whole_prompts": 2,
+        "tied_prompts": 1, "generated_choices": 146,
+    }  # fmt: skip
+    validation = {**evidence.validation, "generation": cells, "parity": parity}
+    html = render(outcome, Evidence(**{**vars(evidence), "validation": validation}))
+    table = html.partition('<table id="generation">')[2].partition("</table>")[0]
+    assert re.findall(r'<td class="number">([^<]*)</td>', table)[:5] == ["1,024", "812", "15.0", "157", "1,207"]
+    assert re.findall(r"<td>(\w+)</td>", table) == ["Teacher", "Shipped"]
+    facts = dict(re.findall(r'<td class="wrap">([^<]*)</td><td class="number wrap">([^<]*)</td>', html))
+    assert facts["texts continued alike for 64 tokens"] == "2 of 3"
+    assert facts["next tokens that changed, ties among them"] == "94, 92"
+    assert facts[f"change of perplexity (allowed: {numbers.percent(0.01, 3)})"] == numbers.percent(-0.00465, 3)
+    assert "rows compared" not in facts
+    assert '<table id="generation">' not in render(outcome), "an encoder generates nothing"
+
+
 def test_page_asks_nobody_for_anything() -> None:
     pages = page.render(samples.outcome(RUN_ID), samples.RECIPE, gather(samples.outcome(RUN_ID)), SURROUNDINGS)
     assert sorted(pages) == ["figures/curves.html", "figures/speed.html", "figures/waterfall.html", "report.html"]

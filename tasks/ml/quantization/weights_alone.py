@@ -1,0 +1,157 @@
+"""Quantizes a decoder: its weights alone, in blocks. What it reads at once is little, so bytes are what a token costs.
+
+B = rows, S = tokens, I = inputs, O = outputs.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tasks.contracts.base import FeatherweightError
+from tasks.ml.models import decoders
+from tasks.ml.quantization import blocks as blocking
+from tasks.ml.quantization import mixed_bits, weight_only
+from tasks.ml.quantization.blocks import Blocks, Format
+
+logger = logging.getLogger("featherweight")
+
+HEAD = "head"
+"""Name of the blocks of the logits' weight, which is the token table, too, where the two are tied."""
+TABLE = "table"
+"""Of the token table, where it is one of its own."""
+ROUNDINGS = {"nearest": "clipped", "gptq": "gptq"}
+"""Names of ``weight_only.ROUNDINGS`` by a recipe's: to nearest is by the range of each block that costs least."""
+CALIBRATION_TOKENS = 16_384
+ROW = 512
+ROWS_AT_ONCE = 4
+FEWEST_BITS = 2
+
+
+def packed(input_ids: Sequence[Sequence[int]], *, length: int) -> list[torch.Tensor]:
+    """Rows (B, S) without padding, of texts one after the other, up to ``CALIBRATION_TOKENS``."""
+    tokens = [token for row in input_ids for token in row][:CALIBRATION_TOKENS]
+    size = min(length, ROW, len(tokens))
+    whole = torch.tensor(tokens[: len(tokens) // size * size]).view(-1, size)
+    return list(whole.split(ROWS_AT_ONCE))
+
+
+def decide(
+    model: nn.Module,
+    input_ids: Sequence[Sequence[int]],
+    *,
+    bits: float,
+    block_size: int,
+    table_bits: int,
+    rounding: str,
+    length: int,
+) -> dict[str, Blocks]:
+    """Rounds linear layers, token table and head: the model, in place, gets the weights that their codes stand for.
+
+    Args:
+        input_ids: of the calibration split.
+        bits: of a code in linear layers, on average: 4, 8, or between 2 and 4, where those that lose least get 2.
+        table_bits: of a code in token table and head, 4 or 8; 32 leaves them as they are.
+        rounding: one of ``weight_only.ROUNDINGS``.
+        length: tokens that a row of the model may have.
+
+    Returns:
+        Blocks by qualified name, and as ``HEAD`` and ``TABLE``.
+
+    Raises:
+        FeatherweightError: blocks do not fit a matrix, or bits have no kernel.
+    """
+    family, rows = decoders.of_model(model), packed(input_ids, length=length)
+    names = [one.name for one in family.projections(model)]
+    found = _tables(model, table_bits, block_size)
+    if bits in blocking.BITS:
+        formats = dict.fromkeys(names, Format(int(bits), block_size))
+    else:
+        formats = _mixed(model, rows, bits=bits, block_size=block_size)
+
+    def observe(done: int, total: int) -> None:
+        logger.info("quantize: %d of %d layers rounded", done, total)
+
+    return found | weight_only.apply(model, formats, rows, rounding=rounding, observe=observe)
+
+
+@torch.no_grad()
+def _tables(model: nn.Module, bits: int, block_size: int) -> dict[str, Blocks]:
+    """Token table and head, of which each block's range is searched."""
+    if bits == 32:
+        return {}
+    family, form = decoders.of_model(model), Format(bits, block_size)
+    head, table = family.head(model), family.table(model)
+    if table.shape[1] % block_size:
+        raise FeatherweightError(
+            f"quantization.block_size: {block_size} does not divide the {table.shape[1]} columns of the token table; "
+            "choose a size that does, or set quantization.embeddings to none"
+        )
+    found = {HEAD: blocking.clipped(head, form)}
+    head.copy_(found[HEAD].dense())
+    if head.data_ptr() != table.data_ptr():
+        found[TABLE] = blocking.clipped(table, form)
+        table.copy_(found[TABLE].dense())
+    return found
+
+
+def _mixed(model: nn.Module, rows: Sequence[torch.Tensor], *, bits: float, block_size: int) -> dict[str, Format]:
+    """Formats of 2 and 4 bits, so that codes have so many on average and least is lost."""
+    if not FEWEST_BITS < bits < 4:
+        raise FeatherweightError(
+            f"quantization.bits: {bits:g} bits have no kernel; choose 4, 8, or between 2 and 4 for a mix of the two"
+        )
+    family = decoders.of_model(model)
+    projections = {one.name: one.weight for one in family.projections(model)}
+    logger.info("quantize: measuring what 2 and 4 bits cost each layer")
+    gradients = mixed_bits.gradients(model, rows, list(projections))
+    hessians = weight_only.hessians(copy.deepcopy(model), rows)
+    tokens = sum(ids.numel() for ids in rows)
+    few, many = Format(2, block_size), Format(4, block_size)
+    products = [
+        tuple(f"{model.base_model_prefix}.{family.layers}.{index}.{part}" for part in group)
+        for index in range(len(family.layer_list(model)))
+        for group in family.groups()
+    ]
+    prices: dict[str, Mapping[Format, mixed_bits.Price]] = {}
+    for group in products:
+        prices[group[0]] = {form: _price(group, form, projections, hessians, gradients, tokens) for form in (few, many)}
+    count = sum(weight.numel() for weight in projections.values())
+    overhead = sum(prices[group[0]][few].nbytes for group in products) - count * FEWEST_BITS / 8
+    chosen = mixed_bits.choose(prices, most=int(count * bits / 8 + overhead))
+    small = sum(form == few for form in chosen.values())
+    logger.info("quantize: %d of %d products get 2 bits, the others 4", small, len(products))
+    return {name: chosen[group[0]] for group in products for name in group}
+
+
+def _price(
+    group: Sequence[str],
+    form: Format,
+    weights: Mapping[str, torch.Tensor],
+    hessians: Mapping[str, torch.Tensor],
+    gradients: Mapping[str, torch.Tensor],
+    tokens: int,
+) -> mixed_bits.Price:
+    """Of layers that are one product: what rounding them to nearest by a searched range costs, and takes."""
+    loss, nbytes = 0.0, 0
+    for name in group:
+        hessian = hessians[group[0]]
+        rounded = blocking.clipped(weights[name], form, hessian.diagonal())
+        loss += mixed_bits.cost(weights[name], rounded, hessian.double(), gradients[name], tokens=tokens)
+        nbytes += rounded.nbytes
+    return mixed_bits.Price(loss, nbytes)
+
+
+def num_bytes(model: nn.Module, weights: Mapping[str, Blocks]) -> int:
+    """Bytes of a model that is stored in blocks, and in fp32 where there are none."""
+    family: Any = decoders.of_model(model)
+    inside = {f"{name}.weight" for name in weights}
+    inside |= {f"{family.token_table(model)}.weight"} if {HEAD, TABLE} & weights.keys() else set()
+    inside |= {"lm_head.weight"} if HEAD in weights else set()
+    rest = sum(4 * one.numel() for name, one in model.named_parameters() if name not in inside)
+    return rest + sum(blocks.nbytes for blocks in weights.values())
