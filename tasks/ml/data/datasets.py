@@ -8,6 +8,7 @@ the same) and target (as the problem has it);
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,16 +113,25 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
 
 
 def _parts(rows: Sequence[Row], encoded: Sequence[Any], targets: Targets) -> Iterator[tuple[Row, list[int], int]]:
-    """Rows as they are stored, with their token ids and the number of their text."""
+    """Rows as they are stored, with their token ids and the number of their text.
+
+    A part ends where the next begins: tokens need not cover the space between words, and two of them may be of one
+    character.
+    """
     for document, (row, whole) in enumerate(zip(rows, encoded, strict=True)):
         if targets.of_part is None or not whole.overflowing:
             yield row, whole.ids, document
             continue
-        for part in (whole, *whole.overflowing):
-            places = [place for place in part.offsets if place[1] > place[0]]
-            text = row.text[places[0][0] : places[-1][1]] if places else ""
-            if text:
-                yield row._replace(text=text, label=targets.of_part(text) if row.label else ""), part.ids, document
+        parts = sorted((whole, *whole.overflowing), key=_start)  # who cuts on the left has the last part first
+        borders = [0, *itertools.accumulate(map(_start, parts[1:]), max), len(row.text)]
+        for part, (start, end) in zip(parts, itertools.pairwise(borders), strict=True):
+            text = row.text[start:end]
+            yield row._replace(text=text, label=targets.of_part(text) if row.label else ""), part.ids, document
+
+
+def _start(part: Any) -> int:
+    """Where in its text the first token of a part is that is of any of it."""
+    return int(min((start for start, end in part.offsets if end > start), default=0))
 
 
 def _profile(division: Division, lengths: Mapping[str, np.ndarray], max_length: int) -> dict[str, Any]:

@@ -275,8 +275,9 @@ class Tutored:
         given = self.listener(ids, mask)
         weights, counts, moments = self.weights, whole[:4], whole[4:].view(2, self.num_layers)
         of_rows, of_tokens, of_pairs, of_labels = (self._counts(rows) / counts.clamp_min(1)).tolist()
+        of_answers = of_labels if self.problem.PER_TOKEN else of_rows
         softened = self.problem.soft_loss(given.logits, wanted.logits, mask, temperature=self.temperature)
-        parts = {"logit_loss": weights.logits * of_rows * softened}
+        parts = {"logit_loss": weights.logits * of_answers * softened}
         if self.num_layers:
             errors = []
             of_both = zip(given.hidden, wanted.hidden, moments.unbind(1), self.of_first, strict=True)

@@ -31,6 +31,15 @@ def of(model_type: str) -> Architecture:
     raise FeatherweightError(f"base_model: architecture {model_type!r} is not supported; supported: {known}")
 
 
+def require_cuttable(architecture: Architecture) -> None:
+    """Raises ``FeatherweightError`` where heads and FFN channels cannot be cut out of a layer yet."""
+    if isinstance(architecture, Decoder) and architecture.is_transposed:
+        raise FeatherweightError(
+            f"pruning: heads and channels of a {architecture.model_types[0]} cannot be cut, whose query, key and value "
+            "are one matrix; set pruning.keep_heads and pruning.keep_ffn to 1, or name another base_model"
+        )
+
+
 def of_model(model: nn.Module) -> Architecture:
     """Returns the description of a model's architecture, as ``of`` does of its name."""
     config: Any = model.config

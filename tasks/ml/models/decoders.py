@@ -190,6 +190,12 @@ class Decoder:
         for index, layer in enumerate(self.layer_list(model)):
             holder: Any = layer.get_submodule(self.attention_output.rpartition(".")[0])
             holder.layer_idx = index
+            if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+                # GPT-2 divides by the number of the layer, here or when it is loaded: queries make up for it.
+                ratio = (index + 1) / (kept[index] + 1)
+                holder.scaling /= ratio
+                for parameter in (holder.c_attn.weight, holder.c_attn.bias):
+                    parameter.data[..., : holder.embed_dim] *= ratio
 
     def describe_shapes(self, model: nn.Module) -> None:
         """Has a model's configuration say what its layers are, which all have the same shape."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tasks.contracts.base import FeatherweightError
-from tasks.ml.models import architectures
+from tasks.ml.models import architectures, families
 
 
 class Factorized(nn.Module):
@@ -64,8 +64,13 @@ def factorize(model: nn.Module, rank: int, *, rows: Sequence[Sequence[int]]) -> 
             little, rows of the table beyond the tokenizer's tokens among them.
 
     Raises:
-        FeatherweightError: the table has no more columns than that.
+        FeatherweightError: the table has no more columns than that, or it is a decoder's, whose head may be the table.
     """
+    if not isinstance(architectures.of_model(model), families.Family):
+        raise FeatherweightError(
+            "distillation: embedding_rank is for encoders: of a decoder the head is as large as the table, or the "
+            "table itself; set it to 0"
+        )
     smaller = copy.deepcopy(model)
     weight = vectors(smaller).detach().double()
     if rank >= weight.shape[1]:

@@ -274,7 +274,9 @@ def _account(found: Inspection, stored: Mapping[str, Tensor]) -> None:
     if unexpected:
         raise FeatherweightError(f"{place}: {_listed(unexpected)} in the weights and not in a model of its config.json"
                                  f"{_count(found)}")  # fmt: skip
-    for name, shape in wanted.items():
+    whole_head = {f"{HEAD}weight": (config["vocab_size"], config["hidden_size"])}
+    heads = {} if isinstance(family, families.Family) else {name: whole_head[name] for name in found.head}
+    for name, shape in (wanted | heads).items():
         tensor = found.tensors[name]
         if tensor.shape != shape:
             raise FeatherweightError(

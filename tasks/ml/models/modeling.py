@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.initialization import no_init_weights
 
-from tasks.ml.models import architectures, factorization, families, removal, tokenization
+from tasks.ml.models import architectures, factorization, families, locators, removal, tokenization
 from tasks.ml.models.quantization_spec import SPEC_FILE, Spec
 from tasks.ml.problem import problem_of
 
@@ -99,12 +99,26 @@ def tied(model: nn.Module) -> dict[str, str]:
 
 def skeleton(directory: Path, problem: str) -> nn.Module:
     """Builds the model of a torch bundle with its shapes; its weights are yet to be loaded."""
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    config = _config(directory)
     with no_init_weights():  # they come from the file, and random numbers take longer than reading it
         model = problem_of(problem).build(config)
     if described := getattr(config, SHAPES, None):
         reshape(model, described)
     return model
+
+
+def _config(directory: Path) -> Any:
+    """The configuration of a torch bundle, whose heads need not divide its hidden size where their own size is said.
+
+    ``LlamaConfig`` refuses such heads as it is made, and no longer once it is.
+    """
+    about = locators.read_config(directory)
+    heads = about.get("num_attention_heads")
+    if not about.get("head_dim") or about["hidden_size"] % heads == 0:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    config = AutoConfig.for_model(**about | {"num_attention_heads": 1})
+    config.num_attention_heads = heads
+    return config
 
 
 def load(directory: Path, problem: str) -> nn.Module:

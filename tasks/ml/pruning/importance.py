@@ -37,6 +37,7 @@ class _Block(NamedTuple):
 def _blocks(model: nn.Module) -> list[_Block]:
     """Attention and FFN of each layer in turn."""
     family = architectures.of_model(model)
+    architectures.require_cuttable(family)
     return [
         _Block(layer.get_submodule(closing), units)  # type: ignore[arg-type]
         for layer in family.layer_list(model)

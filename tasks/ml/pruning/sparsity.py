@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tasks.contracts.base import FeatherweightError
-from tasks.ml.models import architectures, families, listening
+from tasks.ml.models import architectures, listening
 from tasks.ml.quantization import gptq
 
 BLOCK = 128
@@ -128,8 +128,9 @@ def damage(weight: torch.Tensor, other: torch.Tensor, gram: torch.Tensor) -> flo
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """The layers that can be sparse, by qualified name: all linear layers of the backbone."""
-    return architectures.of_model(model).linears(model)  # type: ignore[return-value]
+    """The layers that can be sparse, by qualified name: all of the backbone that are ``nn.Linear``."""
+    found = architectures.of_model(model).linears(model)
+    return {name: linear for name, linear in found.items() if isinstance(linear, nn.Linear)}
 
 
 def fraction(model: nn.Module) -> float:
@@ -163,7 +164,7 @@ def grams(
 def _in_order(model: nn.Module) -> list[dict[str, nn.Linear]]:
     """The layers, by transformer layer, and what follows the last one."""
     found, groups = linears(model), []
-    for layer in families.of_model(model).layer_list(model):
+    for layer in architectures.of_model(model).layer_list(model):
         inside = set(layer.modules())
         groups.append({name: linear for name, linear in found.items() if linear in inside})
     grouped = {name for group in groups for name in group}
@@ -185,8 +186,17 @@ def sparsify(
     Args:
         batches, first_token_only: see ``listening.listen``.
         method: one of ``METHODS``.
+
+    Raises:
+        FeatherweightError: no layer can be sparse: GPT-2's are no ``nn.Linear``.
     """
     sparse = copy.deepcopy(model)
+    if not linears(sparse):
+        kind = sparse.config.model_type  # type: ignore[union-attr]
+        raise FeatherweightError(
+            f"pruning: the matrices of a {kind} are stored the other way round and cannot be sparse; leave sparsity "
+            "off, or name another base_model"
+        )
     damages: dict[str, float] = {}
     for group in _in_order(sparse):
         for name, gram in grams(sparse, group, batches, first_token_only=first_token_only).items():

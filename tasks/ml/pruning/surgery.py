@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tasks.contracts.base import FeatherweightError
-from tasks.ml.models import architectures, families, removal, tokenization
+from tasks.ml.models import architectures, families, modeling, removal, tokenization
 from tasks.ml.pruning import cuts
 from tasks.ml.pruning.importance import LayerImportance
 
@@ -104,13 +104,33 @@ def keep_counts(
 
     Args:
         counts: ``heads`` and ``ffn`` of each layer, as ``modeling.shapes`` gives them.
+
+    Raises:
+        FeatherweightError: a decoder cannot have these.
     """
     smaller = copy.deepcopy(model)
     family = architectures.of_model(smaller)
+    if list(counts) == modeling.shapes(smaller):
+        return smaller
+    architectures.require_cuttable(family)
+    if not isinstance(family, families.Family):
+        _require_even(family, counts)
     for layer, scores, count in zip(family.layer_list(smaller), importance, counts, strict=True):
         _keep_heads(family, layer, _top(scores.heads, count["heads"]))
         _keep_channels(family, layer, _top(scores.ffn, count["ffn"]))
+    family.describe_shapes(smaller)
     return smaller
+
+
+def _require_even(family: architectures.Architecture, counts: Sequence[Mapping[str, int]]) -> None:
+    """Raises unless each count is the same in all layers, as a decoder's configuration and its cache have it."""
+    for part, name in (("heads", "heads of keys and values"), ("ffn", "FFN channels")):
+        kept = [count[part] for count in counts]
+        if len(set(kept)) > 1 or 0 in kept:
+            raise FeatherweightError(
+                f"pruning: {kept} {name} cannot be kept: there must be at least one, and as many in each layer, the "
+                f"same in all layers of a {family.model_types[0]}; cut by fractions"
+            )
 
 
 def fraction(shapes: Sequence[Mapping[str, int]], **keep: float) -> list[dict[str, int]]:

@@ -67,7 +67,9 @@ def logits(
             output = torch.from_numpy(problem.kept(*(part.cpu().numpy() for part in (output, ids, mask)))).to(device)
         parts.append((rows, output))
     model.train(was_training)
-    result = torch.zeros((len(input_ids), *_widest(part.shape[1:] for _, part in parts)), device=device)
+    # The longest row may be another process's, and all must add up the same shape.
+    widest = _widest(world.everybody([tuple(part.shape[1:]) for _, part in parts]))
+    result = torch.zeros((len(input_ids), *widest), device=device)
     for rows, values in parts[: len(mine)]:
         result[rows] = _widened(values, result.shape[1:])
     return world.total_of_rows(result).cpu().numpy()

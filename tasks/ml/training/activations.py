@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from tasks.ml.models import attention, modeling
 from tasks.ml.training.precision import Choice, length_multiple
@@ -81,7 +82,7 @@ def of_model(model: nn.Module, precision: Choice, *, lengths: Sequence[int], fir
         shapes = replace(shapes, layers=(*shapes.layers[:-1], replace(shapes.layers[-1], ffn=0)))
     once = 0.0
     if precision.autocast is not None:
-        once += 2 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+        once += 2 * sum(m.weight.numel() for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)))
     multiple = length_multiple(precision, next(model.parameters()).device)
     if multiple > 1:
         once += PRODUCT_BYTES * min(PRODUCTS_KEPT, PRODUCTS * len({-(-length // multiple) for length in lengths}))

@@ -105,9 +105,9 @@ def _class(description: Description) -> type[torch.optim.Optimizer]:
 
 def depth(name: str, num_layers: int) -> int:
     """Height of a parameter by its qualified name: embeddings 0, layer i at i + 1, what is above them at the top."""
-    if found := re.search(r"\.layers?\.(\d+)\.", f".{name}"):
+    if found := re.search(r"\.(?:layers?|h)\.(\d+)\.", f".{name}"):
         return int(found.group(1)) + 1
-    return 0 if "embed" in name else num_layers + 1
+    return 0 if re.search(r"embed|\.w[tp]e\.", f".{name}") else num_layers + 1
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, torch.Tensor]]:

@@ -47,6 +47,11 @@ def _merge_adapters(model: nn.Module) -> None:
         del model.peft_config
 
 
+def _is_head(model: Any, table: nn.Embedding) -> bool:
+    """Whether logits are products with the token table itself."""
+    return getattr(model.get_output_embeddings(), "weight", None) is table.weight
+
+
 @contextmanager
 def checkpointed(model: Any) -> Iterator[None]:
     """Computes activations of each layer again in the backward pass while it is open.
@@ -76,7 +81,8 @@ def prepared(
     Args:
         optimizer: one of ``optimizers.OPTIMIZERS``, which decides whether gradients may be sparse.
         precision: one of ``precision.PRECISIONS``, of which fp8 concerns the layers themselves.
-        embeddings: ``sparse``, ``dense`` or ``frozen`` token embeddings.
+        embeddings: ``sparse``, ``dense`` or ``frozen`` token embeddings. A table that is the head as well has gradients
+            at every token, so that ``sparse`` is ``dense`` there.
         activation_checkpointing: see ``checkpointed``.
         lora_rank: rank of low-rank updates, merged on leaving; 0 trains the layers themselves.
         parallelism: one of ``parallelism.WAYS``, for several processes. Gradients are dense unless it is
@@ -102,6 +108,7 @@ def prepared(
                 table.weight.device == torch.device("cpu")
                 and optimizers.describe(optimizer).adam_scaled
                 and parallelism == "replicated"
+                and not _is_head(model, table)
             )
             undo.callback(setattr, table, "sparse", False)
         if precision == "fp8":

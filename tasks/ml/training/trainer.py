@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from tasks.ml import machine
 from tasks.ml.data.batching import Sampler
@@ -80,7 +81,7 @@ def flops_per_token(model: nn.Module) -> int:
     arXiv:2001.08361, section 2.1: 2 forward, 4 backward). Attention's own products are not counted, and what a shortcut
     leaves out is.
     """
-    return 6 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    return 6 * sum(m.weight.numel() for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)))
 
 
 def peak_memory_mb(device: torch.device) -> float:

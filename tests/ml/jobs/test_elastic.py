@@ -11,14 +11,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from torch import nn
 
 from tasks.contracts.base import FeatherweightError
+from tasks.ml.data.datasets import Split
 from tasks.ml.distillation.teaching import Weights
 from tasks.ml.jobs import elastic
+from tasks.ml.jobs.lessons import Lesson
+from tasks.ml.quality import evaluation
 from tasks.ml.training import trainer
 from tests import servers
 from tests.ml.processes import (
@@ -31,6 +35,7 @@ from tests.ml.processes import (
     lesson,
     train,
 )
+from tests.ml.tiny_decoders import model_of
 
 HIDDEN = Weights(hidden=1.0)
 """Nobody reads the last layer's other tokens."""
@@ -126,6 +131,19 @@ def test_processes_that_share_rounded_weights_resume_to_the_same(model: nn.Modul
     assert recorder.losses == {step: uninterrupted.losses[step] for step in range(7, 13)}
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.slow
+def test_processes_measure_texts_of_different_lengths_as_one_does() -> None:
+    """Of what is kept of each token, where the longest text is with one of them."""
+    rows = [[1, 5, 9, 7, 3]] * evaluation.ROWS + [[1, 3, 4, 5, 6, 7, 8, 9, 10]]
+    targets = np.array([3 * len(row) for row in rows])
+    what = Lesson("causal-lm", 0, rows, targets, Split([""] * len(rows), rows, targets.copy()))
+    found = [train(model_of("llama"), what, processes, epochs=1)[2].evaluations for processes in (1, 2)]
+    for one, two in zip(*found, strict=True):
+        assert [two[name] for name in ("quality", "loss")] == pytest.approx(
+            [one[name] for name in ("quality", "loss")], rel=1e-4
+        )
 
 
 @pytest.mark.slow

@@ -1,0 +1,250 @@
+"""Next tokens as a problem: what is kept, learned and weighed, each against a plain reference."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tasks.contracts.values import CheckStatus
+from tasks.ml.data.datasets import Split
+from tasks.ml.data.tables import Table
+from tasks.ml.problems import causal_lm as problem
+from tasks.ml.quality import evaluation, learning
+from tests.ml.tiny_decoders import VOCABULARY, model_of, tokens
+
+LENGTHS = (12, 7, 1, 3, 12)
+ROWS = [row[:length].tolist() for row, length in zip(tokens(len(LENGTHS)), LENGTHS, strict=True)]
+BYTES = np.array([50, 20, 4, 9, 41])
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return model_of("llama")
+
+
+def kept_of(model: nn.Module, **options: Any) -> np.ndarray:
+    return evaluation.logits(model, ROWS, pad_id=0, problem=problem, **options)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def lost_by_token(model: nn.Module, row: list[int]) -> torch.Tensor:
+    """Nats of each token of a text but the first, alone and without padding."""
+    logits = model(input_ids=torch.tensor([row])).logits[0]
+    return F.cross_entropy(logits[:-1], torch.tensor(row[1:], dtype=torch.int64), reduction="none")
+
+
+def batch(rows: list[list[int]], length: int = 0, pad: int = 0) -> dict[str, torch.Tensor]:
+    length = length or max(map(len, rows))
+    return {
+        "input_ids": torch.tensor([row + [pad] * (length - len(row)) for row in rows]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows]),
+    }
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_what_is_kept_is_what_each_text_loses_alone(model: nn.Module, batch_size: int) -> None:
+    found = kept_of(model, batch_size=batch_size)
+    assert found.shape == (5, 11, 2)
+    for row, kept in zip(ROWS, found, strict=True):
+        count = len(row) - 1
+        np.testing.assert_allclose(kept[:count, 0], lost_by_token(model, row), atol=1e-5)
+        with torch.no_grad():
+            said = model(input_ids=torch.tensor([row])).logits[0, :-1].argmax(-1)
+        assert kept[:count, 1].tolist() == said.tolist()
+        assert np.isnan(kept[count:]).all()
+
+
+def test_logits_are_computed_of_few_tokens_at_once(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = kept_of(model)
+    monkeypatch.setattr(problem, "TOKENS_AT_ONCE", 24)
+    widest: list[int] = []
+    hook = model.register_forward_hook(lambda _, __, output: widest.append(output.logits[..., 0].numel()))
+    found = kept_of(model)
+    hook.remove()
+    assert max(widest) <= 24
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_quality_is_minus_the_bits_per_byte_of_all_rows(model: nn.Module) -> None:
+    kept = kept_of(model)
+    nats = sum(float(lost_by_token(model, row).sum()) for row in ROWS)
+    count = sum(len(row) - 1 for row in ROWS)
+    assert problem.scores(kept, BYTES).mean() == pytest.approx(-nats / math.log(2) / BYTES.sum(), rel=1e-5)
+    assert problem.predictions(kept).sum() == pytest.approx(nats, rel=1e-5)
+    assert problem.lost(kept, BYTES) == pytest.approx(nats / count, rel=1e-5)
+    measured = learning.measure(problem, kept, BYTES, reference=kept)  # type: ignore[arg-type]
+    assert measured["quality"] == pytest.approx(-nats / math.log(2) / BYTES.sum(), rel=1e-5)
+    assert measured["drop_error"] == 0
+
+
+@pytest.mark.parametrize("pad", [0, 5])
+def test_loss_is_that_of_transformers_and_padding_changes_nothing(model: nn.Module, pad: int) -> None:
+    rows = [row for row in ROWS if len(row) > 1]
+    whole = batch(rows, length=17, pad=pad)
+    with torch.no_grad():
+        labels = whole["input_ids"].masked_fill(whole["attention_mask"] == 0, -100)
+        theirs = model(**whole, labels=labels)
+        short = model(**batch(rows)).logits
+    found = problem.loss(theirs.logits, whole)
+    assert found.item() == pytest.approx(theirs.loss.item(), rel=1e-5)
+    assert problem.loss(short, batch(rows)).item() == pytest.approx(found.item(), rel=1e-5)
+    one = batch(rows[:1])
+    with torch.no_grad():
+        theirs = model(**one, labels=one["input_ids"])
+    assert problem.loss(theirs.logits, one).item() == pytest.approx(theirs.loss.item(), rel=1e-5)
+
+
+def test_texts_of_one_token_lose_nothing() -> None:
+    logits = torch.randn(2, 1, 8, requires_grad=True)
+    found = problem.loss(logits, batch([[3], [4]]))
+    found.backward()
+    assert found.item() == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))  # type: ignore[arg-type]
+    assert problem.soft_loss(logits, problem.said(logits), torch.ones(2, 1), temperature=1).item() == 0
+
+
+def kl(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> float:
+    """Mean divergence of next tokens, over the whole vocabulary."""
+    own, its = (x[:, :-1].double().log_softmax(-1) for x in (student, teacher))
+    each = (its.exp() * (its - own)).sum(-1)
+    return float(each[mask[:, 1:].bool()].mean())
+
+
+@pytest.mark.parametrize("vocabulary", [problem.SAID, problem.SAID - 7, VOCABULARY])
+def test_soft_loss_is_the_divergence_from_what_the_teacher_said(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    teacher, student = (3 * torch.randn(3, 9, vocabulary, generator=generator) for _ in range(2))
+    mask = torch.tensor([[1] * 9, [1] * 5 + [0] * 4, [1] + [0] * 8])
+    said = problem.said(teacher)
+    assert said.shape[-1] == problem.said_width(SimpleNamespace(vocab_size=vocabulary))
+    assert problem.soft_loss(teacher, said, mask, temperature=1).item() == pytest.approx(0, abs=1e-6)
+    student.requires_grad_(True)
+    found = problem.soft_loss(student, said, mask, temperature=1)
+    exact = kl(student, teacher, mask)
+    if vocabulary <= problem.SAID:
+        assert found.item() == pytest.approx(exact, rel=1e-4)
+    else:
+        assert 0.5 * exact < found.item() < exact, "what is taken for one tells less"
+    found.backward()
+    assert student.grad is not None
+    told = student.grad.abs().sum(-1) > 0
+    assert torch.equal(told[:, :-1], mask[:, 1:].bool())
+    assert not told[:, -1].any()
+
+
+def test_padding_changes_no_soft_loss() -> None:
+    teacher, student = torch.randn(2, 6, 40), torch.randn(2, 6, 40)
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    expected = problem.soft_loss(student, problem.said(teacher), mask, temperature=1)
+    said = F.pad(problem.said(teacher), (0, 0, 0, 3))  # as memory pads it
+    found = problem.soft_loss(F.pad(student, (0, 0, 0, 3)), said, F.pad(mask, (0, 3)), temperature=1)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_an_amount_is_of_tokens_that_are_told() -> None:
+    assert problem.amount(ROWS, np.zeros(5)) == 11 + 6 + 0 + 2 + 11
+    assert problem.amount([[]], np.zeros(1)) == 0
+
+
+def test_what_two_models_have_in_common(model: nn.Module) -> None:
+    kept = kept_of(model)
+    assert problem.same(kept, kept).tolist() == [1, 1, 0, 1, 1]
+    assert problem.divergence(kept, kept) == 0
+    assert problem.regret(kept, kept, BYTES).tolist() == [0] * 5
+    other = kept.copy()
+    other[1, :3, 1] += 1
+    other[1, :6, 0] += 0.5
+    assert problem.same(other, kept).tolist() == [1, 0.5, 0, 1, 1]
+    assert problem.divergence(kept, other) == pytest.approx(6 * 0.25 / 30 / 2)
+    np.testing.assert_allclose(problem.regret(kept, other, BYTES), [0, 3, 0, 0, 0], atol=1e-5)
+    np.testing.assert_allclose(problem.regret(other, kept, BYTES), 0, atol=1e-5)
+
+
+def summary_of(nats: float, *, rows: int = 40) -> dict[str, Any]:
+    """Of a model that loses so much at each token of texts in which two tokens alternate."""
+    ids = [[3, 4] * 5] * rows
+    split = Split([""] * rows, ids, np.full(rows, 30))
+    kept = np.full((rows, 9, 2), nats, dtype=np.float32)
+    return problem.summary(SimpleNamespace(vocab_size=8), split, kept, split)
+
+
+def test_a_model_that_learned_is_told_from_one_that_did_not() -> None:
+    about = summary_of(0.1)
+    counts = np.array([1, 1, 1, 201, 201, 1, 1, 1])
+    assert about["blind"] == pytest.approx([9 * math.log(counts.sum() / 201)] * 40)
+    assert about["nats"] == pytest.approx([0.9] * 40)
+    assert about["bytes"] == [30] * 40
+    for nats, status in ((0.1, CheckStatus.PASSED), (math.log(8), CheckStatus.FAILED)):
+        check, is_decidable = problem.floor(summary_of(nats), who="the teacher", split="selection", confidence=0.95)
+        assert (check.status, is_decidable) == (status, True)
+    assert "needs 0.433 bits a byte on 40 selection rows" in problem.floor(
+        summary_of(1.0), who="the teacher", split="selection", confidence=0.95
+    )[0].explanation  # fmt: skip
+
+
+def weighed(teacher: np.ndarray, shipped: np.ndarray, *, max_drop: float = 0.05, **more: Any) -> Any:
+    rows = {"prediction_train": teacher, "prediction_validate": shipped, **more}
+    checks, recalls = problem.weigh(rows, {}, max_drop=max_drop, has_floor=False, confidence=0.95)
+    assert recalls == ()
+    (check,) = checks
+    return check
+
+
+def test_what_is_lost_is_a_share_of_what_the_teacher_needs() -> None:
+    random = np.random.default_rng(0)
+    teacher = random.gamma(4.0, 20.0, 400)
+    even = weighed(teacher, 1.03 * teacher)
+    assert (even.metric, even.measured) == ("bits_per_byte", pytest.approx(0.03))
+    assert (even.low, even.high) == (pytest.approx(0.03), pytest.approx(0.03)), "pairs leave nothing to chance"
+    assert even.status is CheckStatus.PASSED
+    assert weighed(teacher, 1.2 * teacher).status is CheckStatus.FAILED
+    assert weighed(teacher, teacher).measured == 0
+    noisy = weighed(teacher, teacher * random.normal(1.03, 0.2, 400))
+    assert noisy.low < noisy.measured < noisy.high
+    few = weighed(teacher[:4], teacher[:4] * np.array([0.5, 1.6, 0.7, 1.4]))
+    assert few.status is CheckStatus.UNDECIDABLE
+    assert "undecidable at this n" in few.explanation
+
+
+def test_rows_of_a_document_are_no_news_to_each_other() -> None:
+    random = np.random.default_rng(1)
+    factor = np.repeat(random.normal(1.03, 0.1, 40), 10)
+    teacher = random.gamma(4.0, 20.0, 400)
+    alone = weighed(teacher, teacher * factor)
+    together = weighed(teacher, teacher * factor, document=np.repeat(np.arange(40), 10))
+    assert together.measured == alone.measured
+    assert together.high - together.low > 2 * (alone.high - alone.low)
+
+
+def test_targets_are_bytes() -> None:
+    texts = ["a" * size for size in range(1, 51)] + ["ä€"]
+    tables = {name: Table("here", "row", [], texts, [], "") for name in ("train", "test")}
+    found = problem.targets(tables)
+    assert found.tables["train"].labels[-1] == "5"
+    assert found.strata == ["up to 10 bytes", "up to 20 bytes", "up to 30 bytes", "up to 40 bytes", "longer"]
+    assert [found.stratum(label) for label in ("1", "10", "11", "41", "5000")] == [
+        "up to 10 bytes", "up to 10 bytes", "up to 20 bytes", "longer", "longer",
+    ]  # fmt: skip
+    assert found.array(["7", ""], {}).tolist() == [7, problem.NO_TARGET]
+    assert found.of_part is not None
+    assert found.of_part("ä€") == "5"
+    assert {found.stratum(label) for label in found.tables["train"].labels} == set(found.strata)
+
+
+def test_label_smoothing_is_refused() -> None:
+    assert list(problem.objections({"label_smoothing": 0.0})) == []
+    (said,) = problem.objections({"label_smoothing": 0.1})
+    assert said == "training.label_smoothing: 0.1 means nothing for next tokens; set it to 0"
+
+
+def test_an_answer_for_people(model: nn.Module) -> None:
+    kept = kept_of(model)[0]
+    nats = lost_by_token(model, ROWS[0]).mean().item()
+    assert problem.shown(kept, [], {}) == {"label": f"perplexity {math.exp(nats):.2f}"}
