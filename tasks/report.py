@@ -49,13 +49,15 @@ def gather(outcome: Outcome) -> Evidence:
     """Reads everything that the report shows beyond the outcome itself."""
     found, rows = documents(outcome), _rows(outcome)
     by_name: dict[str, Any] = {name: document for (_, name), document in found.items() if name != "history"}
+    models = by_name.get("validation", {}).get("models") or [{}]
+    metric = named(models[0])["metric"]
     return Evidence(
         histories={
             stage: {**document, "evaluations": [named(point) for point in document["evaluations"]]}
             for (stage, name), document in found.items()
             if name == "history"
         },
-        comparisons=compare(rows) if rows else {},
+        comparisons=compare(rows, metric=metric) if rows else {},
         **by_name,
     )
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from tasks.reporting.numbers import aligned, between, change, percent, plain, points, times, uncertainty
+from tasks.reporting.measures import Measure
+from tasks.reporting.numbers import aligned, between, change, percent, plain, times, uncertainty
 from tasks.reporting.numbers import unit as measure
 
 if TYPE_CHECKING:
@@ -169,10 +170,13 @@ def _strips(
     return svg(bottom + 14, label, marks, below(scale, ticks, bottom + 10))
 
 
-def quality(rows: Sequence[tuple[str, float, Ends | None, str]], *, label: str, floor: float | None) -> Markup:
+def quality(
+    rows: Sequence[tuple[str, float, Ends | None, str]], *, label: str, floor: float | None, measure: Measure
+) -> Markup:
     """Quality of each stage as a dot with its 95 % interval, against the teacher and the lowest value allowed.
 
     Args:
+        measure: how quality is said.
         rows: stage title, quality, the ends of its interval and what these are, in order; the first is the teacher.
         floor: the teacher's quality less what the budget allows to lose.
     """
@@ -181,10 +185,10 @@ def quality(rows: Sequence[tuple[str, float, Ends | None, str]], *, label: str, 
     scale = spread([*bounds, *levels.values()], 0, WIDTH, padding=0.04)
     strips = []
     for index, (title, quality, ends, about) in enumerate(rows):
-        step = points(quality - rows[index - 1][1], signed=True) if index else ""
-        tip = f"{title}: {percent(quality, 2)}" + (f", {about}" if about else "")
-        strips.append((title, quality, ends, percent(quality), step, tip))
-    ticks = {tick: f"{plain(100 * tick)} %" for tick in scale.ticks()}
+        step = measure.difference(quality - rows[index - 1][1]) if index else ""
+        tip = f"{title}: {percent(quality, 2) if measure.percent else measure.value(quality)}"
+        strips.append((title, quality, ends, measure.value(quality), step, tip + (f", {about}" if about else "")))
+    ticks = {tick: f"{plain(100 * tick)} %" if measure.percent else plain(-tick) for tick in scale.ticks()}
     return _strips(strips, scale, ticks, levels, label, final=len(rows) - 1)
 
 

@@ -15,6 +15,7 @@ from tasks.contracts.values import ClassRecall, Outcome
 from tasks.ml.statistics import bootstrap, discordance
 from tasks.ml.statistics.bootstrap import Interval
 from tasks.ml.statistics.discordance import Discordance
+from tasks.reporting import measures
 
 TITLES = {"train": "Teacher", "distill": "Student", "prune": "Pruned", "quantize": "Quantized", "validate": "Shipped"}
 """What a stage's model is called in words."""
@@ -68,13 +69,16 @@ def scores(path: Path, prefixes: tuple[str, ...] = ("score_", "correct_")) -> di
         }
 
 
-def compare(path: Path) -> dict[str, Comparison]:
+def compare(path: Path, *, metric: str = "accuracy") -> dict[str, Comparison]:
     """Compares every model with the teacher, row by row; rows that both answer the same are neither lost nor gained."""
     found_scores, same = scores(path), scores(path, ("agrees_",))
     teacher, found = found_scores.pop("train"), {}
+    # Scores that are no fractions have no row more that one model alone would win.
+    difference = bootstrap.quality_difference if measures.of(metric).percent else bootstrap.paired_difference
     for stage, right in found_scores.items():
-        counts = discordance.count(teacher, np.where(same.get(stage, False), teacher, right))
-        drop = bootstrap.quality_difference(teacher, right)
+        alike = np.asarray(same.get(stage, False)) >= 1
+        counts = discordance.count(teacher, np.where(alike, teacher, right))
+        drop = difference(teacher, right)
         found[stage] = Comparison(counts, drop, discordance.mcnemar(counts.lost, counts.gained))
     return found
 

@@ -9,8 +9,9 @@ from typing import Any
 from tasks.contracts.values import Check, ClassRecall, Outcome, StageResult
 from tasks.ml.statistics import bootstrap
 from tasks.ml.statistics.bootstrap import Interval
-from tasks.reporting import charts, numbers
+from tasks.reporting import charts, measures, numbers
 from tasks.reporting.evidence import TITLES, Comparison, SeedRun, balanced_accuracy, over_seeds
+from tasks.reporting.measures import Measure
 
 SPEED_FIELDS = {
     "latency_p50_ms": 3,
@@ -26,26 +27,32 @@ GENERATION_FIELDS = {"prefill_per_s": 3, "decode_per_s": 3, "first_token_ms": 3,
 """What the table of generation shows, with significant digits."""
 
 Row = Mapping[str, Any]
+FRACTION = measures.of("accuracy")
 
 
 def _beside_teacher(rows: Sequence[Row], comparisons: Mapping[str, Comparison]) -> list[tuple[Any, ...]]:
     """Title, quality, interval and what it is: the teacher's quality less the paired interval of the drop."""
-    start = rows[0]["quality"]
+    start, measure = rows[0]["quality"], measures.of(rows[0]["metric"])
     found: list[tuple[Any, ...]] = [(rows[0]["title"], start, None, "the teacher")]
     for row in rows[1:]:
         one = comparisons[row["stage"]]
-        about = f"{_lost(one.drop.measured)}, 95 % interval {_range(one.drop)}, of n = {one.counts.n:,}"
+        about = (
+            f"{_lost(one.drop.measured, measure)}, 95 % interval {_range(one.drop, measure)}, of n = {one.counts.n:,}"
+        )
         found.append((row["title"], row["quality"], (start - one.drop.high, start - one.drop.low), about))
     return found
 
 
-def _lost(drop: float) -> str:
+def _lost(drop: float, measure: Measure) -> str:
+    if not measure.percent:
+        return f"{measure.difference(-drop)} beside the teacher"
     return f"{numbers.points(abs(drop))} {'below' if drop > 0 else 'above'} the teacher" if drop else "as the teacher"
 
 
-def _range(interval: Interval) -> str:
+def _range(interval: Interval, measure: Measure = FRACTION) -> str:
     """The change that an interval of a drop stands for: ``−1.4 to +0.3 points``."""
-    return numbers.between(-interval.high, -interval.low, lambda value: numbers.points(value, signed=True))
+    ends = (-interval.high, -interval.low) if measure.percent else (-interval.low, -interval.high)
+    return numbers.between(*ends, measure.difference)
 
 
 def _wavering(row: Row) -> tuple[float, float] | None:
@@ -65,18 +72,20 @@ def waterfall(
     measured = [row for row in rows if row["quality"] is not None]
     if measured:
         allowed = next((check.limit for check in found if check.name == "quality_drop"), None)
-        floor = None if allowed is None else measured[0]["quality"] - allowed
+        measure = measures.of(measured[0]["metric"])
+        reference = measured[0]["quality"]
+        floor = None if allowed is None else reference - (allowed if measure.percent else allowed * abs(reference))
         paired = {row["stage"] for row in measured[1:]} <= comparisons.keys()
         alone = [(row["title"], row["quality"], None, f"n = {row['n']:,}") for row in measured]
         dots, metric = (
             _beside_teacher(measured, comparisons) if paired else alone,
-            numbers.capital(measured[0]["metric"]),
+            numbers.capital(measure.name),
         )
         what = f", with paired 95{numbers.SPACE}% intervals against the teacher" if paired else ""
         panels.append({
             "title": metric,
             "note": f"{measured[0]['split']} split, n = {measured[0]['n']:,}{what}",
-            "chart": charts.quality(dots, label=f"{metric} after each stage", floor=floor),
+            "chart": charts.quality(dots, label=f"{metric} after each stage", floor=floor, measure=measure),
         })  # fmt: skip
     if any(row["size_mb"] is not None for row in rows):
         sizes = [(row["title"], row["size_mb"], None) for row in rows]
@@ -96,14 +105,14 @@ def quality(rows: Sequence[Row], comparisons: Mapping[str, Comparison]) -> list[
     """Every model beside the teacher, row by row; empty where rows were not kept."""
     found = []
     for row in rows:
-        one = comparisons.get(row["stage"])
+        one, measure = comparisons.get(row["stage"]), measures.of(row["metric"])
         if row["quality"] is None or (one is None and row is not rows[0]):
             continue
         found.append({
             "title": row["title"],
-            "quality": numbers.percent(row["quality"], 2),
-            "change": numbers.points(-one.drop.measured, signed=True) if one else "",
-            "interval": _range(one.drop) if one else "",
+            "quality": numbers.percent(row["quality"], 2) if measure.percent else measure.value(row["quality"]),
+            "change": measure.difference(-one.drop.measured) if one else "",
+            "interval": _range(one.drop, measure) if one else "",
             "lost": f"{one.counts.lost:,}" if one else "",
             "gained": f"{one.counts.gained:,}" if one else "",
             "mcnemar": numbers.p_value(one.mcnemar_p).removeprefix("p ").removeprefix("= ") if one else "",
@@ -187,16 +196,19 @@ def curves(result: StageResult, history: Row) -> dict[str, Any]:
     facts = []
     if evaluations:
         best = max(evaluations, key=lambda point: (point["quality"], -point["loss"]))
-        facts.append(f"best {numbers.percent(best['quality'])} at epoch {best['epoch']:.2g}")
+        measure = measures.of(card.metric)
+        scale = 100 if measure.percent else measure.sign
+        facts.append(f"best {measure.value(best['quality'])} at epoch {best['epoch']:.2g}")
         # Quality on training rows is measured once, of the weights that are kept: those of the best evaluation.
-        fit = [] if card.train_quality is None else [(best["epoch"], 100 * card.train_quality)]
-        quality = {"training": fit, "selection": [(point["epoch"], 100 * point["quality"]) for point in evaluations]}
+        fit = [] if card.train_quality is None else [(best["epoch"], scale * card.train_quality)]
+        quality = {"training": fit, "selection": [(point["epoch"], scale * point["quality"]) for point in evaluations]}
         if len(evaluations) > 1:
-            panels.append(
-                _lines(f"{numbers.capital(card.metric)}, %", title, quality, lambda value: numbers.percent(value / 100))
-            )
+            name = f"{numbers.capital(measure.name)}{', %' if measure.percent else ''}"
+            panels.append(_lines(name, title, quality, lambda value: measure.value(value / scale)))
     if card.overfit_gap is not None:
-        facts.append(f"train{numbers.MINUS}selection gap {numbers.points(card.overfit_gap)}")
+        gap = measures.of(card.metric)
+        said = numbers.points(card.overfit_gap) if gap.percent else gap.difference(card.overfit_gap)
+        facts.append(f"train{numbers.MINUS}selection gap {said}")
     if card.samples_per_s is not None:
         facts.append(f"{numbers.number(card.samples_per_s)} rows/s")
     if shares := [point["flops_utilization"] for point in points if "flops_utilization" in point]:

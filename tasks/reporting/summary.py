@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tasks.contracts.values import Outcome
-from tasks.reporting import numbers
+from tasks.reporting import measures, numbers
 from tasks.reporting.evidence import Evidence, balanced_accuracy, models, over_seeds
 from tasks.reporting.markdown import table, text
 from tasks.reporting.verdict import headline, limit, reading, tests
@@ -62,17 +62,17 @@ def markdown(outcome: Outcome, evidence: Evidence, *, url: str) -> str:
         name, form, _ = reading(check)
         checks.append([name, form(check.measured), limit(check), str(check.status), check.explanation])
     cells, rows = [], models(outcome, evidence)
-    metric = rows[0]["metric"] if rows else "quality"
+    measure = measures.of(rows[0]["metric"] if rows else "quality")
     for row in rows:
         size = numbers.known(row["size_mb"], lambda value: numbers.unit(value, "MB"))
         latency = numbers.known(row["latency_p50_ms"], lambda value: numbers.unit(value, "ms"))
-        cells.append([row["title"], numbers.known(row["quality"], numbers.percent), size, latency])
+        cells.append([row["title"], numbers.known(row["quality"], measure.value), size, latency])
     parts = [
         f"# {verdict.status.capitalize()}: {outcome.recipe}",
         text(headline(verdict.checks)),
         table(["check", "measured", "limit", "status", "why"], checks),
         *("\n".join(f"- {text(sentence)}" for sentence in tests(check)) for check in verdict.checks if check.parting),
-        table(["model", metric, "size", "latency p50"], cells),
+        table(["model", measure.name, "size", "latency p50"], cells),
     ]
     if outcome.release:
         parts.append(f"Registered as **{outcome.release.name}** version {outcome.release.version}.")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tasks.contracts.values import Check, CheckStatus
-from tasks.reporting import charts, numbers
+from tasks.reporting import charts, measures, numbers
 
 
 class Reading(NamedTuple):
@@ -35,6 +35,11 @@ SYMBOLS = {CheckStatus.PASSED: "✓", CheckStatus.FAILED: "✕", CheckStatus.UND
 def reading(check: Check) -> Reading:
     """Returns how a check is said."""
     known = CHECKS.get(check.name, Reading(check.name.replace("_", " "), numbers.number, numbers.plain))
+    if check.name == "quality_drop":
+        measure = measures.of(check.metric)
+        known = known._replace(value=measure.lost, limit=measure.limit)
+        if not measure.percent:
+            return known._replace(name=f"{measure.name} more")
     return known._replace(name=known.name.format(metric=check.metric))
 
 
@@ -49,7 +54,10 @@ def headline(checks: Sequence[Check]) -> str:
     if not set(HEADLINE) <= set(found) <= set(CHECKS):
         return "; ".join(check.explanation for check in checks) + "."
     drop, metric = found["quality_drop"], next(check.metric for check in checks if check.name == "quality_drop")
-    if drop > 0:
+    measure = measures.of(metric)
+    if not measure.percent:
+        cost = f"with {measure.lost(abs(drop))} {'more' if drop > 0 else 'fewer'} {measure.name}"
+    elif drop > 0:
         cost = f"at a cost of {numbers.points(drop)} of {metric}"
     else:
         cost = f"with {numbers.points(-drop)} more {metric}" if drop else f"with the same {metric}"
@@ -61,7 +69,7 @@ def tiles(checks: Sequence[Check], rows: Sequence[Mapping[str, Any]]) -> list[di
     """The headline numbers, with the values of the first and last model that each compares; of a run that did not come
     so far, one per check."""
     compared = {
-        "quality_drop": ("quality", numbers.percent),
+        "quality_drop": ("quality", lambda value: measures.of(rows[0].get("metric", "")).value(value)),
         "shrink": ("size_mb", lambda value: numbers.unit(value, "MB")),
         "speedup": ("latency_p50_ms", lambda value: numbers.unit(value, "ms")),
     }
@@ -70,7 +78,10 @@ def tiles(checks: Sequence[Check], rows: Sequence[Mapping[str, Any]]) -> list[di
         name, form, _ = reading(check)
         value = form(check.measured)
         if check.name == "quality_drop":
-            value, name = numbers.points(-check.measured, signed=True), check.metric
+            measure = measures.of(check.metric)
+            name, value = measure.name, numbers.points(-check.measured, signed=True)
+            if not measure.percent:
+                value = ("+" if check.measured > 0 else "") + measure.lost(check.measured)
         key, form = compared.get(check.name, ("", form))
         ends = [row[key] for row in (rows[0], rows[-1]) if row.get(key) is not None] if rows else []
         detail = " → ".join(form(end) for end in ends) if len(ends) == 2 else ""

@@ -1,0 +1,58 @@
+"""How quality is said: fractions as percentages and their differences in points, bits per byte as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from tasks.reporting import numbers
+
+Format = Callable[[float], str]
+BITS = "bits a byte"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How the values of a metric are said.
+
+    Attributes:
+        name: of the metric, in words.
+        value: of a model's quality.
+        difference: of one model's quality less another's, with its sign.
+        lost: of what a check of quality measured, and of its limit.
+        sign: what a value is multiplied by where it is drawn: more is better of qualities.
+    """
+
+    name: str
+    value: Format
+    difference: Format
+    lost: Format
+    limit: Format
+    percent: bool = True
+    sign: int = 1
+
+
+def _bits(value: float) -> str:
+    return f"{numbers.number(-value)}{numbers.SPACE}{BITS}"
+
+
+def _bits_less(value: float) -> str:
+    text = f"{-value:+.3f}".replace("-", numbers.MINUS)
+    return f"{text}{numbers.SPACE}{BITS}"
+
+
+def of(metric: str) -> Measure:
+    """How a metric is said, by its name."""
+    if metric in ("minus_bits_per_byte", "bits_per_byte"):
+        return Measure(
+            "bits per byte", _bits, _bits_less, partial(numbers.percent, decimals=2),
+            lambda x: f"{numbers.plain(100 * x)}{numbers.SPACE}%", percent=False, sign=-1,
+        )  # fmt: skip
+    return Measure(
+        metric,
+        numbers.percent,
+        partial(numbers.points, signed=True),
+        numbers.points,
+        lambda x: f"{numbers.plain(100 * x)} points",
+    )
