@@ -285,6 +285,8 @@ def prune(
     )
 
     def cut(model: nn.Module, way: float) -> nn.Module:
+        if config.width == WidthConfig(keep_ffn=1, keep_heads=1):
+            return model
         batches = learning.batches(calibration, CALIBRATION_BATCH, pad_id=tokenizer.pad_token_id)
         if config.importance is Importance.TAYLOR:
             scores = importance.taylor(model, batches, problem.loss)

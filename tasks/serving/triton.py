@@ -16,7 +16,6 @@ from typing import Any
 from tasks.contracts.base import FeatherweightError
 from tasks.engine import disk
 from tasks.ml import paths
-from tasks.serving import predictor
 
 MAX_BATCH = 64
 QUEUE_DELAY_US = 500
@@ -33,6 +32,8 @@ def write(bundle: Path, repository: Path, name: str, version: int) -> Path:
         FeatherweightError: the repository already has a model of this name that something else wrote; or the model
             continues texts, with a cache that Triton's ONNX Runtime backend does not keep between tokens.
     """
+    from tasks.serving import predictor  # not before ``guarded`` forked: onnxruntime starts threads
+
     target = repository / name
     if target.exists() and not (target / "manifest.json").is_file():
         raise FeatherweightError(f"{target} exists and was not written by Featherweight; choose another directory")

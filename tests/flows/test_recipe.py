@@ -122,7 +122,7 @@ def test_a_goal_that_is_misspelled_is_named_as_it_is_written(tmp_path: Path) -> 
         ),
         (
             "problem: poetry\n",
-            "recipe mine.yaml: problem: must be 'text-classification' or 'text-regression' (got 'poetry')",
+            "recipe mine.yaml: problem: must be 'text-classification', 'text-regression' or 'causal-lm' (got 'poetry')",
         ),
         ("name: ../up\n", "recipe mine.yaml: name: '../up' does not match"),
         (

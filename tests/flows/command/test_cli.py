@@ -199,7 +199,7 @@ def test_the_shell_completes_commands_options_choices_and_ready_recipes(capsys: 
     for word in ("rollback", "--dask-address", "nsga2"):
         assert word in script
     assert cli.main(["__complete", "compress", ""]) == 0
-    assert capsys.readouterr().out.split()[-2:] == ["demo", "smoke"]
+    assert capsys.readouterr().out.split()[-4:] == ["demo", "smoke", "smoke-lm", "smollm2"]
 
 
 def test_xray_prints_tables_or_json_and_writes_a_page(tmp_path: Path) -> None:
@@ -329,7 +329,8 @@ def test_who_reads_no_further_is_not_told_of_it() -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_who_interrupts_a_run_is_told_how_it_goes_on_and_it_does(number: signal.Signals, tiny: str) -> None:
     words = ["compress", tiny, "--set", "training.epochs=500", "--json"]
 

@@ -57,6 +57,7 @@ def test_no_proxy_is_asked_for_this_machine(said: str, host: str, port: int, mon
     assert urllib.request.getproxies()["no"] == "*"
 
 
+@pytest.mark.slow
 def test_first_runs_that_meet_in_an_empty_home_all_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEATHERWEIGHT_HOME", str(tmp_path / "new"))
     servers = [embedded.Api() for _ in range(3)]

@@ -23,7 +23,8 @@ def held(way: str, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("way", "processes"), [("sharded", 2), ("tensor", 2), pytest.param("tensor", 4, marks=pytest.mark.slow)]
+    ("way", "processes"),
+    [("sharded", 2), *(pytest.param("tensor", count, marks=pytest.mark.slow) for count in (2, 4))],
 )
 def test_parts_learn_what_the_whole_learns_and_take_less_memory(model: nn.Module, way: str, processes: int) -> None:
     """Losses agree to 1e-4. At 3 rows a micro-batch, processes differ in how many they have."""

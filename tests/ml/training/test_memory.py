@@ -218,6 +218,7 @@ def test_a_resumed_run_keeps_its_plan_whatever_is_allowed_by_then(model: nn.Modu
     assert resumed.notes["memory"]["rows_at_once"] == resumed.notes["micro_batch"] == 3
 
 
+@pytest.mark.slow
 def test_processes_share_a_limit(model: nn.Module) -> None:
     history = train(model, processes.lesson(model), 2, max_memory=3.0)[2]
     held = history.notes["memory"]
