@@ -42,17 +42,26 @@ def _bits_less(value: float) -> str:
     return f"{text}{numbers.SPACE}{BITS}"
 
 
+_BITS_PER_BYTE = Measure(
+    "bits per byte",
+    _bits,
+    _bits_less,
+    partial(numbers.percent, decimals=2),
+    lambda x: f"{numbers.plain(100 * x)}{numbers.SPACE}%",
+    percent=False,
+    sign=-1,
+)
+NOT_FRACTIONS = dict.fromkeys(("minus_bits_per_byte", "bits_per_byte"), _BITS_PER_BYTE)
+"""Metrics that are no fractions, by name."""
+
+
 def of(metric: str) -> Measure:
     """How a metric is said, by its name."""
-    if metric in ("minus_bits_per_byte", "bits_per_byte"):
-        return Measure(
-            "bits per byte", _bits, _bits_less, partial(numbers.percent, decimals=2),
-            lambda x: f"{numbers.plain(100 * x)}{numbers.SPACE}%", percent=False, sign=-1,
-        )  # fmt: skip
-    return Measure(
+    fraction = Measure(
         metric,
         numbers.percent,
         partial(numbers.points, signed=True),
         numbers.points,
         lambda x: f"{numbers.plain(100 * x)} points",
     )
+    return NOT_FRACTIONS.get(metric, fraction)
