@@ -46,7 +46,13 @@ def objections(base: Inspection, **fields: Any) -> list[str]:
     return list(preflight.objections(Recipe.model_validate(fields), base))
 
 
-@pytest.mark.parametrize("name", recipe_files.ready_names())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if "smollm2" in name else ())  # which is 93 MB
+        for name in recipe_files.ready_names()
+    ],
+)
 def test_nothing_is_said_against_ready_recipes(name: str) -> None:
     recipe = recipe_files.load(name)
     assert list(preflight.objections(recipe, preflight.inspected(recipe.base_model))) == []

@@ -85,8 +85,8 @@ def propose(
     problems = [problem] if problem else [name for name in PROBLEMS if problem_of(name).LEARNS is not None]
     if problem_of(problems[0]).LEARNS is None:
         raise FeatherweightError(
-            f"init: proposes what to learn of labels, and problem {problem} learns from texts alone; a recipe for it "
-            "names data.source, data.text and base_model"
+            f"problem: {problem} learns from texts alone, and what is looked for here is a label; write a recipe that "
+            "names data.source, data.text and base_model, and run it with featherweight compress"
         )
     seen, total = sources.look(source, cache=cache, most=ROWS, wanted=[name for name in (text, label) if name])
     for name, option in ((text, "--text"), (label, "--label")):

@@ -160,3 +160,8 @@ def test_splits_of_a_folder_are_said(tmp_path: Path) -> None:
     found = proposals.propose(f"file:{tmp_path}", base_model=BASE_MODEL, cache=tmp_path)
     (said,) = (note for note in found.notes if "splits of its own" in note)
     assert said.endswith(f"train 80 rows of {tmp_path}/train.csv, selection 40 rows of {tmp_path}/validation.csv")
+
+
+def test_a_problem_without_labels_is_left_to_a_recipe(tmp_path: Path) -> None:
+    with pytest.raises(FeatherweightError, match="problem: causal-lm learns from texts alone"):
+        propose(tmp_path, {"text": TEXTS}, problem="causal-lm")

@@ -1,0 +1,75 @@
+"""What a recipe asks of a decoder and cannot get is said before any work, each in a sentence with what would do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import preflight
+from flows.command import recipe_files
+from flows.recipe import Recipe
+from tasks.ml.models.inspection import Inspection
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 384,
+}  # fmt: skip
+FINE: dict[str, Any] = {
+    "problem": "causal-lm",
+    "teaching": {"temperature": 1.0},
+    "distillation": {"layers": 2},
+    "quantization": {"scheme": "int4"},
+}
+
+
+def said(config: dict[str, Any] = LLAMA, **fields: Any) -> list[str]:
+    merged = {**FINE, **{name: {**FINE.get(name, {}), **value} if isinstance(value, dict) else value for name, value in fields.items()}}  # fmt: skip  # noqa: E501
+    return list(preflight.objections(Recipe.model_validate(merged), Inspection(Path(), config, {})))
+
+
+def test_nothing_is_said_of_what_a_decoder_can_have() -> None:
+    assert said() == []
+    assert said(quantization={"bits": 3.3, "rounding": "gptq", "embeddings": "int4", "block_size": 64}) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"problem": "text-classification"}, "the base model is a decoder (llama); use causal-lm"),
+        ({"quantization": {"scheme": "int8-dynamic"}}, "quantization.scheme: int8-dynamic is for encoders"),
+        ({"quantization": {"bits": 5}}, "quantization.bits: 5 bits have no kernel; use 4, 8, or between 2 and 4"),
+        ({"quantization": {"bits": 2}}, "quantization.bits: 2 bits have no kernel"),
+        ({"quantization": {"smoothing": 0.5}}, "quantization.smoothing"),
+        ({"quantization": {"max_damage": 0.1}}, "quantization.max_damage"),
+        ({"quantization": {"training": {"steps": 3}}}, "quantization.training"),
+        ({"pruning": {"sparsity": {"method": "wanda"}}}, "pruning.sparsity"),
+        ({"pruning": {"heal_rounding": True, "embeddings": "frozen"}}, "pruning.heal_rounding"),
+        ({"pruning": {"width": {"target_speedup": 2}}}, "pruning.width: times of a decoder's layers are not measured"),
+        ({"distillation": {"attention_weight": 1}}, "distillation.attention_weight"),
+        ({"distillation": {"embedding_rank": 64}}, "distillation.embedding_rank"),
+        ({"distillation": {"keep_hidden": 0.5}}, "distillation.keep_hidden"),
+        ({"teaching": {"temperature": 2}}, "teaching.temperature: 2, and of tokens that a teacher hardly says"),
+        ({"teaching": {"augmentation": {"per_text": 1}}}, "teaching.augmentation"),
+        ({"compute": {"max_memory": 4}}, "compute.max_memory"),
+        ({"compute": {"num_processes": 2, "parallelism": "tensor"}}, "compute.parallelism: tensor is for encoders"),
+        ({"training": {"label_smoothing": 0.1}}, "training.label_smoothing: 0.1 means nothing for next tokens"),
+        ({"distillation": {"layers": 9}}, "distillation.layers: 9 are more than the base model's 4"),
+    ],
+)
+def test_what_a_decoder_cannot_have_is_said(fields: dict[str, Any], sentence: str) -> None:
+    assert sum(sentence in one for one in said(**fields)) == 1
+
+
+def test_an_encoder_does_not_continue_texts() -> None:
+    base = preflight.inspected(recipe_files.load("smoke").base_model)
+    (one,) = preflight.objections(Recipe.model_validate(FINE), base)
+    assert one == "problem: causal-lm needs a decoder, and the base model is an encoder (bert)"
+
+
+def test_gpt2_is_not_cut() -> None:
+    gpt2 = {**LLAMA, "model_type": "gpt2"}
+    (one,) = said(gpt2)
+    assert "gpt2 has query, key and value in one matrix, which is not cut; use 1 for both" in one
+    assert said(gpt2, pruning={"width": {"keep_ffn": 1, "keep_heads": 1}}) == []

@@ -1,0 +1,112 @@
+"""A decoder's weights in blocks: model and codes say the same, sizes are kept, and files give back what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tasks.contracts.base import FeatherweightError
+from tasks.ml.data.datasets import Split
+from tasks.ml.models import decoders
+from tasks.ml.problems import causal_lm
+from tasks.ml.quantization import block_files, quantized, weights_alone
+from tests.ml import tiny_decoders
+
+ROWS = tiny_decoders.tokens(rows=24, length=24).tolist()
+USUAL: dict[str, Any] = {"bits": 4, "block_size": 32, "table_bits": 4, "rounding": "gptq", "length": 24}
+
+
+def decided(name: str = "llama, tied", **changes: Any) -> tuple[nn.Module, dict[str, Any]]:
+    model = tiny_decoders.model_of(name)
+    return model, weights_alone.decide(model, ROWS, **{**USUAL, **changes})
+
+
+@pytest.mark.parametrize("name", ["llama, tied", "llama", "gpt2", "qwen3"])
+def test_the_model_has_the_weights_that_its_codes_stand_for(name: str) -> None:
+    before = tiny_decoders.model_of(name)
+    model, codes = decided(name)
+    family = decoders.of_model(model)
+    projections = family.projections(model)
+    is_tied = family.head(model).data_ptr() == family.table(model).data_ptr()
+    tables = {weights_alone.HEAD} if is_tied else {weights_alone.HEAD, weights_alone.TABLE}
+    assert codes.keys() == {one.name for one in projections} | tables
+    for one, exact in zip(projections, family.projections(before), strict=True):
+        assert torch.equal(codes[one.name].dense(), one.weight)
+        error = (one.weight - exact.weight).square().mean() / exact.weight.square().mean()
+        assert 1e-5 < error < 0.02
+    assert torch.equal(codes[weights_alone.HEAD].dense(), family.head(model))
+
+
+def test_texts_are_packed_into_rows_without_padding() -> None:
+    rows = weights_alone.packed(ROWS, length=24)
+    assert torch.cat([part.flatten() for part in rows]).tolist() == [token for row in ROWS for token in row]
+    assert {part.shape[1] for part in rows} == {24}
+    assert weights_alone.packed([[1, 2, 3], [4]], length=100)[0].tolist() == [[1, 2, 3, 4]]
+
+
+def test_bits_between_two_and_four_are_kept_on_average_and_lose_less_than_two() -> None:
+    model, codes = decided(bits=3.0, rounding="clipped", table_bits=32)
+    exact, four = tiny_decoders.model_of("llama, tied"), decided(rounding="clipped", table_bits=32)[0]
+    assert {blocks.format.bits for blocks in codes.values()} == {2, 4}
+    count = sum(blocks.codes.numel() for blocks in codes.values())
+    assert sum(blocks.codes.numel() * blocks.format.bits for blocks in codes.values()) / count <= 3.0
+    ids = tiny_decoders.tokens()
+
+    def off(other: nn.Module) -> float:
+        with torch.no_grad():
+            return float((other(ids).logits - exact(ids).logits).square().mean())
+
+    assert off(four) < off(model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"bits": 5}, "5 bits have no kernel; choose 4, 8, or between 2 and 4"),
+        ({"block_size": 128}, "128 does not divide the 64 columns of the token table"),
+    ],
+)
+def test_what_has_no_kernel_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(FeatherweightError, match=sentence):
+        decided(**changes)
+
+
+def test_files_give_back_what_was_written(tmp_path: Path) -> None:
+    assert block_files.load(tmp_path) == {}
+    _, codes = decided(bits=3.0, rounding="clipped")
+    block_files.save(tmp_path, codes)
+    found = block_files.load(tmp_path)
+    assert found.keys() == codes.keys()
+    for name, blocks in codes.items():
+        assert found[name].format == blocks.format
+        assert torch.equal(found[name].dense(), blocks.dense())
+
+
+def test_an_architecture_decides_how_it_is_quantized() -> None:
+    model = tiny_decoders.model_of("llama, tied")
+    split = Split([""] * len(ROWS), ROWS, np.ones(len(ROWS)))
+    how = {"bits": 4, "rounding": "nearest", "smoothing": 0.0, "ranges": "min-max", "max_damage": 0.0}
+    plan = {"linears": True, "scheme": "int4", "floats": "fp32", "token_bits": 8, "block_size": 32}
+    made = quantized.decide(model, causal_lm, split, pad_id=0, plan=plan, **how)  # type: ignore[arg-type]
+    assert made.spec.linears == {}
+    assert {made.codes[name].format.bits for name in made.codes} == {4, 8}
+    stored = sum(blocks.nbytes for blocks in made.codes.values())
+    norms = sum(4 * one.numel() for one in model.parameters() if one.ndim == 1)
+    assert made.num_bytes(model) == stored + norms
+    whole = quantized.decide(model, causal_lm, split, pad_id=0, plan={**plan, "linears": False}, **how)  # type: ignore[arg-type]
+    assert whole.num_bytes(model) == sum(4 * one.numel() for one in model.parameters())
+
+
+def test_without_an_end_nothing_is_exported() -> None:
+    from tasks.ml.graph import decoder_export
+
+    config = SimpleNamespace(eos_token_id=[5, 7])
+    assert decoder_export.ends(config, SimpleNamespace(eos_token_id=2)) == [2, 5, 7]
+    with pytest.raises(FeatherweightError, match="eos_token, which ends a text"):
+        decoder_export.ends(SimpleNamespace(eos_token_id=None), SimpleNamespace(eos_token_id=None))
