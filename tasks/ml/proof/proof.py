@@ -12,24 +12,20 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors import safe_open
-from torch import nn
 
 from tasks.ml import machine
 from tasks.ml.data import datasets
 from tasks.ml.graph.export import MODEL, num_bytes, read_spec
-from tasks.ml.models import locators, modeling, quantization_spec, tokenization
+from tasks.ml.models import locators, modeling, tokenization
 from tasks.ml.problem import problem_of
 from tasks.ml.quality import evaluation, learning
+from tasks.ml.quantization import block_files, quantized
 from tasks.ml.runtime import decoder_parity, parity, timing
 from tasks.ml.runtime import sessions as runtime
 
 logger = logging.getLogger("featherweight")
 
 Kind = Literal["torch", "simulated", "onnx"]
-
-CODES = "codes.safetensors"
-"""Beside a quantized decoder's weights: what they were rounded to, ``NAME.codes`` and others of a linear layer NAME."""
 
 REQUESTS = 4
 """How many times fewer texts are timed where each of them is continued."""
@@ -141,22 +137,9 @@ def weight(subject: Subject, *, problem: str) -> dict[str, float]:
     model = modeling.load(subject.directory, problem)
     stored = (subject.directory / modeling.WEIGHTS).stat().st_size
     if subject.kind == "simulated":
-        stored = _stored_bytes(model, subject.directory)
+        how = quantized.Quantized(read_spec(subject.directory), block_files.load(subject.directory))
+        stored = how.num_bytes(model)
     return {"size_mb": stored / 1e6, "num_parameters": modeling.num_parameters(model)}
-
-
-def _stored_bytes(model: nn.Module, directory: Path) -> int:
-    """Bytes of a quantized bundle's weights as the runtime will store them: by its spec, or, where codes were kept,
-    codes with their scales and zero points, and fp32 for the parameters of modules that have none."""
-    kept = directory / CODES
-    if not kept.is_file():
-        return quantization_spec.num_bytes(model, read_spec(directory))
-    with safe_open(kept, framework="numpy") as file:
-        coded = {f"{name.rpartition('.')[0]}.weight" for name in file.keys()}  # noqa: SIM118
-    named = model.named_parameters(remove_duplicate=False)  # a table that is the head, too, is coded as either
-    replaced = {id(parameter) for name, parameter in named if name in coded}
-    rest = sum(parameter.nbytes for parameter in model.parameters() if id(parameter) not in replaced)
-    return kept.stat().st_size + rest
 
 
 @contextmanager

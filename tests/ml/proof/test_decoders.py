@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from tasks.ml.data import datasets, held_out
 from tasks.ml.data.splitting import SPLITS, Division, Row, key
@@ -18,6 +17,7 @@ from tasks.ml.data.tables import Table
 from tasks.ml.graph import decoding
 from tasks.ml.problem import problem_of
 from tasks.ml.proof import appraisal, proof
+from tasks.ml.quantization import block_files
 from tasks.ml.quantization.blocks import Format
 from tasks.ml.runtime.parity import ParityError
 from tests.ml import decoder_bundles
@@ -99,11 +99,10 @@ def test_a_simulated_decoder_is_as_large_as_its_codes(data: Path, tmp_path: Path
     source, _ = decoder_bundles.write(tmp_path / "model")
     model = model_of("llama")
     blocks = decoder_bundles.rounded(model, Format(4, 32))
-    codes = {f"{name}.codes": one.packed_codes().contiguous() for name, one in blocks.items()}
-    save_file(codes, source / proof.CODES)
+    block_files.save(source, blocks)
     subject = proof.subject("quantize", "Quantized", source, data, simulated=True, split="selection")
     coded = {f"{name}.weight" for name in blocks}
     rest = sum(4 * one.numel() for name, one in model.named_parameters() if name not in coded)
-    expected = rest + (source / proof.CODES).stat().st_size
+    expected = rest + sum(one.nbytes for one in blocks.values())
     assert proof.weight(subject, problem=PROBLEM)["size_mb"] == pytest.approx(expected / 1e6)
     assert expected < (source / "model.safetensors").stat().st_size / 2
