@@ -44,7 +44,7 @@ def test_what_is_timed_has_the_token_table_that_is_served(model: nn.Module, monk
 @pytest.mark.parametrize("integer", [True, False])
 def test_a_measured_table_has_every_part(model: nn.Module, integer: bool) -> None:
     # Of one row of so small a model a part takes less than a timing wavers.
-    many = ARGUMENTS | {"integer": integer, "batch": 512}
+    many = ARGUMENTS | {"integer": integer, "batch": 64}
     table = latency_table.measure(model, "text-classification", **many)  # type: ignore[arg-type]
     assert table.rest > 0
     assert list(table.inner.heads) == [0, 1, 2, 3, 4]
