@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup, escape
 
 from tasks.reporting.measures import Measure
-from tasks.reporting.numbers import aligned, between, change, percent, plain, times, uncertainty
+from tasks.reporting.numbers import aligned, between, change, plain, times, uncertainty
 from tasks.reporting.numbers import unit as measure
 
 if TYPE_CHECKING:
@@ -186,9 +186,9 @@ def quality(
     strips = []
     for index, (title, quality, ends, about) in enumerate(rows):
         step = measure.difference(quality - rows[index - 1][1]) if index else ""
-        tip = f"{title}: {percent(quality, 2) if measure.percent else measure.value(quality)}"
+        tip = f"{title}: {measure.precise(quality)}"
         strips.append((title, quality, ends, measure.value(quality), step, tip + (f", {about}" if about else "")))
-    ticks = {tick: f"{plain(100 * tick)} %" if measure.percent else plain(-tick) for tick in scale.ticks()}
+    ticks = {tick: measure.tick(tick) for tick in scale.ticks()}
     return _strips(strips, scale, ticks, levels, label, final=len(rows) - 1)
 
 

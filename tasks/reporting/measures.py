@@ -18,19 +18,23 @@ class Measure:
 
     Attributes:
         name: of the metric, in words.
-        value: of a model's quality.
+        value: of a model's quality, and ``precise`` with more digits.
+        tick: of an axis.
         difference: of one model's quality less another's, with its sign.
         lost: of what a check of quality measured, and of its limit.
-        sign: what a value is multiplied by where it is drawn: more is better of qualities.
+        scale: what a value is multiplied by where it is drawn over epochs.
+        percent: whether it is a fraction.
     """
 
     name: str
     value: Format
+    precise: Format
+    tick: Format
     difference: Format
     lost: Format
     limit: Format
-    percent: bool = True
-    sign: int = 1
+    scale: int
+    percent: bool
 
 
 def _bits(value: float) -> str:
@@ -45,11 +49,13 @@ def _bits_less(value: float) -> str:
 _BITS_PER_BYTE = Measure(
     "bits per byte",
     _bits,
+    _bits,
+    lambda x: numbers.plain(-x),
     _bits_less,
     partial(numbers.percent, decimals=2),
     lambda x: f"{numbers.plain(100 * x)}{numbers.SPACE}%",
+    scale=-1,
     percent=False,
-    sign=-1,
 )
 NOT_FRACTIONS = dict.fromkeys(("minus_bits_per_byte", "bits_per_byte"), _BITS_PER_BYTE)
 """Metrics that are no fractions, by name."""
@@ -60,8 +66,12 @@ def of(metric: str) -> Measure:
     fraction = Measure(
         metric,
         numbers.percent,
+        partial(numbers.percent, decimals=2),
+        lambda x: f"{numbers.plain(100 * x)} %",
         partial(numbers.points, signed=True),
         numbers.points,
         lambda x: f"{numbers.plain(100 * x)} points",
+        scale=100,
+        percent=True,
     )
     return NOT_FRACTIONS.get(metric, fraction)

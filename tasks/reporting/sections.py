@@ -110,7 +110,7 @@ def quality(rows: Sequence[Row], comparisons: Mapping[str, Comparison]) -> list[
             continue
         found.append({
             "title": row["title"],
-            "quality": numbers.percent(row["quality"], 2) if measure.percent else measure.value(row["quality"]),
+            "quality": measure.precise(row["quality"]),
             "change": measure.difference(-one.drop.measured) if one else "",
             "interval": _range(one.drop, measure) if one else "",
             "lost": f"{one.counts.lost:,}" if one else "",
@@ -197,7 +197,7 @@ def curves(result: StageResult, history: Row) -> dict[str, Any]:
     if evaluations:
         best = max(evaluations, key=lambda point: (point["quality"], -point["loss"]))
         measure = measures.of(card.metric)
-        scale = 100 if measure.percent else measure.sign
+        scale = measure.scale
         facts.append(f"best {measure.value(best['quality'])} at epoch {best['epoch']:.2g}")
         # Quality on training rows is measured once, of the weights that are kept: those of the best evaluation.
         fit = [] if card.train_quality is None else [(best["epoch"], scale * card.train_quality)]

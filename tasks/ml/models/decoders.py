@@ -149,14 +149,14 @@ class Decoder:
         return self.ffn_in
 
     def backbone(self, model: nn.Module) -> nn.Module:
-        return _backbone(model)
+        return model.base_model  # type: ignore[return-value]
 
     def layer_list(self, model: nn.Module) -> nn.ModuleList:
-        return _backbone(model).get_submodule(self.layers)  # type: ignore[return-value]
+        return self.backbone(model).get_submodule(self.layers)  # type: ignore[return-value]
 
     def embedding(self, model: nn.Module) -> nn.Module:
         """What makes vectors of the hidden size of token ids."""
-        return _backbone(model).get_submodule(self.embeddings)
+        return self.backbone(model).get_submodule(self.embeddings)
 
     def token_embedding(self, model: nn.Module) -> nn.Embedding:
         return self.embedding(model)  # type: ignore[return-value]
@@ -211,18 +211,24 @@ class Decoder:
             config.head_dim, config.intermediate_size = sizes.head_size, ffn.pop()
 
     def linears(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Linear layers of all layers by qualified name."""
-        prefix = f"{model.base_model_prefix}.{self.layers}"
-        return {
-            f"{prefix}.{index}.{name}": layer.get_submodule(name)
-            for index, layer in enumerate(self.layer_list(model))
+        """Linear layers of all layers by qualified name, in the order of computation."""
+        return {name: model.get_submodule(name) for group in self.linear_groups(model) for name in group}
+
+    def linear_groups(self, model: nn.Module) -> list[tuple[str, ...]]:
+        """The same names by what they read, in the order of computation."""
+        return [
+            tuple(self.qualified(model, index, part) for part in group)
+            for index in range(len(self.layer_list(model)))
             for group in self.groups()
-            for name in group
-        }
+        ]
+
+    def qualified(self, model: nn.Module, index: int, part: str) -> str:
+        """Name, in the model, of a part of a layer."""
+        return f"{model.base_model_prefix}.{self.layers}.{index}.{part}"
 
     def table(self, model: nn.Module) -> torch.Tensor:
         """Token embeddings (V, H)."""
-        return _backbone(model).get_submodule(self.embeddings).weight.detach()  # type: ignore[operator]
+        return self.token_embedding(model).weight.detach()
 
     def head(self, model: nn.Module) -> torch.Tensor:
         """What logits are products with, (V, H); the token table itself where the two are tied."""
@@ -238,10 +244,11 @@ class Decoder:
 
     def projection(self, model: nn.Module, index: int, part: str) -> Projection:
         """A linear layer of a layer."""
-        found: Any = self.layer_list(model)[index].get_submodule(part)
-        weight = found.weight.detach()
-        name = f"{model.base_model_prefix}.{self.layers}.{index}.{part}"
-        bias = getattr(found, "bias", None)
+        return self._projection(model, self.qualified(model, index, part))
+
+    def _projection(self, model: nn.Module, name: str) -> Projection:
+        found: Any = model.get_submodule(name)
+        weight, bias = found.weight.detach(), getattr(found, "bias", None)
         return Projection(name, weight.T if self.is_transposed else weight, None if bias is None else bias.detach())
 
     def groups(self) -> tuple[tuple[str, ...], ...]:
@@ -250,12 +257,7 @@ class Decoder:
 
     def projections(self, model: nn.Module) -> list[Projection]:
         """All linear layers of all layers, in the order of computation."""
-        return [
-            self.projection(model, index, part)
-            for index in range(len(self.layer_list(model)))
-            for group in self.groups()
-            for part in group
-        ]
+        return [self._projection(model, name) for name in self.linears(model)]
 
 
 class Attention(NamedTuple):
@@ -304,7 +306,7 @@ def rotations(model: nn.Module, length: int) -> tuple[torch.Tensor, torch.Tensor
     """
     import torch
 
-    rotary: Any = _backbone(model).get_submodule("rotary_emb")
+    rotary: Any = of_model(model).backbone(model).get_submodule("rotary_emb")
     if rotary.rope_type not in SCALED_ROTATIONS:
         raise FeatherweightError(
             f"base_model: rotary embedding of kind {rotary.rope_type!r} is not supported; supported: "
@@ -393,7 +395,3 @@ def of_model(model: nn.Module) -> Decoder:
             return decoder
     known = ", ".join(name for decoder in DECODERS for name in decoder.model_types)
     raise FeatherweightError(f"base_model: architecture {config.model_type!r} is no decoder that is supported: {known}")
-
-
-def _backbone(model: nn.Module) -> nn.Module:
-    return model.base_model  # type: ignore[return-value]

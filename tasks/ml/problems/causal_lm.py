@@ -23,7 +23,7 @@ from tasks.ml.data.targets import Targets
 from tasks.ml.models import decoders
 from tasks.ml.problem import Answer
 from tasks.ml.proof import drop
-from tasks.ml.proof.decision import as_check, decide
+from tasks.ml.proof.decision import above_nothing, as_check, decide
 from tasks.ml.statistics import bootstrap
 
 if TYPE_CHECKING:
@@ -250,9 +250,7 @@ def floor(about: Mapping[str, Any], *, who: str, split: str, confidence: float) 
     """Whether a model beats the frequencies of single tokens, by bits per byte; any rows can show it."""
     found, blind = (-np.array(about[name]) / math.log(2) / np.mean(about["bytes"]) for name in ("nats", "blind"))
     gain = bootstrap.quality_difference(found, blind, confidence=confidence)
-    status = (
-        CheckStatus.PASSED if gain.low > 0 else CheckStatus.FAILED if gain.measured <= 0 else CheckStatus.UNDECIDABLE
-    )
+    status = above_nothing(gain)
     explanation = (
         f"{who} needs {-found.mean():.3f} bits a byte on {len(found):,} {split} rows, {gain.measured:.3f} less than "
         f"the frequencies of single tokens in the training rows ({100 * confidence:g} % interval {gain.low:.3f} to "

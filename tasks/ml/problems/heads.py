@@ -6,7 +6,7 @@ Judging imports the problems, and no torch: it is imported where a model is made
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,9 @@ FIRST_TOKEN_ONLY = True
 """The head reads the last hidden state of the first token and of no other."""
 
 PER_TOKEN, TOKENS_AT_ONCE = False, 0
+
+Loss = Callable[["torch.Tensor", Mapping[str, "torch.Tensor"]], "torch.Tensor"]
+"""Mean loss of logits (B, C) against a batch's targets."""
 
 logger = logging.getLogger("featherweight")
 
@@ -130,6 +133,18 @@ def said_width(config: Any) -> int:
 def kept(logits: np.ndarray, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
     """Logits (B, C) as they are."""
     return logits
+
+
+def amount(rows: Sequence[Sequence[int]], targets: np.ndarray | torch.Tensor, *, missing: float) -> int:
+    """Rows that have a target."""
+    return int((targets != missing).sum())
+
+
+def lost(loss: Loss, logits: np.ndarray, targets: np.ndarray) -> float:
+    """Mean supervised loss of logits (N, C) against targets (N,)."""
+    import torch
+
+    return float(loss(torch.from_numpy(logits), {"targets": torch.as_tensor(targets)}))
 
 
 def names(config: Any) -> list[str]:

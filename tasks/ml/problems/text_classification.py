@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,7 @@ load_base, build = heads.load, heads.build
 said, said_width, kept = heads.said, heads.said_width, heads.kept
 NO_TARGET = -100
 """Target of a row without a label, as ``torch.nn.functional.cross_entropy`` ignores it."""
+amount = partial(heads.amount, missing=NO_TARGET)
 
 
 def objections(training: Mapping[str, Any]) -> tuple[str, ...]:
@@ -48,11 +50,6 @@ def targets(tables: Mapping[str, Table]) -> Targets:
     return classes(checked, class_labels.names(checked), missing=NO_TARGET)
 
 
-def amount(rows: Sequence[Sequence[int]], targets: np.ndarray | torch.Tensor) -> int:
-    """Rows that have a label."""
-    return int((targets != NO_TARGET).sum())
-
-
 def loss(logits: torch.Tensor, batch: Mapping[str, torch.Tensor], *, label_smoothing: float = 0.0) -> torch.Tensor:
     """Mean cross-entropy in nats of logits (B, C) against targets (B,); rows with ``NO_TARGET`` are ignored."""
     import torch.nn.functional as F
@@ -63,11 +60,7 @@ def loss(logits: torch.Tensor, batch: Mapping[str, torch.Tensor], *, label_smoot
     return F.cross_entropy(logits.float(), targets, ignore_index=NO_TARGET, label_smoothing=label_smoothing)
 
 
-def lost(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Mean cross-entropy in nats of logits (N, C) against targets (N,)."""
-    import torch
-
-    return float(loss(torch.from_numpy(logits), {"targets": torch.as_tensor(targets)}))
+lost = partial(heads.lost, loss)
 
 
 def predictions(logits: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from tasks.ml.data.targets import Targets
 from tasks.ml.problem import Answer
 from tasks.ml.problems import heads
 from tasks.ml.proof import drop
-from tasks.ml.proof.decision import as_check
+from tasks.ml.proof.decision import above_nothing, as_check
 from tasks.ml.statistics.bootstrap import quality_difference
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ PER_TOKEN, TOKENS_AT_ONCE = heads.PER_TOKEN, heads.TOKENS_AT_ONCE
 load_base, build = partial(heads.load, problem_type="regression"), heads.build
 said, said_width, kept = heads.said, heads.said_width, heads.kept
 NO_TARGET = -math.inf
+amount = partial(heads.amount, missing=NO_TARGET)
 STRATA = 5
 """Ranges of scores of which every split gets its share."""
 SAME = 0.1
@@ -141,11 +142,6 @@ def _encoded(label: str, units: Mapping[str, float]) -> float:
     return target
 
 
-def amount(rows: Sequence[Sequence[int]], targets: np.ndarray | torch.Tensor) -> int:
-    """Rows that have a score."""
-    return int((targets != NO_TARGET).sum())
-
-
 def loss(logits: torch.Tensor, batch: Mapping[str, torch.Tensor], *, label_smoothing: float = 0.0) -> torch.Tensor:
     """Mean squared error of logits (B, 1) against targets (B,); rows with ``NO_TARGET`` are ignored."""
     targets = batch["targets"]
@@ -154,11 +150,7 @@ def loss(logits: torch.Tensor, batch: Mapping[str, torch.Tensor], *, label_smoot
     return errors.square().sum() / known.sum().clamp_min(1)
 
 
-def lost(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Mean squared error of logits (N, 1) against targets (N,)."""
-    import torch
-
-    return float(loss(torch.from_numpy(logits), {"targets": torch.as_tensor(targets)}))
+lost = partial(heads.lost, loss)
 
 
 def soft_loss(
@@ -235,9 +227,7 @@ def floor(about: Mapping[str, Any], *, who: str, split: str, confidence: float) 
 def _above_the_mean(answers: np.ndarray, targets: np.ndarray, *, who: str, split: str, confidence: float) -> Check:
     found, blind = (scores(said[:, None], targets) for said in (answers, np.zeros_like(targets)))
     gain = quality_difference(found, blind, confidence=confidence)
-    status = (
-        CheckStatus.PASSED if gain.low > 0 else CheckStatus.FAILED if gain.measured <= 0 else CheckStatus.UNDECIDABLE
-    )
+    status = above_nothing(gain)
     explanation = (
         f"{who} has an {METRIC} of {found.mean():.3f} on {len(found):,} {split} rows, {100 * gain.measured:.1f} points "
         f"above always answering the mean of the training rows ({100 * confidence:g} % interval {100 * gain.low:.1f} "

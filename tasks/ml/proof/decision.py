@@ -25,6 +25,13 @@ def decide(interval: Interval, limit: float, direction: Direction, *, band: tupl
     return CheckStatus.PASSED if met else CheckStatus.FAILED
 
 
+def above_nothing(gain: Interval) -> CheckStatus:
+    """Passed if a gain is surely above zero, failed if none was measured."""
+    if gain.low > 0:
+        return CheckStatus.PASSED
+    return CheckStatus.FAILED if gain.measured <= 0 else CheckStatus.UNDECIDABLE
+
+
 def as_check(
     name: str,
     interval: Interval,

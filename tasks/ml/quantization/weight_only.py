@@ -8,7 +8,7 @@ H = hidden, I = inputs of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,20 @@ def _calls(model: nn.Module, layers: nn.ModuleList, ids: torch.Tensor) -> tuple[
     return first[0], calls
 
 
+def _walked(
+    model: nn.Module, rows: Sequence[torch.Tensor]
+) -> Iterator[tuple[int, nn.Module, Sequence[torch.Tensor], Sequence[Call]]]:
+    """Each layer with its number, and of rows of tokens what it is given: hidden states, from layers before it as who
+    asks left them, and the rest."""
+    layers = decoders.of_model(model).layer_list(model)
+    given = [_calls(model, layers, ids) for ids in rows]
+    states = [hidden for hidden, _ in given]
+    for index, layer in enumerate(layers):
+        calls = [of_layers[index] for _, of_layers in given]
+        yield index, layer, states, calls
+        states = [_output(layer(hidden, *rest, **named)) for hidden, (rest, named) in zip(states, calls, strict=True)]
+
+
 @torch.no_grad()
 def apply(
     model: nn.Module,
@@ -84,24 +98,19 @@ def apply(
         ValueError: there is no linear layer of a name.
     """
     family, found = decoders.of_model(model), dict[str, Blocks]()
-    layers, parts = family.layer_list(model), [part for group in family.groups() for part in group]
-    known = {one.name for one in family.projections(model)}
-    if unknown := sorted(formats.keys() - known):
+    if unknown := sorted(formats.keys() - family.linears(model).keys()):
         raise ValueError(f"no linear layers: {', '.join(unknown)}")
     model.eval()
-    given = [_calls(model, layers, ids) for ids in rows]
-    states = [hidden for hidden, _ in given]
-    for index, layer in enumerate(layers):
-        calls = [of_layers[index] for _, of_layers in given]
-        named = {part: family.projection(model, index, part) for part in parts}
+    first = {part: group[0] for group in family.groups() for part in group}
+    total = len(family.layer_list(model))
+    for index, layer, states, calls in _walked(model, rows):
+        named = {part: family.projection(model, index, part) for part in first}
         wanted = {part: one for part, one in named.items() if one.name in formats}
-        first = {part: group[0] for group in family.groups() for part in group}
         hessians = _hessians(layer, {first[part] for part in wanted}, states, calls)
         for part, one in wanted.items():
             found[one.name] = ROUNDINGS[rounding](one.weight, hessians[first[part]], formats[one.name])
             one.weight.copy_(found[one.name].dense())
-        states = [_output(layer(hidden, *rest, **named)) for hidden, (rest, named) in zip(states, calls, strict=True)]
-        observe(index + 1, len(layers))
+        observe(index + 1, total)
     return found
 
 
@@ -109,16 +118,12 @@ def apply(
 def hessians(model: nn.Module, rows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     """XᵀX (I, I) of the inputs of every product by the qualified name of its first layer, of a model as it is."""
     family = decoders.of_model(model)
-    found: dict[str, torch.Tensor] = {}
-    given = [_calls(model, family.layer_list(model), ids) for ids in rows]
-    states = [hidden for hidden, _ in given]
-    for index, layer in enumerate(family.layer_list(model)):
-        calls = [of_layers[index] for _, of_layers in given]
-        first = {group[0] for group in family.groups()}
-        prefix = f"{model.base_model_prefix}.{family.layers}.{index}"
-        found |= {f"{prefix}.{part}": one for part, one in _hessians(layer, first, states, calls).items()}
-        states = [_output(layer(hidden, *rest, **named)) for hidden, (rest, named) in zip(states, calls, strict=True)]
-    return found
+    first = {group[0] for group in family.groups()}
+    return {
+        family.qualified(model, index, part): hessian
+        for index, layer, states, calls in _walked(model, rows)
+        for part, hessian in _hessians(layer, first, states, calls).items()
+    }
 
 
 def _hessians(

@@ -5,7 +5,6 @@ B = rows, S = tokens, I = inputs, O = outputs.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -110,14 +109,10 @@ def _mixed(model: nn.Module, rows: Sequence[torch.Tensor], *, bits: float, block
     projections = {one.name: one.weight for one in family.projections(model)}
     logger.info("quantize: measuring what 2 and 4 bits cost each layer")
     gradients = mixed_bits.gradients(model, rows, list(projections))
-    hessians = weight_only.hessians(copy.deepcopy(model), rows)
+    hessians = weight_only.hessians(model, rows)
     tokens = sum(ids.numel() for ids in rows)
     few, many = Format(2, block_size), Format(4, block_size)
-    products = [
-        tuple(f"{model.base_model_prefix}.{family.layers}.{index}.{part}" for part in group)
-        for index in range(len(family.layer_list(model)))
-        for group in family.groups()
-    ]
+    products = family.linear_groups(model)
     prices: dict[str, Mapping[Format, mixed_bits.Price]] = {}
     for group in products:
         prices[group[0]] = {form: _price(group, form, projections, hessians, gradients, tokens) for form in (few, many)}

@@ -16,19 +16,10 @@ from tasks.contracts.base import FeatherweightError
 from tasks.ml.graph import decoding
 from tasks.ml.models import decoders
 from tasks.ml.quantization import blocks, cache_scales
-from tasks.ml.quantization.blocks import Blocks, Format
+from tasks.ml.quantization.blocks import Format
 from tasks.ml.runtime import sessions
+from tests.ml.decoder_bundles import rounded
 from tests.ml.tiny_decoders import LAYERS, MODELS, VOCABULARY, model_of, tokens
-
-
-@torch.no_grad()
-def rounded(model: nn.Module, form: Format) -> dict[str, Blocks]:
-    """Blocks of all linear layers; in place, the model gets the weights that they stand for."""
-    found = {}
-    for name, weight, _ in decoders.of_model(model).projections(model):
-        found[name] = blocks.clipped(weight, form)
-        weight.copy_(found[name].dense())
-    return found
 
 
 class Decoding:
