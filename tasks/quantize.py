@@ -185,7 +185,7 @@ def quantize(
     bundle, _ = publish.torch_bundle(model, tokenizer, source.problem, spec=spec, codes=made.codes)
     size_mb = made.num_bytes(model) / 1e6
     num_parameters = modeling.num_parameters(model)
-    simulation.simulate(model, spec)
+    simulation.simulate(model, spec, made.codes)
     if problem.FIRST_TOKEN_ONLY:
         first_token.narrow(model)  # as it is served
     answer = evaluation.answers(store.path(teacher.digest), store.path(splits.digest), teacher.problem)

@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerFast
 
 from tasks.ml.graph import decoding, export
 from tasks.ml.models import decoders, modeling
-from tasks.ml.quantization import blocks
+from tasks.ml.quantization import block_files, blocks
 from tasks.ml.quantization.blocks import Blocks, Format
 from tests.ml.tiny_decoders import VOCABULARY, model_of
 
 PROBLEM = "causal-lm"
+EXACT = Format(4, 32, exact_inputs=True)
 
 
 def tokenizer() -> Any:
@@ -45,14 +46,12 @@ def write(
     name: str = "llama",
     *,
     form: Format | None = None,
-    level: int = decoding.EXACT,
     **how: Any,
 ) -> tuple[Path, Path]:
     """Writes a tiny decoder of ``MODELS``, as a torch bundle and as a graph.
 
     Args:
         form: blocks of the linear layers; ``None`` leaves them in fp32.
-        level: accuracy level of all products in blocks.
         how: of ``decoding.Builder``.
     """
     torch_folder, onnx_folder = folder / "torch", folder / "onnx"
@@ -61,7 +60,9 @@ def write(
     for directory in (torch_folder, onnx_folder):
         directory.mkdir(parents=True)
     modeling.save(model, tokenizer(), torch_folder)
-    graph = decoding.Builder(model, weights=weights, levels=dict.fromkeys(weights, level), **how).build()
+    if weights:
+        block_files.save(torch_folder, weights)
+    graph = decoding.Builder(model, weights=weights, **how).build()
     ir.save(graph, onnx_folder / export.MODEL)
     export.copy_companions(torch_folder, onnx_folder, spec=export.read_spec(torch_folder), operators={})
     return torch_folder, onnx_folder

@@ -15,8 +15,7 @@ from torch import nn
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.graph import decoding, genai
 from tasks.ml.models import decoders
-from tasks.ml.quantization.blocks import Blocks
-from tasks.ml.quantization.weights_alone import HEAD, TABLE
+from tasks.ml.quantization.blocks import HEAD, TABLE, Blocks
 
 ATTENTION = "GroupQueryAttention"
 

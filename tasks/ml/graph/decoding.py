@@ -83,8 +83,6 @@ class Builder:
         weights: blocks of linear layers by qualified name; a layer that is not named is multiplied in fp32.
         head: blocks of the logits' weight (V, H), which the token table shares where the two are tied.
         table: blocks of the token table, where it is in blocks of its own.
-        levels: accuracy level of ``MatMulNBits`` by qualified name, ``IN_INT8`` where it is not named; the head's is
-            that of ``lm_head``.
         cache_scales: of every layer, for a cache in int8.
         length: tokens of the longest text, cached ones included.
     """
@@ -96,13 +94,12 @@ class Builder:
         weights: Mapping[str, Blocks],
         head: Blocks | None = None,
         table: Blocks | None = None,
-        levels: Mapping[str, int] | None = None,
         cache_scales: Sequence[Scales] = (),
         length: int = 0,
     ) -> None:
         self.model, self.family = model, decoders.of_model(model)
         self.weights, self.head, self.table = weights, head, table
-        self.levels, self.cache_scales = levels or {}, cache_scales
+        self.cache_scales = cache_scales
         self.cache_type = ir.DataType.INT8 if cache_scales else ir.DataType.FLOAT
         config: Any = model.config
         self.hidden, self.length = config.hidden_size, length or config.max_position_embeddings
@@ -242,13 +239,13 @@ class Builder:
             weights = blocking.joined([self.weights[name] for name in names])
         except ValueError as error:
             raise FeatherweightError(f"quantization: {', '.join(names)} are one product, with {error}") from None
-        return self._blocks(label, weights, x, bias, level=min(self.levels.get(name, IN_INT8) for name in names))
+        return self._blocks(label, weights, x, bias)
 
     def _dense(self, label: str, weight: torch.Tensor, x: ir.Value) -> ir.Value:
         constant = self.graph.constant(f"{label}.weight", weight)
         return self.graph.op("FusedMatMul", x, constant, domain=CONTRIB, transB=1)
 
-    def _blocks(self, label: str, weight: Blocks, x: ir.Value, bias: ir.Value | None, *, level: int) -> ir.Value:
+    def _blocks(self, label: str, weight: Blocks, x: ir.Value, bias: ir.Value | None) -> ir.Value:
         scales, *zeros = self._ranges(label, weight)
         inputs: list[ir.Value | None] = [x, self._codes(label, weight), scales]
         inputs += zeros
@@ -258,7 +255,8 @@ class Builder:
         form = weight.format
         return self.graph.op(
             "MatMulNBits", *inputs, domain=CONTRIB,
-            K=weight.inputs, N=outputs, bits=form.bits, block_size=form.block_size, accuracy_level=level,
+            K=weight.inputs, N=outputs, bits=form.bits, block_size=form.block_size,
+            accuracy_level=IN_INT8 if form.rounds_inputs else EXACT,
         )  # fmt: skip
 
     def _codes(self, label: str, weight: Blocks, *, flat: bool = False) -> ir.Value:
@@ -348,8 +346,7 @@ class Builder:
 
     def _logits(self, x: ir.Value) -> ir.Value:
         if self.head is not None:
-            level = self.levels.get("lm_head", IN_INT8)
-            logits = self._blocks("head", self.head, x, None, level=level)
+            logits = self._blocks("head", self.head, x, None)
         else:
             name = "table" if self._tied and self.table is None else "head.weight"
             constant = self.graph.constant(name, self.family.head(self.model).float())

@@ -22,7 +22,7 @@ def save(directory: Path, weights: Mapping[str, Blocks]) -> None:
     tensors = {
         f"{name}.{part}": getattr(blocks, part).contiguous() for name, blocks in weights.items() for part in PARTS
     }
-    about = {name: {"inputs": blocks.inputs, **asdict(blocks.format)} for name, blocks in weights.items()}
+    about = {name: (blocks.inputs, asdict(blocks.format)) for name, blocks in weights.items()}
     save_file(tensors, directory / FILE, metadata={"blocks": json.dumps(about, sort_keys=True)})
 
 
@@ -38,10 +38,6 @@ def load(directory: Path) -> dict[str, Blocks]:
             return found
 
         return {
-            name: Blocks(
-                Format(said["bits"], said["block_size"], said["symmetric"]),
-                said["inputs"],
-                *(part(name, which) for which in PARTS),
-            )
-            for name, said in about.items()
+            name: Blocks(Format(**form), inputs, *(part(name, which) for which in PARTS))
+            for name, (inputs, form) in about.items()
         }

@@ -28,10 +28,10 @@ def round_weight(weight: torch.Tensor, hessian: torch.Tensor, form: Format) -> B
     """
     weight, hessian = weight.float(), hessian.double()
     importance = hessian.diagonal()
-    found = blocking.clipped(weight, form, importance)
+    clipped = found = blocking.clipped(weight, form, importance)
     least = gptq.layer_error(weight, found.dense(), hessian)
     for by_weight in (False, True):
-        rounded = _in_order(weight, hessian, form, by_weight=by_weight)
+        rounded = _in_order(weight, hessian, clipped, by_weight=by_weight)
         error = gptq.layer_error(weight, rounded.dense(), hessian)
         better = error < least
         least = torch.where(better, error, least)
@@ -45,13 +45,13 @@ def round_weight(weight: torch.Tensor, hessian: torch.Tensor, form: Format) -> B
     return found
 
 
-def _in_order(weight: torch.Tensor, hessian: torch.Tensor, form: Format, *, by_weight: bool) -> Blocks:
+def _in_order(weight: torch.Tensor, hessian: torch.Tensor, clipped: Blocks, *, by_weight: bool) -> Blocks:
+    form = clipped.format
     columns, size = weight.shape[1], form.block_size
     importance = hessian.diagonal().float()
     counts = blocking.counted(importance, form)
-    whole = blocking.split(weight, size)
-    scales, zeros = blocking.searched(whole, counts, form)
-    codes = torch.zeros_like(whole).flatten(1)
+    scales, zeros = clipped.scales.clone(), clipped.zeros.float()
+    codes = torch.zeros(clipped.codes.shape).flatten(1)
     order = importance.argsort(descending=True, stable=True) if by_weight else torch.arange(columns)
     factor = gptq.inverse_factor(hessian[order][:, order]).float()
     work = weight[:, order].clone()

@@ -17,6 +17,12 @@ from tasks.contracts.base import FeatherweightError
 BITS = (2, 4, 8)
 """Of a code; the runtime's CPU kernels have no others."""
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+IN_FLOATS = {(2, 16), (2, 256)}
+"""Bits and block sizes whose kernels take their input as it is, whatever is asked of them."""
+HEAD = "head"
+"""Name of the blocks of the logits' weight, which is the token table, too, where the two are tied."""
+TABLE = "table"
+"""Of the token table, where it is one of its own."""
 TINY = 1e-12
 SHRINKS = 24
 """Ranges that ``searched`` tries, from the whole one down."""
@@ -33,6 +39,7 @@ class Format:
         bits: of a code.
         block_size: columns that share a scale.
         symmetric: whether the zero point is half of all codes, and not stored.
+        exact_inputs: whether the product takes its input as it is, and not in int8, block by block.
 
     Raises:
         FeatherweightError: the runtime has no kernel for it.
@@ -41,6 +48,7 @@ class Format:
     bits: int = 4
     block_size: int = 32
     symmetric: bool = False
+    exact_inputs: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in BITS or self.block_size not in BLOCK_SIZES:
@@ -56,6 +64,11 @@ class Format:
     @property
     def middle(self) -> int:
         return 2 ** (self.bits - 1)
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether the product multiplies integers: its input is rounded, too."""
+        return not self.exact_inputs and (self.bits, self.block_size) not in IN_FLOATS
 
     @property
     def bits_per_weight(self) -> float:
@@ -168,22 +181,25 @@ def searched(blocks: torch.Tensor, weights: torch.Tensor, form: Format) -> tuple
         weights: what the squared error of each element counts, above zero, broadcast to the blocks.
     """
     weights = weights.expand_as(blocks)
-    best_scales, best_zeros = whole_range(blocks, form)
-    best = _error(blocks, weights, best_scales, best_zeros, form)
+    whole = best_scales, best_zeros = whole_range(blocks, form)
+    best = weighed = (weights * blocks.square()).sum(dim=-1)  # what nothing but zeros costs
     narrowest = NARROWEST ** (4 / form.bits) if form.bits < 8 else 0.95
     for shrink in torch.linspace(1.0, narrowest, SHRINKS).tolist():
         scales, zeros = whole_range(blocks, form, shrink)
         for _ in range(REFITS):
             steps = encode(blocks, scales, zeros, form) - zeros.unsqueeze(-1)
-            square = (weights * steps.square()).sum(dim=-1)
-            fitted = (weights * steps * blocks).sum(dim=-1) / square.clamp_min(TINY)
+            counted = weights * steps
+            square, product = (counted * steps).sum(dim=-1), (counted * blocks).sum(dim=-1)
+            fitted = product / square.clamp_min(TINY)
             scales = _not_zero(torch.where(square > 0, fitted, scales))
-            error = _error(blocks, weights, scales, zeros, form)
+            error = weighed - product * fitted
             better = error < best
             best = torch.where(better, error, best)
             best_scales = torch.where(better, scales, best_scales)
             best_zeros = torch.where(better, zeros, best_zeros)
-    return best_scales, best_zeros
+    # Small differences of large sums are as exact as these, which tells where hardly anything is lost.
+    worse = _error(blocks, weights, best_scales, best_zeros, form) > _error(blocks, weights, *whole, form)
+    return torch.where(worse, whole[0], best_scales), torch.where(worse, whole[1], best_zeros)
 
 
 def nearest(weight: torch.Tensor, form: Format) -> Blocks:

@@ -7,7 +7,11 @@ O = output channels, I = input channels, V = vocabulary, H = hidden.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +19,8 @@ from torch import nn
 
 from tasks.ml.models import modeling
 from tasks.ml.models.quantization_spec import FLOATS, INT4, INT8_DYNAMIC, INT8_STATIC, SPEC_FILE, LinearScheme, Spec
+from tasks.ml.quantization import block_files
+from tasks.ml.quantization.blocks import HEAD, TABLE, Blocks
 
 INT8_MAX = 127
 PAIR_MAX = 128
@@ -188,8 +194,18 @@ def simulate_table(weight: torch.Tensor, bits: int, block_size: int) -> torch.Te
     return dequantize_blocks(*quantize_blocks(weight, block_size))
 
 
-def simulate(model: nn.Module, spec: Spec) -> None:
-    """Replaces, in place, what the spec names by its simulation. Idempotent on weights that are already rounded."""
+def simulate(model: nn.Module, spec: Spec, codes: Mapping[str, Blocks] = MappingProxyType({})) -> None:
+    """Makes a model, in place, compute what the runtime will. Idempotent on weights that are already rounded.
+
+    Args:
+        spec: what is replaced by its simulation.
+        codes: blocks by qualified name, ``HEAD`` and ``TABLE``, which its weights stand for already: their products get
+            inputs as the runtime rounds them.
+    """
+    for name, blocks in codes.items():
+        if name != TABLE and blocks.format.rounds_inputs:
+            product: Any = model.get_output_embeddings() if name == HEAD else model.get_submodule(name)  # type: ignore[operator]
+            product.register_forward_pre_hook(partial(_input_in_blocks, blocks.format.block_size))
     for name, how in spec.linears.items():
         linear: nn.Linear = model.get_submodule(name)  # type: ignore[assignment]
         model.set_submodule(name, SimulatedLinear(linear, how, spec.block_size))
@@ -203,9 +219,14 @@ def simulate(model: nn.Module, spec: Spec) -> None:
                 parameter.copy_(parameter.to(FLOATS[spec.floats]))
 
 
+def _input_in_blocks(block_size: int, product: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+    return int8_blocks(inputs[0], block_size)
+
+
 def load(directory: Path, problem: str) -> nn.Module:
-    """Loads a torch bundle, in evaluation mode; one with a quantization spec as its simulation."""
-    model = modeling.load(directory, problem)
+    """Loads a torch bundle, in evaluation mode; one that is quantized as its simulation."""
+    model, spec = modeling.load(directory, problem), Spec()
     if (directory / SPEC_FILE).is_file():
-        simulate(model, Spec.from_json((directory / SPEC_FILE).read_text(encoding="utf-8")))
+        spec = Spec.from_json((directory / SPEC_FILE).read_text(encoding="utf-8"))
+    simulate(model, spec, block_files.load(directory))
     return model

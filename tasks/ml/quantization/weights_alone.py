@@ -16,14 +16,10 @@ from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import decoders
 from tasks.ml.quantization import blocks as blocking
 from tasks.ml.quantization import mixed_bits, weight_only
-from tasks.ml.quantization.blocks import Blocks, Format
+from tasks.ml.quantization.blocks import HEAD, TABLE, Blocks, Format
 
 logger = logging.getLogger("featherweight")
 
-HEAD = "head"
-"""Name of the blocks of the logits' weight, which is the token table, too, where the two are tied."""
-TABLE = "table"
-"""Of the token table, where it is one of its own."""
 ROUNDINGS = {"nearest": "clipped", "gptq": "gptq"}
 """Names of ``weight_only.ROUNDINGS`` by a recipe's: to nearest is by the range of each block that costs least."""
 CALIBRATION_TOKENS = 16_384

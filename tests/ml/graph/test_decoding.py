@@ -15,10 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.graph import decoding
 from tasks.ml.models import decoders
-from tasks.ml.quantization import blocks, cache_scales
+from tasks.ml.models.quantization_spec import Spec
+from tasks.ml.quantization import blocks, cache_scales, simulation
 from tasks.ml.quantization.blocks import Format
 from tasks.ml.runtime import sessions
-from tests.ml.decoder_bundles import rounded
+from tests.ml.decoder_bundles import EXACT, rounded
 from tests.ml.tiny_decoders import LAYERS, MODELS, VOCABULARY, model_of, tokens
 
 
@@ -69,9 +70,8 @@ def test_a_graph_says_token_by_token_what_the_model_says_of_the_whole(name: str,
 @pytest.mark.parametrize("name", MODELS)
 def test_in_blocks_it_says_what_the_rounded_model_says(name: str, tmp_path: Path) -> None:
     model = model_of(name)
-    weights = rounded(model, Format(4, 32))
-    levels = dict.fromkeys(weights, decoding.EXACT)
-    graph = decoding.Builder(model, weights=weights, levels=levels).build()
+    weights = rounded(model, EXACT)
+    graph = decoding.Builder(model, weights=weights).build()
     agrees(Decoding(graph, model, tmp_path), model)
     counts = Counter(node.op_type for node in graph.graph)
     assert counts["GroupQueryAttention"] == LAYERS
@@ -91,12 +91,11 @@ def test_a_prompt_in_parts_gives_the_cache_of_the_whole(tmp_path: Path) -> None:
 
 def test_a_tied_head_and_the_table_are_the_same_codes(tmp_path: Path) -> None:
     model = model_of("llama, tied")
-    weights = rounded(model, Format(4, 32))
-    head = blocks.clipped(decoders.of_model(model).head(model), Format(4, 32))
+    weights = rounded(model, EXACT)
+    head = blocks.clipped(decoders.of_model(model).head(model), EXACT)
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(head.dense())  # type: ignore[operator]
-    levels = dict.fromkeys([*weights, "lm_head"], decoding.EXACT)
-    graph = decoding.Builder(model, weights=weights, head=head, levels=levels).build()
+    graph = decoding.Builder(model, weights=weights, head=head).build()
     agrees(Decoding(graph, model, tmp_path), model)
     stored = graph.graph.initializers
     assert {name for name in stored if name.startswith(("head", "table"))} == {
@@ -105,14 +104,18 @@ def test_a_tied_head_and_the_table_are_the_same_codes(tmp_path: Path) -> None:
     assert stored["head.codes"].const_value.nbytes == VOCABULARY * 64 // 2  # type: ignore[union-attr]
 
 
-def test_inputs_in_int8_are_near(tmp_path: Path) -> None:
-    model = model_of("llama")
+@pytest.mark.parametrize("name", MODELS)
+def test_inputs_in_int8_are_as_they_are_simulated(name: str, tmp_path: Path) -> None:
+    model = model_of(name)
     weights = rounded(model, Format(4, 32))
     asked = Decoding(decoding.Builder(model, weights=weights).build(), model, tmp_path)
-    with torch.no_grad():
-        wanted = model(input_ids=tokens()).logits.numpy()
     found, _ = asked(tokens())
-    assert 1e-4 < np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+    errors = []
+    for codes in ({}, weights):
+        simulation.simulate(model, Spec(), codes)
+        with torch.no_grad():
+            errors.append(np.median(np.abs(model(input_ids=tokens()).logits.numpy() - found)))
+    assert errors[1] < 1e-5 < 1e-4 < errors[0]
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
