@@ -126,6 +126,17 @@ def hessians(model: nn.Module, rows: Sequence[torch.Tensor]) -> dict[str, torch.
     }
 
 
+@torch.no_grad()
+def head_hessian(model: nn.Module, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """XᵀX (H, H) of what the head reads of rows of tokens, (B, S) each."""
+    backbone: Any = model.base_model
+    hessian = torch.zeros(())
+    for ids in rows:
+        x = backbone(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, -2).float()
+        hessian = hessian + x.T @ x
+    return hessian
+
+
 def _hessians(
     layer: nn.Module, parts: set[str], states: Sequence[torch.Tensor], calls: Sequence[Call]
 ) -> dict[str, torch.Tensor]:

@@ -26,6 +26,8 @@ CALIBRATION_TOKENS = 16_384
 ROW = 512
 ROWS_AT_ONCE = 4
 FEWEST_BITS = 2
+OUTPUTS_AT_ONCE = 8_192
+"""Of the head, which outputs are rounded of independently of each other."""
 
 
 def packed(input_ids: Sequence[Sequence[int]], *, length: int) -> list[torch.Tensor]:
@@ -63,7 +65,7 @@ def decide(
     """
     family, rows = decoders.of_model(model), packed(input_ids, length=length)
     names = [one.name for one in family.projections(model)]
-    found = _tables(model, table_bits, block_size)
+    found = _tables(model, rows, bits=table_bits, block_size=block_size, rounding=rounding)
     if bits in blocking.BITS:
         formats = dict.fromkeys(names, Format(int(bits), block_size))
     else:
@@ -76,8 +78,11 @@ def decide(
 
 
 @torch.no_grad()
-def _tables(model: nn.Module, bits: int, block_size: int) -> dict[str, Blocks]:
-    """Token table and head, of which each block's range is searched."""
+def _tables(
+    model: nn.Module, rows: Sequence[torch.Tensor], *, bits: int, block_size: int, rounding: str
+) -> dict[str, Blocks]:
+    """Head, rounded for what it reads, and token table, whose rows are read as they are; the head's where the two are
+    tied, since few bits cost logits far more than embeddings."""
     if bits == 32:
         return {}
     family, form = decoders.of_model(model), Format(bits, block_size)
@@ -87,7 +92,9 @@ def _tables(model: nn.Module, bits: int, block_size: int) -> dict[str, Blocks]:
             f"quantization.block_size: {block_size} does not divide the {table.shape[1]} columns of the token table; "
             "choose a size that does, or set quantization.embeddings to none"
         )
-    found = {HEAD: blocking.clipped(head, form)}
+    hessian = weight_only.head_hessian(model, rows)
+    parts = [weight_only.ROUNDINGS[rounding](part, hessian, form) for part in head.split(OUTPUTS_AT_ONCE)]
+    found = {HEAD: blocking.joined(parts)}
     head.copy_(found[HEAD].dense())
     if head.data_ptr() != table.data_ptr():
         found[TABLE] = blocking.clipped(table, form)

@@ -15,7 +15,7 @@ from tasks.contracts.base import FeatherweightError
 from tasks.ml.data.datasets import Split
 from tasks.ml.models import decoders
 from tasks.ml.problems import causal_lm
-from tasks.ml.quantization import block_files, quantized, weights_alone
+from tasks.ml.quantization import block_files, blocks, quantized, weight_only, weights_alone
 from tests.ml import tiny_decoders
 
 ROWS = tiny_decoders.tokens(rows=24, length=24).tolist()
@@ -43,6 +43,23 @@ def test_the_model_has_the_weights_that_its_codes_stand_for(name: str) -> None:
     assert torch.equal(codes[weights_alone.HEAD].dense(), family.head(model))
 
 
+@pytest.mark.parametrize("name", ["llama, tied", "llama", "gpt2", "gemma"])
+def test_the_head_is_rounded_for_what_it_reads(name: str) -> None:
+    exact = tiny_decoders.model_of(name)
+    read: list[torch.Tensor] = []
+    exact.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].detach()))  # type: ignore[operator]
+    rows = weights_alone.packed(ROWS, length=24)
+    for ids in rows:
+        exact(ids)
+    inputs = torch.cat([one.flatten(0, -2) for one in read])
+    torch.testing.assert_close(weight_only.head_hessian(exact, rows), inputs.T @ inputs, rtol=1e-4, atol=1e-3)
+    head = decoders.of_model(exact).head(exact)
+    blind = blocks.clipped(head, blocks.Format(4, 32)).dense()
+    ours = decided(name)[1][weights_alone.HEAD].dense()
+    costs = [float((inputs @ (head - one).T).square().mean()) for one in (ours, blind)]
+    assert costs[0] < 0.8 * costs[1]
+
+
 def test_texts_are_packed_into_rows_without_padding() -> None:
     rows = weights_alone.packed(ROWS, length=24)
     assert torch.cat([part.flatten() for part in rows]).tolist() == [token for row in ROWS for token in row]
@@ -53,9 +70,9 @@ def test_texts_are_packed_into_rows_without_padding() -> None:
 def test_bits_between_two_and_four_are_kept_on_average_and_lose_less_than_two() -> None:
     model, codes = decided(bits=3.0, rounding="clipped", table_bits=32)
     exact, four = tiny_decoders.model_of("llama, tied"), decided(rounding="clipped", table_bits=32)[0]
-    assert {blocks.format.bits for blocks in codes.values()} == {2, 4}
-    count = sum(blocks.codes.numel() for blocks in codes.values())
-    assert sum(blocks.codes.numel() * blocks.format.bits for blocks in codes.values()) / count <= 3.0
+    assert {one.format.bits for one in codes.values()} == {2, 4}
+    count = sum(one.codes.numel() for one in codes.values())
+    assert sum(one.codes.numel() * one.format.bits for one in codes.values()) / count <= 3.0
     ids = tiny_decoders.tokens()
 
     def off(other: nn.Module) -> float:
@@ -83,9 +100,9 @@ def test_files_give_back_what_was_written(tmp_path: Path) -> None:
     block_files.save(tmp_path, codes)
     found = block_files.load(tmp_path)
     assert found.keys() == codes.keys()
-    for name, blocks in codes.items():
-        assert found[name].format == blocks.format
-        assert torch.equal(found[name].dense(), blocks.dense())
+    for name, one in codes.items():
+        assert found[name].format == one.format
+        assert torch.equal(found[name].dense(), one.dense())
 
 
 def test_an_architecture_decides_how_it_is_quantized() -> None:
@@ -96,7 +113,7 @@ def test_an_architecture_decides_how_it_is_quantized() -> None:
     made = quantized.decide(model, causal_lm, split, pad_id=0, plan=plan, **how)  # type: ignore[arg-type]
     assert made.spec.linears == {}
     assert {made.codes[name].format.bits for name in made.codes} == {4, 8}
-    stored = sum(blocks.nbytes for blocks in made.codes.values())
+    stored = sum(one.nbytes for one in made.codes.values())
     norms = sum(4 * one.numel() for one in model.parameters() if one.ndim == 1)
     assert made.num_bytes(model) == stored + norms
     whole = quantized.decide(model, causal_lm, split, pad_id=0, plan={**plan, "linears": False}, **how)  # type: ignore[arg-type]
