@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from flows.recipe import Recipe
-from tasks.contracts.hyperparameters import Parallelism
+from tasks.contracts.hyperparameters import Embeddings, Parallelism
 from tasks.ml.models.decoders import Decoder
 from tasks.ml.models.inspection import Inspection
 from tasks.ml.problem import problem_of
 from tasks.prune import SpeedConfig
-from tasks.quantize import Scheme
+from tasks.quantize import EmbeddingScheme, Scheme
 
 
 def of_architecture(recipe: Recipe, base: Inspection) -> Iterator[str]:
@@ -31,14 +31,15 @@ def _quantized(recipe: Recipe) -> Iterator[str]:
     config = recipe.quantization
     if config.scheme not in (Scheme.INT4, Scheme.NONE):
         yield f"quantization.scheme: {config.scheme} is for encoders; a decoder takes int4 or none"
-    if config.bits not in (4, 8) and not 2 < config.bits < 4:
-        yield f"quantization.bits: {config.bits:g} bits have no kernel; use 4, 8, or between 2 and 4 for a mix of both"
+    if config.bits > 4 and config.bits != 8:
+        yield f"quantization.bits: {config.bits:g} bits have no kernel; use 2, 4, 8, or between 2 and 4 for a mix"
     if config.smoothing:
         yield "quantization.smoothing: a decoder's activations stay as they are; use 0"
     if config.max_damage:
         yield "quantization.max_damage: for encoders; use 0, and bits between 2 and 4 for a mix by what is lost"
-    if config.training:
-        yield "quantization.training: for encoders so far; leave it out"
+    kept = config.embeddings is not EmbeddingScheme.NONE
+    if config.training and config.training.embeddings is not Embeddings.FROZEN and kept:
+        yield "quantization.training.embeddings: token table and head stay as they were rounded; use frozen"
 
 
 def _pruned(recipe: Recipe, family: Decoder, kind: str) -> Iterator[str]:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from tasks.ml.models.quantization_spec import Spec
+    from tasks.ml.quantization.blocks import Blocks
+    from tasks.ml.quantization.quantized import Quantized
 
 
 class Scheme(StrEnum):
@@ -91,8 +92,8 @@ class QuantizationConfig(StageConfig):
     """Divergence (nats per row, or squared error of scores; calibration split) that quantized linear layers may cause;
     the layers that cause most get more bits until it is kept. 0: no limit, and no scan."""
     bits: float = Field(4, ge=2, le=8, title="Bits")
-    """Of a code in a decoder's linear layers, on average, where the scheme is int4: 4, 8, or between 2 and 4, where
-    those that lose least get 2."""
+    """Of a code in a decoder's linear layers, on average, where the scheme is int4: 2, 4, 8, or between 2 and 4,
+    where those that lose least get 2."""
     training: AwareTrainingConfig | None = Field(None, title="Quantization-aware training")
     """Training with quantization simulated; none: as it was rounded."""
 
@@ -173,19 +174,19 @@ def quantize(
     before = evaluation.logits(model, selection.input_ids, pad_id=pad_id, problem=problem)
     zeros = sparsity.zeros(model)  # before rounding makes more of them
     made = quantized.decide(model, problem, calibration, pad_id=pad_id, **config.for_rounding())
-    spec = made.spec
+    spec, codes = made.spec, made.codes
     files = {sensitivity.FILE: made.scan.to_json()} if made.scan else {}
     if config.training:
         assert teaching is not None
         assert compute is not None
-        files["history.json"] = _train(
-            model, tokenizer, spec, teacher,
+        files["history.json"], codes = _train(
+            model, tokenizer, made, source, teacher,
             splits=splits, zeros=zeros, config=config.training, teaching=teaching, compute=compute, seed=seed,
         )  # fmt: skip
-    bundle, _ = publish.torch_bundle(model, tokenizer, source.problem, spec=spec, codes=made.codes)
+    bundle, _ = publish.torch_bundle(model, tokenizer, source.problem, spec=spec, codes=codes)
     size_mb = made.num_bytes(model) / 1e6
     num_parameters = modeling.num_parameters(model)
-    simulation.simulate(model, spec, made.codes)
+    simulation.simulate(model, spec, codes)
     if problem.FIRST_TOKEN_ONLY:
         first_token.narrow(model)  # as it is served
     answer = evaluation.answers(store.path(teacher.digest), store.path(splits.digest), teacher.problem)
@@ -213,7 +214,8 @@ def quantize(
 def _train(
     model: nn.Module,
     tokenizer: Any,
-    spec: Spec,
+    made: Quantized,
+    source: Bundle,
     teacher: Bundle,
     *,
     splits: Splits,
@@ -222,8 +224,12 @@ def _train(
     teaching: tutoring.TeachingConfig,
     compute: ComputeConfig,
     seed: int,
-) -> str:
-    """Has the teacher correct the model, in place, while it computes as if quantized; returns the history as JSON.
+) -> tuple[str, Mapping[str, Blocks]]:
+    """Has the teacher correct the model, in place, while it computes as if quantized; returns the history as JSON, and
+    the codes that products in blocks come to.
+
+    Args:
+        source: the model before it was quantized.
 
     Raises:
         FeatherweightError: the model has zeros to keep, and processes would each hold a part of a layer.
@@ -243,6 +249,8 @@ def _train(
     cut = len(tokens) < len(vocabulary)
     if cut:
         master, _ = surgery.keep_tokens(master, vocabulary, tokens)
+    if made.codes:
+        fake_quantization.unsettle(model, made.codes, simulation.load(store.path(source.digest), source.problem))
     lesson, _ = tutoring.prepare_lesson(
         model,
         master,
@@ -253,8 +261,9 @@ def _train(
         bundle=teacher,
         vocabulary=tokens if cut else None,
         zeros=zeros,
-        spec=spec,
+        spec=made.spec,
+        codes=made.codes,
     )
     history = fitting.learn("quantize", model, lesson, config=config, compute=compute, seed=seed)
-    fake_quantization.settle(model.cpu(), spec)
-    return history.to_json()
+    codes = fake_quantization.settle(model.cpu(), made.spec, made.codes)
+    return history.to_json(), codes

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tasks.ml.distillation.answers import Memory
     from tasks.ml.jobs.lessons import Lesson
     from tasks.ml.models.quantization_spec import Spec
+    from tasks.ml.quantization.blocks import Blocks
 
 
 def _model_digest(name: str) -> str:
@@ -142,6 +143,7 @@ def prepare_lesson(
     vocabulary: Sequence[int] | None = None,
     zeros: Mapping[str, torch.Tensor] | None = None,
     spec: Spec | None = None,
+    codes: Mapping[str, Blocks] = MappingProxyType({}),
 ) -> tuple[Lesson, Split]:
     """The lesson of a student, which goes to the device with its teacher, and the labelled rows in it.
 
@@ -152,7 +154,7 @@ def prepare_lesson(
         vocabulary: token id of the bundle for each id that texts are written in, where the teacher's vocabulary was
             cut.
         zeros: weights of the student that stay zero, as ``sparsity.zeros`` finds them.
-        spec: what the student computes as if it were quantized.
+        spec, codes: what the student computes as if it were quantized, as ``fake_quantization.products`` has them.
     """
     import numpy as np
 
@@ -190,6 +192,7 @@ def prepare_lesson(
         reference=evaluation.answers(store.path(bundle.digest), data, bundle.problem),
         zeros=zeros or {},
         spec=spec,
+        codes=codes,
     )
     return lesson, train
 

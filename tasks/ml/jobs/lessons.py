@@ -25,7 +25,8 @@ from tasks.ml.models.quantization_spec import SPEC_FILE, Spec
 from tasks.ml.problem import problem_of
 from tasks.ml.pruning import sparsity
 from tasks.ml.quality import learning
-from tasks.ml.quantization import fake_quantization, simulation
+from tasks.ml.quantization import block_files, fake_quantization, simulation
+from tasks.ml.quantization.blocks import Blocks
 from tasks.ml.training import activations, trainable, trainer
 from tasks.ml.training import precision as precisions
 from tasks.ml.training.updates import StepLoss
@@ -65,6 +66,8 @@ class Lesson:
     """Weights of linear layers that stay zero: bool (O, I) by qualified name."""
     spec: Spec | None = None
     """What is computed as if it were quantized already; see ``fake_quantization``."""
+    codes: Mapping[str, Blocks] = field(default_factory=dict)
+    """The same of products in blocks."""
 
     @contextmanager
     def step_loss(self, model: nn.Module, *, precision: precisions.Choice) -> Iterator[StepLoss]:
@@ -171,7 +174,7 @@ class Lesson:
                 for_trainer["before_saving"] = self.tutor.memory.publish
             if self.first_token_only:
                 stack.enter_context(first_token.narrowed(model))
-            stack.enter_context(fake_quantization.linears(model, self.spec))
+            stack.enter_context(fake_quantization.products(model, self.spec, self.codes))
             limited = for_trainer.get("max_memory", 0.0) > 0
             return trainer.fit(
                 model,
@@ -202,6 +205,8 @@ class Lesson:
         }  # fmt: skip
         if self.spec is not None:
             (directory / SPEC_FILE).write_text(self.spec.to_json(), encoding="utf-8")
+        if self.codes:
+            block_files.save(directory, self.codes)
         if self.tutor is not None:
             about["tutor"] = {
                 "layer_map": self.tutor.layer_map,
@@ -241,4 +246,5 @@ class Lesson:
             reference=tensors["reference"].numpy() if "reference" in tensors else None,
             zeros={name.removeprefix(ZEROS): mask for name, mask in tensors.items() if name.startswith(ZEROS)},
             spec=Spec.from_json(spec.read_text(encoding="utf-8")) if spec.is_file() else None,
+            codes=block_files.load(directory),
         )

@@ -7,7 +7,7 @@ B = columns of a block, so that G · B ≥ I; what is beyond I is zero.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ HEAD = "head"
 TABLE = "table"
 """Of the token table, where it is one of its own."""
 TINY = 1e-12
+INSIDE = 0.49
+"""Steps from a code's value that a weight may be off without getting another."""
 SHRINKS = 24
 """Ranges that ``searched`` tries, from the whole one down."""
 NARROWEST = 0.6
@@ -93,6 +95,22 @@ class Blocks:
         """The weight that the codes stand for, fp32 (O, I)."""
         steps = self.codes.float() - self.zeros.float().unsqueeze(-1)
         return (steps * self.scales.unsqueeze(-1)).flatten(1)[:, : self.inputs]
+
+    def recoded(self, weight: torch.Tensor) -> Blocks:
+        """A weight (O, I) by the nearest codes of the same scales and zero points."""
+        codes = encode(split(weight, self.format.block_size), self.scales, self.zeros.float(), self.format)
+        return replace(self, codes=codes.to(torch.uint8))
+
+    def nearby(self, weight: torch.Tensor) -> torch.Tensor:
+        """What is nearest to a weight (O, I) among all that has these codes."""
+        steps = self.codes.float() - self.zeros.float().unsqueeze(-1)
+        wanted = split(weight, self.format.block_size) / self.scales.unsqueeze(-1)
+        within = wanted.clamp(steps - INSIDE, steps + INSIDE) * self.scales.unsqueeze(-1)
+        return within.flatten(1)[:, : self.inputs]
+
+    def to(self, device: torch.device) -> Blocks:
+        """The same on a device."""
+        return replace(self, codes=self.codes.to(device), scales=self.scales.to(device), zeros=self.zeros.to(device))
 
     def packed_codes(self) -> torch.Tensor:
         """Codes as the operator reads them, the first in the lowest bits: uint8 (O, G, B · bits / 8)."""

@@ -6,16 +6,20 @@ Jacob et al. 2018 (arXiv:1712.05877, section 3), with the straight-through estim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tasks.ml.models import decoders
 from tasks.ml.models.quantization_spec import INT8_STATIC, LinearScheme, Spec
 from tasks.ml.quantization import simulation
+from tasks.ml.quantization.blocks import HEAD, TABLE, Blocks
 
 
 def straight_through(x: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -34,16 +38,40 @@ def _linear(linear: nn.Linear, how: LinearScheme, block_size: int, x: torch.Tens
     return F.linear(x, weight, linear.bias)
 
 
-@contextmanager
-def linears(model: nn.Module, spec: Spec | None) -> Iterator[None]:
-    """Computes the linear layers that a spec names as if quantized while it is open; all parameters keep their names.
+def _in_blocks(product: Any, blocks: Blocks, learns: bool, x: torch.Tensor) -> torch.Tensor:
+    """Computes a product in blocks, of a weight that is rounded by their scales and zero points."""
+    if blocks.format.rounds_inputs:
+        x = straight_through(x.float(), partial(simulation.int8_blocks, block_size=blocks.format.block_size))
+    weight = product.weight if isinstance(product, nn.Linear) else product.weight.T
+    if learns:
+        weight = straight_through(weight, lambda values: blocks.recoded(values).dense())
+    return F.linear(x, weight, product.bias)
 
-    The token table is rounded once, on entering: trained with ``embeddings: frozen`` it stays on its grid.
+
+@contextmanager
+def products(
+    model: nn.Module, spec: Spec | None = None, codes: Mapping[str, Blocks] = MappingProxyType({})
+) -> Iterator[None]:
+    """Computes products as if quantized while it is open; all parameters keep their names.
+
+    The token table is rounded once, on entering: trained with ``embeddings: frozen`` it stays on its grid, and so does
+    a head, which is rounded already.
+
+    Args:
+        spec: of linear layers whose scales follow from their weights.
+        codes: blocks by qualified name, ``HEAD`` and ``TABLE``, whose scales and zero points stay.
     """
-    spec = spec or Spec()
-    named = {model.get_submodule(name): how for name, how in spec.linears.items()}
-    for linear, how in named.items():
-        linear.forward = partial(_linear, linear, how, spec.block_size)  # type: ignore[arg-type]
+    spec, device = spec or Spec(), next(model.parameters()).device
+    computed: dict[nn.Module, Callable[[torch.Tensor], torch.Tensor]] = {}
+    for name, how in spec.linears.items():
+        linear: Any = model.get_submodule(name)
+        computed[linear] = partial(_linear, linear, how, spec.block_size)
+    for name, blocks in codes.items():
+        if name != TABLE:
+            product = simulation.product(model, name)
+            computed[product] = partial(_in_blocks, product, blocks.to(device), name != HEAD)
+    for one, forward in computed.items():
+        one.forward = forward
     with torch.no_grad():
         for name, bits in spec.embeddings.items():
             table: nn.Embedding = model.get_submodule(name)  # type: ignore[assignment]
@@ -51,13 +79,30 @@ def linears(model: nn.Module, spec: Spec | None) -> Iterator[None]:
     try:
         yield
     finally:
-        for linear in named:
-            del linear.forward
+        for one in computed:
+            del one.forward
 
 
 @torch.no_grad()
-def settle(model: nn.Module, spec: Spec) -> None:
-    """Puts, in place, the weights of all linear layers that the spec names onto their grid."""
+def unsettle(model: nn.Module, codes: Mapping[str, Blocks], exact: nn.Module) -> None:
+    """Moves rounded weights, in place, to where they were before, as near as they can come and keep their codes: a
+    weight on its grid takes many small steps to the next code, wherever it is drawn."""
+    family = decoders.of_model(model)
+    for one, before in zip(family.projections(model), family.projections(exact), strict=True):
+        if one.name in codes:
+            one.weight.copy_(codes[one.name].nearby(before.weight))
+
+
+@torch.no_grad()
+def settle(model: nn.Module, spec: Spec, codes: Mapping[str, Blocks] = MappingProxyType({})) -> dict[str, Blocks]:
+    """Puts, in place, the weights of all products onto their grids; returns the codes that they have there."""
+    found = dict(codes)
+    if codes:
+        for name, weight, _ in decoders.of_model(model).projections(model):
+            if name in codes:
+                found[name] = codes[name].recoded(weight)
+                weight.copy_(found[name].dense())
     for name, how in spec.linears.items():
         linear: nn.Linear = model.get_submodule(name)  # type: ignore[assignment]
         linear.weight.copy_(simulation.SimulatedLinear(linear, how, spec.block_size).dense())
+    return found

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -204,8 +203,8 @@ def simulate(model: nn.Module, spec: Spec, codes: Mapping[str, Blocks] = Mapping
     """
     for name, blocks in codes.items():
         if name != TABLE and blocks.format.rounds_inputs:
-            product: Any = model.get_output_embeddings() if name == HEAD else model.get_submodule(name)  # type: ignore[operator]
-            product.register_forward_pre_hook(partial(_input_in_blocks, blocks.format.block_size))
+            rounding = partial(_input_in_blocks, blocks.format.block_size)
+            product(model, name).register_forward_pre_hook(rounding)
     for name, how in spec.linears.items():
         linear: nn.Linear = model.get_submodule(name)  # type: ignore[assignment]
         model.set_submodule(name, SimulatedLinear(linear, how, spec.block_size))
@@ -217,6 +216,12 @@ def simulate(model: nn.Module, spec: Spec, codes: Mapping[str, Blocks] = Mapping
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(parameter.to(FLOATS[spec.floats]))
+
+
+def product(model: nn.Module, name: str) -> nn.Module:
+    """What computes a product in blocks, by its qualified name or ``HEAD``."""
+    found: nn.Module = model.get_output_embeddings() if name == HEAD else model.get_submodule(name)  # type: ignore[operator]
+    return found
 
 
 def _input_in_blocks(block_size: int, product: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:

@@ -52,7 +52,7 @@ def decide(
 
     Args:
         input_ids: of the calibration split.
-        bits: of a code in linear layers, on average: 4, 8, or between 2 and 4, where those that lose least get 2.
+        bits: of a code in linear layers, on average: 2, 4, 8, or between 2 and 4, where those that lose least get 2.
         table_bits: of a code in token table and head, 4 or 8; 32 leaves them as they are.
         rounding: one of ``weight_only.ROUNDINGS``.
         length: tokens that a row of the model may have.
@@ -106,7 +106,7 @@ def _mixed(model: nn.Module, rows: Sequence[torch.Tensor], *, bits: float, block
     """Formats of 2 and 4 bits, so that codes have so many on average and least is lost."""
     if not FEWEST_BITS < bits < 4:
         raise FeatherweightError(
-            f"quantization.bits: {bits:g} bits have no kernel; choose 4, 8, or between 2 and 4 for a mix of the two"
+            f"quantization.bits: {bits:g} bits have no kernel; choose 2, 4, 8, or between 2 and 4 for a mix of the two"
         )
     family = decoders.of_model(model)
     projections = {one.name: one.weight for one in family.projections(model)}

@@ -35,7 +35,7 @@ def test_the_forward_pass_is_the_simulation(model: nn.Module, scheme: str) -> No
     batch = next(rows_of(model)())
     names = list(model.state_dict())
     before = copy.deepcopy(model)
-    with fake_quantization.linears(model, spec):
+    with fake_quantization.products(model, spec):
         faked = model(**batch).logits
         assert list(model.state_dict()) == names
     simulated = copy.deepcopy(before)
@@ -49,7 +49,7 @@ def test_rounding_has_the_gradient_of_the_identity() -> None:
     torch.manual_seed(0)
     linear, x = nn.Linear(16, 4), torch.randn(3, 16, requires_grad=True)
     spec = quantization_spec.Spec(linears={"0": LinearScheme()})
-    with fake_quantization.linears(nn.ModuleList([linear]), spec):
+    with fake_quantization.products(nn.ModuleList([linear]), spec):
         linear(x).sum().backward()
     rounded = simulation.weight_on_grid(linear.weight.detach(), LinearScheme(), 16)
     torch.testing.assert_close(x.grad, rounded.sum(dim=0).expand(3, 16))
@@ -61,7 +61,7 @@ def test_what_a_static_range_cuts_off_has_no_gradient() -> None:
     scale, zero_point = calibration.affine(-1.0, 1.0)
     linear, x = nn.Linear(4, 2), torch.tensor([[0.3, 5.0, -7.0, -0.2]], requires_grad=True)
     spec = quantization_spec.Spec(linears={"0": LinearScheme("int8-static", scale, zero_point)})
-    with fake_quantization.linears(nn.ModuleList([linear]), spec):
+    with fake_quantization.products(nn.ModuleList([linear]), spec):
         linear(x).sum().backward()
     assert x.grad is not None
     assert (x.grad != 0).tolist() == [[True, False, False, True]]
@@ -70,7 +70,7 @@ def test_what_a_static_range_cuts_off_has_no_gradient() -> None:
 def test_without_a_spec_nothing_is_simulated(model: nn.Module) -> None:
     batch = next(rows_of(model)())
     before = model(**batch).logits
-    with fake_quantization.linears(model, None):
+    with fake_quantization.products(model, None):
         assert torch.equal(model(**batch).logits, before)
 
 

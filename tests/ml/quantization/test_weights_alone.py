@@ -85,7 +85,7 @@ def test_bits_between_two_and_four_are_kept_on_average_and_lose_less_than_two() 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"bits": 5}, "5 bits have no kernel; choose 4, 8, or between 2 and 4"),
+        ({"bits": 5}, "5 bits have no kernel; choose 2, 4, 8, or between 2 and 4"),
         ({"block_size": 128}, "128 does not divide the 64 columns of the token table"),
     ],
 )
