@@ -84,6 +84,7 @@ def stage(
                 output = function(**arguments)
         finally:
             _checkpoint_directory.reset(token)
+            machine.give_back_memory()
         result = StageResult(
             **dict(output), stage=name, run_id=run.run_id, seconds=round(time.monotonic() - started, 3)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import math
 import os
 import platform
@@ -54,6 +55,14 @@ def adopt_orphans(adopt: bool = True) -> None:
     """Makes processes below this one its children when the one that started them ends, instead of init's (Linux)."""
     if sys.platform == "linux":
         _library().prctl(PR_SET_CHILD_SUBREAPER, int(adopt))
+
+
+def give_back_memory() -> None:
+    """Returns to the system what this process no longer uses: glibc keeps what was freed, and a process that trained
+    would hold as much as training took to its end."""
+    gc.collect()
+    if sys.platform == "linux" and hasattr(_library(), "malloc_trim"):
+        _library().malloc_trim(0)
 
 
 def boot_id() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,20 @@ def test_this_machine_is_described() -> None:
     assert machine.num_cores() <= len(os.sched_getaffinity(0))
     assert machine.kernels() in machine.description()
     assert machine.cpu_model() in machine.identity()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc keeps what is freed")
+def test_what_was_freed_goes_back_to_the_system() -> None:
+    """Blocks small enough to come from the heap, the last of which is still there: nothing shrinks by itself."""
+
+    def resident() -> int:
+        said = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+        return int(said) * os.sysconf("SC_PAGE_SIZE")
+
+    held = [bytearray(b"x") * 100_000 for _ in range(2_000)]
+    last = held.pop()
+    full = resident()
+    del held
+    machine.give_back_memory()
+    assert full - resident() > 150_000_000
+    assert len(last) == 100_000
