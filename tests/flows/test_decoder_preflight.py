@@ -40,6 +40,10 @@ def test_nothing_is_said_of_what_a_decoder_can_have() -> None:
     [
         ({"problem": "text-classification"}, "the base model is a decoder (llama); use causal-lm"),
         ({"quantization": {"scheme": "int8-dynamic"}}, "quantization.scheme: int8-dynamic is for encoders"),
+        (
+            {"quantization": {"scheme": "int4-floats", "bits": 8}},
+            "quantization.scheme: int4-floats has no fast product",
+        ),
         ({"quantization": {"bits": 5}}, "quantization.bits: 5 bits have no kernel; use 2, 4, 8, or between 2 and 4"),
         ({"quantization": {"smoothing": 0.5}}, "quantization.smoothing"),
         ({"quantization": {"max_damage": 0.1}}, "quantization.max_damage"),
@@ -73,3 +77,13 @@ def test_gpt2_is_not_cut() -> None:
     (one,) = said(gpt2)
     assert "gpt2 has query, key and value in one matrix, which is not cut; use 1 for both" in one
     assert said(gpt2, pruning={"width": {"keep_ffn": 1, "keep_heads": 1}}) == []
+
+
+def test_floats_for_blocks_are_for_decoders() -> None:
+    bert = {"model_type": "bert", "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4,
+            "intermediate_size": 128}  # fmt: skip
+    fields = {"problem": "text-classification", "quantization": {"scheme": "int4-floats"}}
+    assert any(
+        sentence.startswith("quantization.scheme: int4-floats is for decoders") for sentence in said(bert, **fields)
+    )
+    assert not [sentence for sentence in said(quantization={"scheme": "int4-floats"}) if "scheme" in sentence]

@@ -47,6 +47,7 @@ def decide(
     pad_id: int,
     plan: Mapping[str, Any],
     bits: float,
+    exact_inputs: bool,
     rounding: str,
     smoothing: float,
     ranges: str,
@@ -57,14 +58,23 @@ def decide(
     Args:
         plan: keyword arguments of ``quantization_spec.plan``.
         bits: of a code in a decoder's linear layers, on average.
+        exact_inputs: whether they are multiplied in floats.
         rounding: ``nearest`` or ``gptq``.
         smoothing, ranges, max_damage: ``alpha``, ``method`` and ``max_damage`` of ``post_training.decide``.
     """
     if isinstance(architectures.of_model(model), Decoder):
-        codes = {} if not plan["linears"] else weights_alone.decide(
-            model, calibration.input_ids, bits=bits, block_size=plan["block_size"], table_bits=plan["token_bits"],
-            rounding=weights_alone.ROUNDINGS[rounding], length=max(map(len, calibration.input_ids)),
-        )  # fmt: skip
+        if not plan["linears"]:
+            return Quantized(Spec())
+        codes = weights_alone.decide(
+            model,
+            calibration.input_ids,
+            bits=bits,
+            exact_inputs=exact_inputs,
+            block_size=plan["block_size"],
+            table_bits=plan["token_bits"],
+            rounding=weights_alone.ROUNDINGS[rounding],
+            length=max(map(len, calibration.input_ids)),
+        )
         return Quantized(Spec(), codes)
     spec, scan = post_training.decide(
         model,

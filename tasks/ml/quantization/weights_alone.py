@@ -47,6 +47,7 @@ def decide(
     table_bits: int,
     rounding: str,
     length: int,
+    exact_inputs: bool = False,
 ) -> dict[str, Blocks]:
     """Rounds linear layers, token table and head: the model, in place, gets the weights that their codes stand for.
 
@@ -56,6 +57,8 @@ def decide(
         table_bits: of a code in token table and head, 4 or 8; 32 leaves them as they are.
         rounding: one of ``weight_only.ROUNDINGS``.
         length: tokens that a row of the model may have.
+        exact_inputs: whether linear layers are multiplied in floats, so that a value on the edge between two codes of
+            an input does not move all layers after it. The head, after which nothing comes, is multiplied in integers.
 
     Returns:
         Blocks by qualified name, and as ``HEAD`` and ``TABLE``.
@@ -67,9 +70,9 @@ def decide(
     names = [one.name for one in family.projections(model)]
     found = _tables(model, rows, bits=table_bits, block_size=block_size, rounding=rounding)
     if bits in blocking.BITS:
-        formats = dict.fromkeys(names, Format(int(bits), block_size))
+        formats = dict.fromkeys(names, Format(int(bits), block_size, exact_inputs=exact_inputs))
     else:
-        formats = _mixed(model, rows, bits=bits, block_size=block_size)
+        formats = _mixed(model, rows, bits=bits, block_size=block_size, exact_inputs=exact_inputs)
 
     def observe(done: int, total: int) -> None:
         logger.info("quantize: %d of %d layers rounded", done, total)
@@ -102,7 +105,9 @@ def _tables(
     return found
 
 
-def _mixed(model: nn.Module, rows: Sequence[torch.Tensor], *, bits: float, block_size: int) -> dict[str, Format]:
+def _mixed(
+    model: nn.Module, rows: Sequence[torch.Tensor], *, bits: float, block_size: int, exact_inputs: bool
+) -> dict[str, Format]:
     """Formats of 2 and 4 bits, so that codes have so many on average and least is lost."""
     if not FEWEST_BITS < bits < 4:
         raise FeatherweightError(
@@ -115,7 +120,7 @@ def _mixed(model: nn.Module, rows: Sequence[torch.Tensor], *, bits: float, block
     gradients = mixed_bits.gradients(model, one_by_one, list(projections))
     hessians = weight_only.hessians(model, rows)
     tokens = sum(ids.numel() for ids in rows)
-    few, many = Format(2, block_size), Format(4, block_size)
+    few, many = (Format(codes, block_size, exact_inputs=exact_inputs) for codes in (2, 4))
     products = family.linear_groups(model)
     prices: dict[str, Mapping[Format, mixed_bits.Price]] = {}
     for group in products:

@@ -108,11 +108,12 @@ def test_files_give_back_what_was_written(tmp_path: Path) -> None:
 def test_an_architecture_decides_how_it_is_quantized() -> None:
     model = tiny_decoders.model_of("llama, tied")
     split = Split([""] * len(ROWS), ROWS, np.ones(len(ROWS)))
-    how = {"bits": 4, "rounding": "nearest", "smoothing": 0.0, "ranges": "min-max", "max_damage": 0.0}
+    how = {"rounding": "nearest", "smoothing": 0.0, "ranges": "min-max", "max_damage": 0.0}
+    how |= {"bits": 4, "exact_inputs": True}
     plan = {"linears": True, "scheme": "int4", "floats": "fp32", "token_bits": 8, "block_size": 32}
     made = quantized.decide(model, causal_lm, split, pad_id=0, plan=plan, **how)  # type: ignore[arg-type]
     assert made.spec.linears == {}
-    assert {made.codes[name].format.bits for name in made.codes} == {4, 8}
+    assert {(one.format.bits, one.format.exact_inputs) for one in made.codes.values()} == {(4, True), (8, False)}
     stored = sum(one.nbytes for one in made.codes.values())
     norms = sum(4 * one.numel() for one in model.parameters() if one.ndim == 1)
     assert made.num_bytes(model) == stored + norms
