@@ -77,9 +77,9 @@ class QuantizationConfig(StageConfig):
 
     scheme: Scheme = Field(Scheme.INT8_DYNAMIC, title="Scheme")
     """int8-dynamic: int8 weights per channel, uint8 activations scaled at run time; int8-static: scales from the
-    calibration split, so that rows do not depend on their batch; int4: 4-bit weights in blocks, smallest and, of
-    an encoder, not faster than fp32; int4-floats: of a decoder, the same blocks multiplied in floats, which answers
-    alike on every machine and writes slower; fp16 and bf16: for GPUs."""
+    calibration split, so that rows do not depend on their batch; int4: 4-bit weights in blocks, smallest, of encoders
+    not faster than fp32; int4-floats: those of a decoder multiplied in floats, alike on every machine and slower; fp16
+    and bf16: for GPUs."""
     embeddings: EmbeddingScheme = Field(EmbeddingScheme.INT8, title="Embeddings")
     """Precision of the token embeddings: int8 per row, or int4 in blocks."""
     block_size: int = Field(32, ge=16, le=256, title="Block size")

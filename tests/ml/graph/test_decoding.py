@@ -115,7 +115,7 @@ def test_inputs_in_int8_are_as_they_are_simulated(name: str, tmp_path: Path) -> 
         simulation.simulate(model, Spec(), codes)
         with torch.no_grad():
             errors.append(np.median(np.abs(model(input_ids=tokens()).logits.numpy() - found)))
-    assert errors[1] < 1e-5 < 1e-4 < errors[0]
+    assert errors[1] < errors[0] / 10
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])

@@ -64,7 +64,7 @@ def test_a_whole_proof_of_a_decoder(data: Path, tmp_path: Path) -> None:
         proof.write_rows(tmp_path / "rows.arrow", data, PROBLEM, kept)
     json.dumps(found, allow_nan=False)
     assert [(cell["stage"], cell["context"]) for cell in found["generation"]] == [("train", 32), ("validate", 32)]
-    assert found["parity"]["allowed_perplexity_change"] == 0.001
+    assert 0.001 < found["parity"]["allowed_perplexity_change"] < 0.01
     assert found["parity"]["prompts"] == ROWS
     assert {(cell["stage"], cell["batch"], cell["length"]) for cell in found["grid"]} == {
         (stage, batch, length) for stage in ("train", "validate") for batch in (1, 8, 32) for length in (16, 32)
