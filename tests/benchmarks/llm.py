@@ -47,7 +47,6 @@ OURS: Mapping[str, dict[str, Any]] = {
 }
 THEIRS: Mapping[str, dict[str, str]] = {
     "genai builder, default": {},
-    "genai builder, with zero points": {"is_symmetric": "false"},
     "genai builder, k_quant": {"algo_config": "k_quant"},
     "genai builder, blocks of 128": {"block_size": "128"},
 }
