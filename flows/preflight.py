@@ -16,11 +16,12 @@ from tasks.contracts.base import FeatherweightError
 from tasks.contracts.hyperparameters import ComputeConfig, Optimizer, OptimizerConfig, Parallelism, Precision
 from tasks.ml import machine
 from tasks.ml.models import inspection, locators
+from tasks.ml.models.decoders import Decoder
 from tasks.ml.models.inspection import Inspection
 from tasks.ml.problem import problem_of
 from tasks.ml.pruning import cuts
 from tasks.prune import SpeedConfig
-from tasks.quantize import EmbeddingScheme, block_sizes
+from tasks.quantize import EmbeddingScheme, Scheme, block_sizes
 from tasks.validate import Device
 
 
@@ -65,7 +66,7 @@ def objections(recipe: Recipe, base: Inspection) -> Iterator[str]:
     hidden = cuts.dimensions(whole.hidden, keep=recipe.distillation.keep_hidden, head_size=base.head_size)
     student = whole._replace(hidden=hidden)
     rounds = [_pruned(recipe, student, number / recipe.pruning.rounds) for number in range(recipe.pruning.rounds + 1)]
-    yield from _table(recipe, hidden)
+    yield from _table(recipe, base, hidden)
     yield from _sparse(recipe, student, rounds[-1], base.head_size)
     yield from _measured(recipe)
     yield from _divided(recipe.compute, whole, *rounds)
@@ -108,7 +109,7 @@ def _student(recipe: Recipe, base: Inspection) -> Iterator[str]:
         yield f"pruning.keep_vocabulary: only WordPiece vocabularies can be cut, and the base model's is {kind}; use 1"
 
 
-def _table(recipe: Recipe, hidden: int) -> Iterator[str]:
+def _table(recipe: Recipe, base: Inspection, hidden: int) -> Iterator[str]:
     """Whether the token table has as many columns as are asked of it, and blocks of them can be stored."""
     rank, block_size = recipe.distillation.embedding_rank, recipe.quantization.block_size
     if rank >= hidden:
@@ -117,10 +118,14 @@ def _table(recipe: Recipe, hidden: int) -> Iterator[str]:
             f"{hidden // 2} or so, or 0 for a whole table"
         )
         return
-    columns = rank or hidden
-    if recipe.quantization.embeddings is EmbeddingScheme.INT4 and columns % block_size:
+    columns, decodes = rank or hidden, isinstance(base.family, Decoder)
+    in_blocks = {EmbeddingScheme.INT4}
+    if decodes:  # whose table is a head, too
+        in_blocks = set() if recipe.quantization.scheme is Scheme.NONE else {EmbeddingScheme.INT4, EmbeddingScheme.INT8}
+    if recipe.quantization.embeddings in in_blocks and columns % block_size:
         fitting = [str(size) for size in block_sizes() if columns % size == 0]
-        instead = f"use {' or '.join(fitting)}" if fitting else "set quantization.embeddings to int8"
+        otherwise = f"set quantization.embeddings to {'none' if decodes else 'int8'}"
+        instead = f"use {' or '.join(fitting)}" if fitting else otherwise
         yield f"quantization.block_size: {block_size} does not divide the token table's {columns} columns; {instead}"
 
 

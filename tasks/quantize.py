@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
@@ -13,7 +14,7 @@ from tasks.contracts.base import FeatherweightError, StageConfig
 from tasks.contracts.hyperparameters import ComputeConfig, Embeddings, Parallelism
 from tasks.contracts.values import Bundle, Scorecard, Splits, StageOutput
 from tasks.engine import publish, store
-from tasks.engine.stage import stage
+from tasks.engine.stage import checkpoint_directory, stage
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,8 @@ class Scheme(StrEnum):
 
 
 INTEGER = (Scheme.INT8_DYNAMIC, Scheme.INT8_STATIC, Scheme.INT4)
+CODES = "codes"
+"""Folder of a stage's checkpoints with the codes that its training started with."""
 ROUNDED = (*INTEGER, Scheme.INT4_FLOATS)
 """Those that store linear layers in codes, whatever they are multiplied as."""
 FLOATING = (Scheme.FP16, Scheme.BF16)
@@ -178,7 +181,11 @@ def quantize(
     )
     before = evaluation.logits(model, selection.input_ids, pad_id=pad_id, problem=problem)
     zeros = sparsity.zeros(model)  # before rounding makes more of them
-    made = quantized.decide(model, problem, calibration, pad_id=pad_id, **config.for_rounding())
+    made = _decided_before(model) if config.training else None
+    if made is None:
+        made = quantized.decide(model, problem, calibration, pad_id=pad_id, **config.for_rounding())
+        if config.training and made.codes:
+            _keep(made)
     spec, codes = made.spec, made.codes
     files = {sensitivity.FILE: made.scan.to_json()} if made.scan else {}
     if config.training:
@@ -214,6 +221,28 @@ def quantize(
             size_mb=size_mb,
         ),
     )
+
+
+def _keep(made: Quantized) -> None:
+    """Keeps the codes that a training starts with, which may be found otherwise after it was interrupted."""
+    from tasks.ml.quantization import block_files
+
+    part = checkpoint_directory() / f"{CODES}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    block_files.save(part, made.codes)
+    part.rename(checkpoint_directory() / CODES)
+
+
+def _decided_before(model: nn.Module) -> Quantized | None:
+    """What ``_keep`` kept, which the model's weights then stand for, if there is any."""
+    from tasks.ml.quantization import block_files, quantized, weights_alone
+
+    codes = block_files.load(checkpoint_directory() / CODES)
+    if not codes:
+        return None
+    weights_alone.adopt(model, codes)
+    return quantized.Quantized(quantized.Spec(), codes)
 
 
 def _train(

@@ -9,7 +9,7 @@ from typing import Any
 from flows.recipe import Recipe
 from flows.trials.branch import value_of, variation
 from tasks.contracts.base import FeatherweightError
-from tasks.quantize import INTEGER
+from tasks.quantize import ROUNDED
 
 Changes = Mapping[str, Any]
 """Values by the field's path, such as ``pruning.width.keep_ffn``; see ``branch.variation``."""
@@ -33,7 +33,7 @@ class Technique:
 
 
 BY_FRACTIONS: Changes = {"pruning.width.keep_ffn": 0.5}
-INTEGERS: Changes = {"quantization.scheme": tuple(scheme.value for scheme in INTEGER)}
+INTEGERS: Changes = {"quantization.scheme": tuple(scheme.value for scheme in ROUNDED)}
 STATIC: Changes = {"quantization.scheme": ("int8-static",)}
 SPARSE: Changes = {"pruning.sparsity.method": ("wanda", "sparsegpt", "magnitude")}
 TEXTS: Changes = {"teaching.augmentation.per_text": 1.0}
@@ -99,6 +99,8 @@ TECHNIQUES = (
               {"quantization.calibration": "entropy"}, {"quantization.calibration": "min-max"}, STATIC),
     Technique("int4 linear layers", "quantization: 4-bit weights in blocks, instead of dynamic int8",
               {"quantization.scheme": "int4"}, {"quantization.scheme": "int8-dynamic"}),
+    Technique("int4 in floats", "quantization: a decoder's 4-bit weights multiplied in floats, instead of integers",
+              {"quantization.scheme": "int4-floats"}, {"quantization.scheme": "int4"}),
     Technique("fp16", "quantization: 16-bit floating point instead of 32-bit, for GPUs",
               {"quantization.scheme": "fp16"}, {"quantization.scheme": "none"}),
     Technique("bf16", "quantization: 16-bit floating point with the range of 32-bit, for GPUs",

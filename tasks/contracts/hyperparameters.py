@@ -83,8 +83,9 @@ class ComputeConfig(StageConfig):
 
     precision: Precision = Field(Precision.AUTO, title="Precision")
     """auto takes bf16 where the hardware runs it natively and faster than fp32, and never fp8, which needs an NVIDIA
-    GPU of compute capability 8.9 and the extra 'training'. While quantization is simulated it is fp32: in fewer bits
-    the rest of the model would be rounded about as much as quantization rounds."""
+    GPU of compute capability 8.9 and the extra 'training'. While integer activations are simulated it is fp32:
+    in fewer bits the rest of the model would be rounded about as much as quantization rounds. Of a decoder in blocks
+    only codes are found in fp32."""
     compile: Annotated[Compile, BeforeValidator(lambda value: "off" if value is False else value)] = Field(
         Compile.OFF,  # which YAML reads as false
         title="Compile",

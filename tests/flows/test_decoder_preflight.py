@@ -79,6 +79,19 @@ def test_gpt2_is_not_cut() -> None:
     assert said(gpt2, pruning={"width": {"keep_ffn": 1, "keep_heads": 1}}) == []
 
 
+@pytest.mark.parametrize("embeddings", ["int4", "int8"])
+def test_blocks_that_do_not_divide_the_token_table_are_refused(embeddings: str) -> None:
+    narrow = LLAMA | {"hidden_size": 96}
+    refused = said(narrow, quantization={"embeddings": embeddings, "block_size": 64})
+    assert refused == [
+        "quantization.block_size: 64 does not divide the token table's 96 columns; use 16 or 32"
+    ]  # fmt: skip
+    odd = said(LLAMA | {"hidden_size": 100}, quantization={"embeddings": embeddings})
+    assert odd[0].endswith("set quantization.embeddings to none")
+    assert said(narrow, quantization={"embeddings": "none", "block_size": 64}) == []
+    assert said(narrow, quantization={"scheme": "none", "embeddings": embeddings, "block_size": 64}) == []
+
+
 def test_floats_for_blocks_are_for_decoders() -> None:
     bert = {"model_type": "bert", "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4,
             "intermediate_size": 128}  # fmt: skip

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from tasks.contracts.base import FeatherweightError
@@ -80,7 +79,7 @@ def read_result(job: Path, model: nn.Module) -> trainer.History:
     if "history" not in result:
         log = (job / LOG).read_text(encoding="utf-8", errors="replace")
         raise FeatherweightError("num_processes: a worker died without a result:", *log[-LOG_KEPT:].splitlines())
-    model.load_state_dict(load_file(job / "model" / modeling.WEIGHTS))
+    modeling.load_weights(model, job / "model")
     model.eval()
     return trainer.History(**result["history"])
 

@@ -124,9 +124,14 @@ def _config(directory: Path) -> Any:
 def load(directory: Path, problem: str) -> nn.Module:
     """Loads the weights of a torch bundle, in evaluation mode, whatever its quantization spec makes of them."""
     model = skeleton(directory, problem)
+    load_weights(model, directory)
+    return model.eval()
+
+
+def load_weights(model: nn.Module, directory: Path) -> None:
+    """Puts the weights of a torch bundle, which has tied ones once, into a model."""
     stored = load_file(directory / WEIGHTS)
     model.load_state_dict(stored | {name: stored[other] for name, other in tied(model).items()})
-    return model.eval()
 
 
 def resize(family: architectures.Architecture, layer: nn.Module, *, heads: int, ffn: int) -> None:

@@ -105,6 +105,7 @@ def _widen(place: torch.Tensor, weight: nn.Parameter, rounded: torch.Tensor) -> 
 class _Rounded:
     """Weights of linear layers in the type of their products, which each process rounds where it has updated them.
 
+    Layers that were given another product than their class's are left alone: what they make of a weight needs it whole.
     Autocast would round all of them in every process and every pass, and leave a wide gradient to be moved once more.
 
     Args:
@@ -116,7 +117,10 @@ class _Rounded:
         self.layers = [
             module
             for module in model.modules()
-            if type(module) is nn.Linear and id(module.weight) in places and holders[id(module.weight)] == 1
+            if type(module) is nn.Linear
+            and "forward" not in vars(module)
+            and id(module.weight) in places
+            and holders[id(module.weight)] == 1
         ]
         self.weights = [layer.get_parameter("weight") for layer in self.layers]
         sizes = [weight.numel() for weight in self.weights]

@@ -199,8 +199,8 @@ def searched(blocks: torch.Tensor, weights: torch.Tensor, form: Format) -> tuple
         weights: what the squared error of each element counts, above zero, broadcast to the blocks.
     """
     weights = weights.expand_as(blocks)
-    whole = best_scales, best_zeros = whole_range(blocks, form)
-    best = weighed = (weights * blocks.square()).sum(dim=-1)  # what nothing but zeros costs
+    best_scales, best_zeros = whole_range(blocks, form)
+    best = _error(blocks, weights, best_scales, best_zeros, form)
     narrowest = NARROWEST ** (4 / form.bits) if form.bits < 8 else 0.95
     for shrink in torch.linspace(1.0, narrowest, SHRINKS).tolist():
         scales, zeros = whole_range(blocks, form, shrink)
@@ -208,16 +208,13 @@ def searched(blocks: torch.Tensor, weights: torch.Tensor, form: Format) -> tuple
             steps = encode(blocks, scales, zeros, form) - zeros.unsqueeze(-1)
             counted = weights * steps
             square, product = (counted * steps).sum(dim=-1), (counted * blocks).sum(dim=-1)
-            fitted = product / square.clamp_min(TINY)
-            scales = _not_zero(torch.where(square > 0, fitted, scales))
-            error = weighed - product * fitted
-            better = error < best
-            best = torch.where(better, error, best)
-            best_scales = torch.where(better, scales, best_scales)
-            best_zeros = torch.where(better, zeros, best_zeros)
-    # Small differences of large sums are as exact as these, which tells where hardly anything is lost.
-    worse = _error(blocks, weights, best_scales, best_zeros, form) > _error(blocks, weights, *whole, form)
-    return torch.where(worse, whole[0], best_scales), torch.where(worse, whole[1], best_zeros)
+            scales = _not_zero(torch.where(square > 0, product / square.clamp_min(TINY), scales))
+        error = _error(blocks, weights, scales, zeros, form)
+        better = error < best
+        best = torch.where(better, error, best)
+        best_scales = torch.where(better, scales, best_scales)
+        best_zeros = torch.where(better, zeros, best_zeros)
+    return best_scales, best_zeros
 
 
 def nearest(weight: torch.Tensor, form: Format) -> Blocks:

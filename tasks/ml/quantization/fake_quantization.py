@@ -66,10 +66,13 @@ def products(
     for name, how in spec.linears.items():
         linear: Any = model.get_submodule(name)
         computed[linear] = partial(_linear, linear, how, spec.block_size)
+    held: list[nn.Parameter] = []
     for name, blocks in codes.items():
         if name != TABLE:
-            product = simulation.product(model, name)
+            product: Any = simulation.product(model, name)
             computed[product] = partial(_in_blocks, product, blocks.to(device), name != HEAD)
+            if name == HEAD and product.weight.requires_grad:
+                held.append(product.weight.requires_grad_(False))
     for one, forward in computed.items():
         one.forward = forward
     with torch.no_grad():
@@ -81,6 +84,8 @@ def products(
     finally:
         for one in computed:
             del one.forward
+        for weight in held:
+            weight.requires_grad_(True)
 
 
 @torch.no_grad()

@@ -81,6 +81,16 @@ def decide(
 
 
 @torch.no_grad()
+def adopt(model: nn.Module, codes: Mapping[str, Blocks]) -> None:
+    """Puts the weights that codes stand for into a model, in place."""
+    family = decoders.of_model(model)
+    named = {one.name: one.weight for one in family.projections(model)}
+    named |= {TABLE: family.table(model), HEAD: family.head(model)}
+    for name, blocks in codes.items():
+        named[name].copy_(blocks.dense())
+
+
+@torch.no_grad()
 def _tables(
     model: nn.Module, rows: Sequence[torch.Tensor], *, bits: int, block_size: int, rounding: str
 ) -> dict[str, Blocks]:

@@ -139,7 +139,7 @@ def test_processes_measure_texts_of_different_lengths_as_one_does() -> None:
     rows = [[1, 5, 9, 7, 3]] * evaluation.ROWS + [[1, 3, 4, 5, 6, 7, 8, 9, 10]]
     targets = np.array([3 * len(row) for row in rows])
     what = Lesson("causal-lm", 0, rows, targets, Split([""] * len(rows), rows, targets.copy()))
-    found = [train(model_of("llama"), what, processes, epochs=1)[2].evaluations for processes in (1, 2)]
+    found = [train(model_of("llama, tied"), what, processes, epochs=1)[2].evaluations for processes in (1, 2)]
     for one, two in zip(*found, strict=True):
         assert [two[name] for name in ("quality", "loss")] == pytest.approx(
             [one[name] for name in ("quality", "loss")], rel=1e-4

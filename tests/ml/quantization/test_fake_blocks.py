@@ -74,9 +74,10 @@ def test_rounding_has_the_gradient_of_the_identity() -> None:
     torch.testing.assert_close(product.weight.grad, read.unsqueeze(-1).expand(-1, len(blocks.codes)))
 
 
-def test_training_brings_a_decoder_in_blocks_nearer_to_its_teacher(tmp_path: Path) -> None:
-    teacher = tiny_decoders.model_of("llama, tied")
-    model, codes = quantized("llama, tied", bits=2.5)
+@pytest.mark.parametrize("name", ["llama, tied", "llama"])
+def test_training_brings_a_decoder_in_blocks_nearer_to_its_teacher(name: str, tmp_path: Path) -> None:
+    teacher = tiny_decoders.model_of(name)
+    model, codes = quantized(name, bits=2.5)
     targets = causal_lm.NO_TARGET
     lesson = lessons.Lesson(
         problem="causal-lm",
@@ -92,7 +93,7 @@ def test_training_brings_a_decoder_in_blocks_nearer_to_its_teacher(tmp_path: Pat
     head = decoders.of_model(model).head(model).clone()
 
     def distance(codes: dict[str, Blocks]) -> float:
-        model_of_codes = tiny_decoders.model_of("llama, tied")
+        model_of_codes = tiny_decoders.model_of(name)
         model_of_codes.load_state_dict(model.state_dict())
         simulation.simulate(model_of_codes, Spec(), codes)
         ours, wanted = (F.log_softmax(logits(one), dim=-1) for one in (model_of_codes, teacher))
@@ -111,5 +112,6 @@ def test_training_brings_a_decoder_in_blocks_nearer_to_its_teacher(tmp_path: Pat
     settled = fake_quantization.settle(model, Spec(), codes)
     assert distance(settled) < 0.5 * before
     assert torch.equal(decoders.of_model(model).head(model), head)
+    assert all(parameter.requires_grad for parameter in model.parameters())
     for one in decoders.of_model(model).projections(model):
         assert torch.equal(settled[one.name].dense(), one.weight)

@@ -105,6 +105,15 @@ def test_files_give_back_what_was_written(tmp_path: Path) -> None:
         assert torch.equal(found[name].dense(), one.dense())
 
 
+@pytest.mark.parametrize("name", ["llama, tied", "llama", "gpt2"])
+def test_codes_give_back_the_model(name: str) -> None:
+    model, codes = decided(name)
+    again = tiny_decoders.model_of(name)
+    weights_alone.adopt(again, codes)
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_an_architecture_decides_how_it_is_quantized() -> None:
     model = tiny_decoders.model_of("llama, tied")
     split = Split([""] * len(ROWS), ROWS, np.ones(len(ROWS)))
