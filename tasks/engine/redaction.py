@@ -11,6 +11,8 @@ from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from tasks.ml import machine
+
 HIDDEN = "***"
 SHORTEST = 6
 """A shorter value is hidden where it stands in an address only: as a word it would be found in innocent text."""
@@ -27,7 +29,7 @@ def hide(text: str) -> str:
 
 
 def _secrets() -> Iterator[str]:
-    for name, value in os.environ.items():
+    for name, value in machine.environment().items():
         found = []
         if _NAMES.search(name):
             found = [value, value.partition(":")[2]]

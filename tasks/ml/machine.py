@@ -57,6 +57,12 @@ def adopt_orphans(adopt: bool = True) -> None:
         _library().prctl(PR_SET_CHILD_SUBREAPER, int(adopt))
 
 
+def environment() -> dict[str, str]:
+    """A copy of the environment, from which another thread may take a variable meanwhile, as MLflow does while it logs
+    a model: ``os.environ.copy()`` raises ``KeyError`` then."""
+    return {name: value for name in list(os.environ) if (value := os.environ.get(name)) is not None}
+
+
 def give_back_memory() -> None:
     """Returns to the system what this process no longer uses: glibc keeps what was freed, and a process that trained
     would hold as much as training took to its end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,23 @@ def test_this_machine_is_described() -> None:
     assert machine.num_cores() <= len(os.sched_getaffinity(0))
     assert machine.kernels() in machine.description()
     assert machine.cpu_model() in machine.identity()
+
+
+def test_the_environment_is_read_while_another_thread_changes_it() -> None:
+    ends = threading.Event()
+
+    def change() -> None:
+        while not ends.is_set():
+            os.environ["FEATHERWEIGHT_TEST_THAT_COMES_AND_GOES"] = "there"
+            del os.environ["FEATHERWEIGHT_TEST_THAT_COMES_AND_GOES"]
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        assert all(machine.environment()["PATH"] for _ in range(3_000))
+    finally:
+        ends.set()
+        thread.join()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc keeps what is freed")

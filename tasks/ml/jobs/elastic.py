@@ -6,7 +6,6 @@ A job is a directory with ``job.json``, the lesson, the model and, in the end, t
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -92,7 +91,7 @@ def command(job: Path, options: Sequence[str]) -> list[str]:
 @contextmanager
 def agent(job: Path, options: Sequence[str], threads: int) -> Iterator[subprocess.Popen[bytes]]:
     """Runs the agent of a job; it takes its workers with it, however it ends."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    environment = {**machine.environment(), "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     with (job / LOG).open("wb") as log:
         process = subprocess.Popen(command(job, options), env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:

