@@ -35,11 +35,11 @@ class Scheme(StrEnum):
 
 
 INTEGER = (Scheme.INT8_DYNAMIC, Scheme.INT8_STATIC, Scheme.INT4)
-CODES = "codes"
-"""Folder of a stage's checkpoints with the codes that its training started with."""
 ROUNDED = (*INTEGER, Scheme.INT4_FLOATS)
 """Those that store linear layers in codes, whatever they are multiplied as."""
 FLOATING = (Scheme.FP16, Scheme.BF16)
+CODES = "codes"
+"""Folder of a stage's checkpoints with the codes that its training started with."""
 
 
 class EmbeddingScheme(StrEnum):

@@ -164,7 +164,7 @@ class Api:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "flows.servers.embedded", str(listener.fileno())],
                 env={
-                    **os.environ,
+                    **machine.environment(),
                     **NO_ONE_WATCHES,
                     "PREFECT_HOME": str(home),
                     "PREFECT_SERVER_API_AUTH_STRING": self.password,

@@ -18,6 +18,7 @@ from flows.servers import deployments, embedded, gate
 from flows.servers.supervisor import Service, Supervisor, guarded, interruptible, say, search_path
 from tasks.contracts.base import FeatherweightError
 from tasks.engine import disk, secret
+from tasks.ml import machine
 
 HOST = "127.0.0.1"
 """Loopback only: who wants more puts a proxy with authentication before it."""
@@ -57,7 +58,7 @@ def environment(ports: Ports) -> dict[str, str]:
     """What servers, worker and runs share: one home, the addresses of the servers, and the password of Prefect's."""
     password = os.environ.get("PREFECT_SERVER_API_AUTH_STRING") or secret.of_home(embedded.PASSWORD, embedded.USER)
     return {
-        **os.environ,
+        **machine.environment(),
         "FEATHERWEIGHT_HOME": str(disk.home()),
         disk.SHARED: "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

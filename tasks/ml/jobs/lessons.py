@@ -151,7 +151,7 @@ class Lesson:
         Args:
             for_model: keyword arguments of ``trainable.prepared``.
             precision: one of ``precisions.PRECISIONS``; fp32, whatever it is, where products of integers are simulated;
-                of products in blocks codes are found in fp32, and weights cost far more than bf16 does.
+                of products in blocks only codes are found in it, since few bits of weights cost far more than bf16.
             checkpoint: see ``trainer.fit``.
             chosen_in: directory of what trainings that belong together choose at the start of the first, if it is not
                 the checkpoint's.

@@ -18,7 +18,7 @@ from torch import nn
 
 from tasks.ml.models import decoders
 from tasks.ml.models.quantization_spec import INT8_STATIC, LinearScheme, Spec
-from tasks.ml.quantization import simulation
+from tasks.ml.quantization import simulation, weights_alone
 from tasks.ml.quantization.blocks import HEAD, TABLE, Blocks
 
 
@@ -103,10 +103,9 @@ def settle(model: nn.Module, spec: Spec, codes: Mapping[str, Blocks] = MappingPr
     """Puts, in place, the weights of all products onto their grids; returns the codes that they have there."""
     found = dict(codes)
     if codes:
-        for name, weight, _ in decoders.of_model(model).projections(model):
-            if name in codes:
-                found[name] = codes[name].recoded(weight)
-                weight.copy_(found[name].dense())
+        projections = decoders.of_model(model).projections(model)
+        found |= {one.name: codes[one.name].recoded(one.weight) for one in projections if one.name in codes}
+        weights_alone.adopt(model, found)
     for name, how in spec.linears.items():
         linear: nn.Linear = model.get_submodule(name)  # type: ignore[assignment]
         linear.weight.copy_(simulation.SimulatedLinear(linear, how, spec.block_size).dense())

@@ -224,7 +224,7 @@ def product(model: nn.Module, name: str) -> nn.Module:
     return found
 
 
-def _input_in_blocks(block_size: int, product: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+def _input_in_blocks(block_size: int, _: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
     return int8_blocks(inputs[0], block_size)
 
 
