@@ -101,7 +101,8 @@ def attempt(number: int, changes: dict[str, Any], course: Course, rivals: Sequen
         try:
             if unfit:
                 raise FeatherweightError(unfit)
-            foretold = prospects.forecast(recipe, course.teacher)
+            with branch.turn:
+                foretold = prospects.forecast(recipe, course.teacher)
             look = prospects.Prospects(course.limits, foretold, rivals, course.minimize)
             reason = look.before()
             if not reason:

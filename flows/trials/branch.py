@@ -22,9 +22,9 @@ from tasks.train import train
 Look = Callable[[StageResult], str]
 """Is shown what each stage before the appraisal made; anything but an empty answer ends the branch and says why."""
 
-_torch = threading.Lock()
-"""Random numbers, and what an export patches while it traces, are the process's: of its threads one at a time is in a
-stage. Branches that really go side by side are in processes of their own."""
+turn = threading.Lock()
+"""Random numbers, and what transformers and an export patch while they build and trace, are the process's: of its
+threads one at a time works on a model. Branches that really go side by side are in processes of their own."""
 
 
 class Branch(Contract):
@@ -120,12 +120,12 @@ def grow(recipe: Recipe, splits: Splits, teacher: Bundle, *, run_id: str, look: 
     stages: list[StageResult] = []
     made = shrunk(recipe, splits, teacher, run_id=run_id)
     while not stages or stages[-1].stage != "export":
-        with _torch, quiet.work():
+        with turn, quiet.work():
             stages.append(next(made))
         if reason := look(stages[-1]):
             return Branch(stages=tuple(stages), given_up=reason)
     quantized, exported = (result.bundle for result in stages[-2:])
     config = appraisal(recipe)
-    with _torch:
+    with turn:
         stages.append(appraise(exported, splits, config, teacher=teacher, simulated=quantized, run_id=run_id))
     return Branch(stages=tuple(stages))

@@ -65,9 +65,9 @@ def environment() -> dict[str, str]:
 
 def give_back_memory() -> None:
     """Returns to the system what this process no longer uses: glibc keeps what was freed, and a process that trained
-    would hold as much as training took to its end."""
+    would hold as much as training took to its end (malloc_trim(3))."""
     gc.collect()
-    if sys.platform == "linux" and hasattr(_library(), "malloc_trim"):
+    if hasattr(_library(), "malloc_trim"):
         _library().malloc_trim(0)
 
 
@@ -234,12 +234,6 @@ def peak_memory_mb() -> float:
 def forget_peak_memory() -> None:
     """Lets ``peak_memory_mb`` begin anew at what is resident now (proc(5), ``clear_refs``)."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def return_freed_memory() -> None:
-    """Gives back to the system what this process freed and its C library kept, if that is glibc (malloc_trim(3))."""
-    if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
-        library.malloc_trim(0)
 
 
 class Company:

@@ -22,7 +22,6 @@ import torch
 from onnx.utils import Extractor
 from pydantic import TypeAdapter
 from torch import nn
-from transformers.initialization import no_init_weights
 
 from tasks.ml import digests, machine
 from tasks.ml.graph import export, fusion, lowering
@@ -118,7 +117,7 @@ def _stripped(like: nn.Module, problem: str, variants: Sequence[_Variant]) -> nn
     config.num_hidden_layers, config.vocab_size, config.intermediate_size = len(variants), TOKENS, 1
     config.pad_token_id = 0
     family = families.of(config.model_type)
-    with no_init_weights():
+    with modeling.Undrawn():
         model = problem_of(problem).build(config).eval()
     if rank := factorization.rank(like):
         factorization.shape(model, rank)

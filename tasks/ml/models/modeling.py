@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig
-from transformers.initialization import no_init_weights
 
 from tasks.ml.models import architectures, factorization, families, locators, removal, tokenization
 from tasks.ml.models.quantization_spec import SPEC_FILE, Spec
@@ -26,6 +26,24 @@ from tasks.ml.problem import problem_of
 WEIGHTS = "model.safetensors"
 SHAPES = "featherweight"
 LAYER_MAP = "layer_map"
+
+DRAWING = {"normal_", "uniform_", "kaiming_uniform_"}
+"""Functions, of tensors, ``nn.init`` and what transformers puts in its place, that fill their first argument with
+random numbers; others of ``nn.init`` call these."""
+
+
+class Undrawn(TorchFunctionMode):
+    """A context in which a new model's weights are not drawn, for one that gets them from elsewhere.
+
+    Of this thread alone: transformers' ``no_init_weights`` takes PyTorch's functions away from all of them, and for
+    good where two threads leave it in the order in which they entered.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__name__", "") in DRAWING:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
 
 
 def shapes(model: nn.Module) -> list[dict[str, int]]:
@@ -100,7 +118,7 @@ def tied(model: nn.Module) -> dict[str, str]:
 def skeleton(directory: Path, problem: str) -> nn.Module:
     """Builds the model of a torch bundle with its shapes; its weights are yet to be loaded."""
     config = _config(directory)
-    with no_init_weights():  # they come from the file, and random numbers take longer than reading it
+    with Undrawn():  # they come from the file, and random numbers take longer than reading it
         model = problem_of(problem).build(config)
     if described := getattr(config, SHAPES, None):
         reshape(model, described)

@@ -103,7 +103,6 @@ def build(config: Any) -> nn.Module:
 
     model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     decoders.of_model(model)
-    model.tie_weights()  # which transformers leaves out with what it would draw at random
     return _uncached(model)
 
 

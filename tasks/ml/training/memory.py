@@ -56,7 +56,7 @@ def _held(device: torch.device) -> float:
         return torch.cuda.memory_allocated(device)
     if sys.platform != "linux":
         raise FeatherweightError("max_memory: what a process holds is known on Linux and on GPUs only; set it to 0")
-    machine.return_freed_memory()
+    machine.give_back_memory()
     machine.forget_peak_memory()
     return machine.resident_memory_mb() * 1e6
 

@@ -17,7 +17,6 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
-from transformers.initialization import no_init_weights
 
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.machine import Company
@@ -162,7 +161,7 @@ def build(config: Any, architecture: Architecture, *, precision: str, device: to
         auto = AutoModelForCausalLM
     elif architecture.classes:
         auto = AutoModelForSequenceClassification
-    with torch.random.fork_rng(devices=[]), no_init_weights():
+    with modeling.Undrawn():
         model = auto.from_config(
             config, dtype=roofline.DTYPES[precision], attn_implementation="sdpa", trust_remote_code=False
         )

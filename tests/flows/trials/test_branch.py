@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from flows.recipe import Recipe
-from flows.trials import branch
+from flows.trials import attempt, branch, prospects
 from tasks.contracts.base import FeatherweightError
 from tasks.contracts.values import StageResult
 from tasks.engine import tracking
+from tasks.reporting.trials import Limits, Minimize
 from tests.flows import tiny_recipes
 from tests.tasks import tiny_models
 
@@ -60,3 +61,24 @@ def test_a_variation_changes_these_fields_and_no_others(recipe: Recipe) -> None:
 def test_a_candidate_is_tried_where_it_would_be_validated(recipe: Recipe) -> None:
     config = branch.appraisal(recipe)
     assert (config.device, config.threads, config.max_flips) == ("cpu", 1, 0.1)
+
+
+def test_a_trial_foretells_in_its_turn(recipe: Recipe, run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What builds a model in one thread would change what another draws."""
+    turns: list[bool] = []
+
+    def forecast(*_: object) -> prospects.Forecast:
+        turns.append(branch.turn.locked())
+        return prospects.Forecast(size_mb=9.0, latency_ms=None)
+
+    monkeypatch.setattr(prospects, "forecast", forecast)
+    limits = Limits(max_drop=0.1, max_mb=1.0, max_ms=1.0, teacher_quality=0.9, rows=100)
+    course = attempt.Course(
+        recipe=recipe, run_id=run_id, splits=tiny_models.publish_data(), limits=limits, minimize=Minimize.SIZE,
+        teacher=tiny_models.publish_model(tiny_models.model()), workers=1,
+    )  # fmt: skip
+    own = tracking.start_below(run_id, "trial 1").run_id
+    trial = attempt.attempt(1, {}, course, [], run_id=own)
+    assert "9.00 MB" in trial.reason
+    assert turns == [True]
+    assert not branch.turn.locked()
