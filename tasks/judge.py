@@ -36,7 +36,7 @@ class BudgetConfig(StageConfig):
     min_shrink: float = Field(4.0, gt=0, title="Shrink wanted")
     """How many times smaller than the teacher's fp32 weights."""
     min_speedup: float = Field(3.0, gt=0, title="Speed-up wanted")
-    """How many times faster at p50, one real sentence, than the eager fp32 teacher."""
+    """How many times faster at p50, one real text, than the eager fp32 teacher."""
     floor: Floor = Field(Floor.MAJORITY, title="Floor")
     """majority: the teacher must be shown on the selection split to beat the answer that is always the most frequent
     label, or the mean score, or the run ends there; so must the shipped model on test, which may lose no class. none:
@@ -74,7 +74,7 @@ def _speedup(teacher: dict[str, Any], shipped: dict[str, Any], budget: BudgetCon
     interval, limit = bootstrap.ratio_of_medians(slow, fast, confidence=budget.confidence), budget.min_speedup
     status = decide(interval, limit, "at_least", band=(limit / 2, limit * 2))
     explanation = (
-        f"p50 latency of one sentence is {interval.measured:.2f} times lower ({100 * budget.confidence:g} % interval "
+        f"p50 latency of one text is {interval.measured:.2f} times lower ({100 * budget.confidence:g} % interval "
         f"{interval.low:.2f} to {interval.high:.2f} over {len(fast)} rounds); at least {limit:g} times is wanted"
     )
     if status is CheckStatus.UNDECIDABLE:

@@ -265,7 +265,7 @@ def verdict(status: CheckStatus = CheckStatus.PASSED, *, labels: int = 2) -> Ver
     )
     smaller = "weights went from 90.87 to 8.71 MB, 10.43 times smaller; at least 6 times is wanted"
     faster = (
-        "p50 latency of one sentence is 15.30 times lower (95% interval 14.60 to 15.90 over 5 rounds); "
+        "p50 latency of one text is 15.30 times lower (95% interval 14.60 to 15.90 over 5 rounds); "
         "at least 9 times is wanted"
     )
 

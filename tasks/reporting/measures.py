@@ -20,7 +20,7 @@ class Measure:
         name: of the metric, in words.
         value: of a model's quality, and ``precise`` with more digits.
         tick: of an axis.
-        difference: of one model's quality less another's, with its sign.
+        difference: of one model's quality less another's, with its sign; of bits per byte without the unit.
         lost: of what a check of quality measured, and of its limit.
         scale: what a value is multiplied by where it is drawn over epochs.
         percent: whether it is a fraction.
@@ -42,8 +42,8 @@ def _bits(value: float) -> str:
 
 
 def _bits_less(value: float) -> str:
-    text = f"{-value:+.3f}".replace("-", numbers.MINUS)
-    return f"{text}{numbers.SPACE}{BITS}"
+    rounded = round(-value, 3)
+    return f"{rounded:+.3f}".replace("-", numbers.MINUS) if rounded else "±0.000"
 
 
 _BITS_PER_BYTE = Measure(

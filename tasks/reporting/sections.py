@@ -93,9 +93,7 @@ def waterfall(
         panels.append({"title": "Size", "note": "weights on disk", "chart": chart})
     if any(row["latency_p50_ms"] is not None for row in rows):
         times = [(row["title"], row["latency_p50_ms"], _wavering(row)) for row in rows]
-        note = "p50 of one real sentence" + (
-            ", with intervals over rounds" if any(ends for _, _, ends in times) else ""
-        )
+        note = "p50 of one real text" + (", with intervals over rounds" if any(ends for _, _, ends in times) else "")
         chart = charts.waterfall(times, label="Latency", unit="ms")
         panels.append({"title": "Latency", "note": note, "chart": chart})
     return panels
@@ -207,7 +205,8 @@ def curves(result: StageResult, history: Row) -> dict[str, Any]:
             panels.append(_lines(name, title, quality, lambda value: measure.value(value / scale)))
     if card.overfit_gap is not None:
         gap = measures.of(card.metric)
-        said = numbers.points(card.overfit_gap) if gap.percent else gap.difference(card.overfit_gap)
+        bits = f"{gap.difference(card.overfit_gap)}{numbers.SPACE}{measures.BITS}"
+        said = numbers.points(card.overfit_gap) if gap.percent else bits
         facts.append(f"train{numbers.MINUS}selection gap {said}")
     if card.samples_per_s is not None:
         facts.append(f"{numbers.number(card.samples_per_s)} rows/s")
