@@ -33,14 +33,12 @@ def _quantized(recipe: Recipe) -> Iterator[str]:
     config = recipe.quantization
     if config.scheme not in (Scheme.INT4, Scheme.INT4_FLOATS, Scheme.NONE):
         yield f"quantization.scheme: {config.scheme} is for encoders; a decoder takes int4, int4-floats or none"
-    if config.scheme is Scheme.INT4_FLOATS and config.bits == 8:
-        yield "quantization.scheme: int4-floats has no fast product for 8 bits; use int4, or bits: 4"
-    if config.bits > 4 and config.bits != 8:
-        yield f"quantization.bits: {config.bits:g} bits have no kernel; use 2, 4, 8, or between 2 and 4 for a mix"
+    if config.scheme is Scheme.INT4_FLOATS and config.bits > 4:
+        yield "quantization.scheme: int4-floats has no fast product for 8 bits; use int4, or bits of at most 4"
     if config.smoothing:
         yield "quantization.smoothing: a decoder's activations stay as they are; use 0"
     if config.max_damage:
-        yield "quantization.max_damage: for encoders; use 0, and bits between 2 and 4 for a mix by what is lost"
+        yield "quantization.max_damage: for encoders; use 0, and bits such as 4.5 for a mix by what is lost"
     kept = config.embeddings is not EmbeddingScheme.NONE
     if config.training and config.training.embeddings is not Embeddings.FROZEN and kept:
         yield "quantization.training.embeddings: token table and head stay as they were rounded; use frozen"

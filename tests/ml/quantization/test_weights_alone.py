@@ -67,26 +67,37 @@ def test_texts_are_packed_into_rows_without_padding() -> None:
     assert weights_alone.packed([[1, 2, 3], [4]], length=100)[0].tolist() == [[1, 2, 3, 4]]
 
 
-def test_bits_between_two_and_four_are_kept_on_average_and_lose_less_than_two() -> None:
-    model, codes = decided(bits=3.0, rounding="clipped", table_bits=32)
-    exact, four = tiny_decoders.model_of("llama, tied"), decided(rounding="clipped", table_bits=32)[0]
-    assert {one.format.bits for one in codes.values()} == {2, 4}
-    count = sum(one.codes.numel() for one in codes.values())
-    assert sum(one.codes.numel() * one.format.bits for one in codes.values()) / count <= 3.0
-    ids = tiny_decoders.tokens()
+@pytest.mark.parametrize(("bits", "fewer", "more"), [(3.0, 2, 4), (5.0, 4, 8)])
+def test_bits_on_average_are_kept_and_lose_less_than_fewer(bits: float, fewer: int, more: int) -> None:
+    models: dict[float, nn.Module] = {}
+    for asked in (bits, fewer, more):
+        models[asked], codes = decided(bits=asked, rounding="clipped", table_bits=32)
+        count = sum(one.codes.numel() for one in codes.values())
+        stored = sum(one.codes.numel() * one.format.bits for one in codes.values()) / count
+        assert asked - 0.5 < stored <= asked
+        assert len({one.format.bits for one in codes.values()}) > (1 if asked == bits else 0)
+    ids, exact = tiny_decoders.tokens(), tiny_decoders.model_of("llama, tied")
 
     def off(other: nn.Module) -> float:
         with torch.no_grad():
             return float((other(ids).logits - exact(ids).logits).square().mean())
 
-    assert off(four) < off(model)
+    assert off(models[more]) < off(models[bits]) < off(models[fewer])
+
+
+def test_a_table_gets_the_largest_blocks_that_divide_its_rows() -> None:
+    _, codes = decided(block_size=128)
+    assert {name: one.format.block_size for name, one in codes.items()}[weights_alone.HEAD] == 64
+    assert {one.format.block_size for name, one in codes.items() if name != weights_alone.HEAD} == {128}
+    with pytest.raises(FeatherweightError, match="no block of up to 32 divides the 40 columns"):
+        weights_alone._dividing(40, 32)
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"bits": 5}, "5 bits have no kernel; choose 2, 4, 8, or between 2 and 4"),
-        ({"block_size": 128}, "128 does not divide the 64 columns of the token table"),
+        ({"bits": 9}, "9 bits have no kernel; choose from 2 to 8"),
+        ({"bits": 5, "exact_inputs": True}, "5 bits have no kernel; choose from 2 to 4"),
     ],
 )
 def test_what_has_no_kernel_is_refused(changes: dict[str, Any], sentence: str) -> None:
