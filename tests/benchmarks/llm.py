@@ -100,7 +100,8 @@ def speeds(folder: Path) -> dict[str, float]:
 
 
 def bytes_a_token(folder: Path, context: int) -> float:
-    """What is read to write one token: all weights, since the token table is the head, and the cache."""
+    """What is read to write one token: all weights, and the cache. Too much where the token table is not the head,
+    since one row of it is read."""
     decoder = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]
     width = decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"]
     weights = sum(path.stat().st_size for path in folder.glob("model.onnx*"))
