@@ -125,6 +125,7 @@ def document(found: XRay) -> dict[str, Any]:
             found.architecture, bytes_per_element=found.element
         ),
         "cells": cells,
+        "writing": found.writing(),
     }
 
 
@@ -148,6 +149,13 @@ def print_tables(found: XRay) -> None:
     )
     for (batch, length), reason in found.skipped.items():
         print(f"{batch} × {length} was not measured: {reason}")
+    if written := sections.writing(found):
+        print()
+        console.print_table(
+            ("one token at a time", "after", "bytes", "at most/s", "measured/s", "of roofline"),
+            [list(row.values()) for row in written],
+            numbers_from=1,
+        )
     crossover = sections.crossover(found.architecture)
     print(f"\n{sections.headline(found)}")
     print(f"{crossover['figure']} {crossover['unit']} {crossover['name']}: {crossover['detail']}.")

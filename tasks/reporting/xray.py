@@ -121,8 +121,7 @@ def tiles(found: XRay) -> list[dict[str, str]]:
     if architecture.causal:
         cache = cost_model.kv_cache_bytes_per_token(architecture, bytes_per_element=found.element)
         held = cost_model.num_parameters(architecture) * found.element + cache * length
-        speed = numbers.number(found.machine.bytes_per_s / held)
-        detail = f"at most {speed} tokens/s one by one: each reads all weights"
+        detail = f"{numbers.scaled(held, 'B')} with the weights at {length:,} tokens"
         found_tiles.append(numbers.tile(numbers.scaled(cache, "B"), "KV cache, per token", detail))
     if found.measured:
         best = max(found.measured, key=lambda cell: found.flops(*cell) / found.measured[cell].seconds)
@@ -266,6 +265,21 @@ def memory(found: XRay) -> list[dict[str, Any]]:
     return panels
 
 
+def writing(found: XRay) -> list[dict[str, str]]:
+    """What a token of a decoder reads in each format, and how many a second that allows."""
+    return [
+        {
+            "title": numbers.capital(row["format"]),
+            "past": f"{row['past']:,}",
+            "bytes": numbers.scaled(row["bytes"], "B"),
+            "most": numbers.number(row["most_tokens_per_s"]),
+            "rate": numbers.known(row["tokens_per_s"], numbers.number),
+            "share": numbers.known(row["share_of_roofline"], lambda value: numbers.percent(value, 0)),
+        }
+        for row in found.writing()
+    ]
+
+
 def activations(found: XRay) -> list[dict[str, str]]:
     """What autograd kept beside what theory says; in training only."""
     return [
@@ -301,6 +315,7 @@ def render(found: XRay, surroundings: page.Surroundings) -> str:
         grid=grid(found),
         memory=memory(found),
         activations=activations(found),
+        writing=writing(found),
         peaks={name: numbers.scaled(peak, "FLOP/s") for name, peak in found.machine.peak_flops_per_s.items()},
         bandwidth=numbers.scaled(found.machine.bytes_per_s, "B/s"),
         cache_bandwidth=numbers.scaled(found.machine.cache_bytes_per_s, "B/s"),

@@ -10,7 +10,7 @@ from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import families
 
 ENCODERS = ("bert", "roberta", "xlm-roberta")
-DECODERS = ("gpt2", "llama", "mistral", "qwen2")
+DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma")
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Activation:
 GELU = Activation(matrices=2, moved=2, kept=2)
 GELU_TANH = Activation(matrices=2, moved=18, kept=5)
 """GPT-2's: eight small operators in transformers."""
-GATED_SILU = Activation(matrices=3, moved=5, kept=4)
-"""SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+GATED = Activation(matrices=3, moved=5, kept=4)
+"""SwiGLU and GeGLU (Shazeer 2020, arXiv:2002.05202)."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class Architecture:
     """RMS norms (Zhang & Sennrich 2019, arXiv:1910.07467), which have no bias and are five small operators here."""
     rotary: bool = False
     """Rotary positions (Su et al. 2021, arXiv:2104.09864)."""
+    qk_norms: bool = False
+    """A norm of each head of queries and of keys (Qwen3)."""
     fused_qkv: bool = False
     """One matrix for queries, keys and values, which reads its input once."""
     learned_positions: int = 0
@@ -163,9 +165,10 @@ def _llama(config: Mapping[str, Any]) -> Architecture:
         vocabulary=_size(config, "vocab_size"),
         max_length=_size(config, "max_position_embeddings"),
         causal=True,
-        activation=GATED_SILU,
+        activation=GATED,
         rms_norm=True,
         rotary=True,
+        qk_norms=config["model_type"] == "qwen3",
         qkv_bias=bias or config["model_type"] == "qwen2",
         output_bias=bias,
         ffn_bias=bool(config.get("mlp_bias", False)),

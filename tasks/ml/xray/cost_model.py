@@ -51,6 +51,7 @@ def parameters(architecture: Architecture) -> dict[str, int]:
         queries, keys = layer.heads * a.head_size, layer.kv_heads * a.head_size
         found["qkv"] += (queries + 2 * keys) * (hidden + a.qkv_bias)
         found["attention_output"] += (queries + a.output_bias) * hidden
+        found["norms"] += 2 * a.qk_norms * a.head_size
         found["ffn"] += a.activation.matrices * layer.ffn * hidden
         found["ffn"] += a.ffn_bias * ((a.activation.matrices - 1) * layer.ffn + hidden)
     if a.causal:
@@ -131,6 +132,7 @@ def component_bytes(
         moved["ffn"] += a.activation.matrices * tokens * (hidden + layer.ffn)
         moved["norms"] += 2 * (norm + residual)
         moved["norms"] += tokens * (a.activation.moved * layer.ffn + 10 * a.rotary * (queries + keys))
+        moved["norms"] += tokens * 7 * a.qk_norms * (queries + keys)
     if a.causal:
         moved["head"] = a.vocabulary * hidden + tokens * (hidden + a.vocabulary)
     else:
@@ -178,6 +180,8 @@ def activation_bytes(
         queries, keys = layer.heads * a.head_size, layer.kv_heads * a.head_size
         elements = 2 * per_norm + 2 * queries + 2 * keys + a.activation.kept * layer.ffn
         total = elements * element + 2 * statistics + 2 * hidden * dropout_bytes
+        if a.qk_norms:
+            total += 2 * (queries + keys) * element + statistics * (layer.heads + layer.kv_heads)  # input and quotient
         if fused_attention:
             return total + 4 * layer.heads  # log-sum-exp of each row of scores
         repeated = 2 * (queries - keys) * element  # grouped keys and values are written out for every head

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.machine import Company
 from tasks.ml.models import modeling
-from tasks.ml.xray import cost_model, profiling, roofline
+from tasks.ml.xray import cost_model, profiling, roofline, writing
 from tasks.ml.xray.architecture import Architecture
 from tasks.ml.xray.cost_model import Roofline
 
@@ -66,6 +66,8 @@ class XRay:
     measured: dict[tuple[int, int], Measurement] = field(default_factory=dict)
     skipped: dict[tuple[int, int], str] = field(default_factory=dict)
     """Why a cell was not measured."""
+    written: dict[int, writing.Written] = field(default_factory=dict)
+    """Of a decoder, by tokens in the cache: what one more takes."""
     others_share: float = 0.0
     """Fraction of the cores' time that other processes took meanwhile: what made the times longer than they are."""
 
@@ -121,6 +123,27 @@ class XRay:
                 "flops_per_s": work / seconds if seconds else None,
                 "share_of_roofline": least / seconds if seconds else None,
             })  # fmt: skip
+        return rows
+
+    def writing(self) -> list[dict[str, Any]]:
+        """Of a decoder, a row per format of weights and tokens in the cache: bytes of a token, how many a second they
+        allow, and how many were measured (``None`` but for the model as it was built)."""
+        if not self.architecture.causal:
+            return []
+        rows = []
+        for stored in writing.FORMATS:
+            for past in self.written or [past for past in writing.CONTEXTS if past < self.architecture.max_length]:
+                moved = writing.bytes_a_token(self.architecture, stored, past=past)
+                took = self.written.get(past) if stored.name == self.precision else None
+                limit = self.machine.bytes_per_s / moved
+                rows.append({
+                    "format": stored.name,
+                    "past": past,
+                    "bytes": moved,
+                    "most_tokens_per_s": limit,
+                    "tokens_per_s": 1 / took.seconds if took else None,
+                    "share_of_roofline": 1 / took.seconds / limit if took else None,
+                })  # fmt: skip
         return rows
 
     def memory(self, batch: int, length: int, **options: Any) -> dict[str, float]:
@@ -299,6 +322,11 @@ def examine(
             )
     if not found.measured:
         return replace(found, others_share=company.share())
+    if architecture.causal and not training:
+        for past in (past for past in writing.CONTEXTS if past + writing.PASSES < longest):
+            if not _too_long(found, 1, past, max_seconds):
+                announce(f"single tokens after {past:,}")
+                found.written[past] = writing.measure(model, architecture, past=past)
     announce("measuring the machine again")
     again = roofline.measure(device, seconds=ROOF * seconds)
     return replace(found, machine=found.machine.better(again), others_share=company.share())

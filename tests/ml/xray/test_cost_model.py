@@ -16,10 +16,12 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     DynamicCache,
+    GemmaConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
+    Qwen3Config,
     RobertaConfig,
 )
 
@@ -75,6 +77,8 @@ MODELS = {
     ),
     "mistral": lambda **o: AutoModelForCausalLM.from_config(MistralConfig(**DECODER), **o),
     "qwen2": lambda **o: AutoModelForCausalLM.from_config(Qwen2Config(**DECODER), **o),
+    "qwen3": lambda **o: AutoModelForCausalLM.from_config(Qwen3Config(head_dim=16, **DECODER), **o),
+    "gemma": lambda **o: AutoModelForCausalLM.from_config(GemmaConfig(head_dim=16, **DECODER), **o),
 }
 
 
@@ -120,7 +124,7 @@ def test_training_is_three_forward_passes(model: nn.Module) -> None:
 
 
 def test_decoding_after_a_cache_and_the_cache_itself() -> None:
-    for name in ("gpt2", "llama", "llama biased", "qwen2"):
+    for name in ("gpt2", "llama", "llama biased", "qwen2", "qwen3", "gemma"):
         model = MODELS[name](attn_implementation="eager").eval()
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
@@ -165,7 +169,9 @@ def test_optimizers_that_training_knows_cost_what_they_say() -> None:
 
 @pytest.mark.parametrize("length", [16, 60])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", ["bert", "roberta", "pruned", "gpt2", "llama", "llama tied", "qwen2"])
+@pytest.mark.parametrize(
+    "name", ["bert", "roberta", "pruned", "gpt2", "llama", "llama tied", "qwen2", "qwen3", "gemma"]
+)
 def test_activations_are_what_autograd_keeps_within_two_percent(name: str, implementation: str, length: int) -> None:
     model = MODELS[name](attn_implementation=implementation).train()
     expected = cost_model.activation_bytes(

@@ -80,6 +80,38 @@ def test_every_shape_is_measured_and_times_add_up(encoder: xray.XRay, decoder: x
             assert rows["ffn"]["flops_per_s"] == rows["ffn"]["flops"] / parts["ffn"]
 
 
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> xray.XRay:
+    """A forward pass of a Llama, and single tokens after others."""
+    longer = LlamaConfig(**{**LLAMA.to_dict(), "max_position_embeddings": 256})
+    return examine(tmp_path_factory.mktemp("writer"), longer, lengths=(16,))
+
+
+def test_a_written_token_reads_all_weights_of_layers_and_head_and_the_cache(writer: xray.XRay) -> None:
+    rows = {row["format"]: row for row in writer.writing()}
+    assert {row["past"] for row in rows.values()} == {128}, "1,024 are more than it has positions for"
+    model = built(LLAMA)
+    linears = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]  # the head among them
+    head = model.get_output_embeddings().weight.numel()
+    held = 2 * 2 * 2 * 16 * 128  # keys and values of 2 heads of 16 in 2 layers
+    weights = sum(weight.numel() for weight in linears)
+    assert rows["fp32"]["bytes"] == 4 * weights + 4 * held
+    assert rows["bf16"]["bytes"] == 2 * weights + 2 * held
+    blocks = rows["4 bits in blocks of 64, head in 8"]["bytes"] - 4 * held
+    assert blocks == pytest.approx((weights - head) * (4 + 36 / 64) / 8 + head * (8 + 40 / 64) / 8)
+    taken = rows["fp32"]
+    assert taken["tokens_per_s"] == 1 / writer.written[128].seconds
+    assert taken["share_of_roofline"] == pytest.approx(
+        taken["tokens_per_s"] * taken["bytes"] / writer.machine.bytes_per_s
+    )
+    assert all(row["tokens_per_s"] is None for name, row in rows.items() if name != "fp32")
+
+
+def test_encoders_and_training_write_nothing(encoder: xray.XRay, decoder: xray.XRay) -> None:
+    assert encoder.writing() == []
+    assert decoder.written == {}
+
+
 def test_a_training_step_is_three_forward_passes(decoder: xray.XRay) -> None:
     forward = cost_model.forward_flops(decoder.architecture, batch=3, length=48)
     assert decoder.flops(3, 48) == 3 * forward
