@@ -1,4 +1,4 @@
-"""A decoder in blocks of 4 bits: ours beside onnxruntime-genai's own builder.
+"""A decoder in blocks of 4 bits: ours beside onnxruntime-genai's own builder, OpenVINO and llama.cpp.
 
     infra/run python tests/benchmarks/llm.py WORK [--model FOLDER [--shipped FOLDER]] [--rotated] [--only REGEX]
         [--documents 100] [--rounds 5] [--json FILE]
@@ -9,8 +9,10 @@ against. (A run's teacher may have read a few of the test reviews, and all that 
 package's weights were rounded to blocks of 32 with 16 steps between two floats: how far fine-tuning took them from
 there is said below the table. With ``--rotated`` all get the same model in another basis, which is near no grid: norms
 are folded into what reads them, and the residual stream is rotated. onnxruntime-genai is fetched with pip into the
-work folder, without what it depends on. What is in the work folder already is not made again. Every graph is asked by
-onnxruntime-genai, each in a process of its own, in turns; run it on an otherwise idle machine.
+work folder, without what it depends on; OpenVINO and llama.cpp, which is built from its source, get an environment of
+their own in the user's cache (3 GB; ten minutes). What is in the work folder already is not made again. Graphs are
+asked by onnxruntime-genai, and what peers made by themselves, each in a process of its own, in turns; run it on an
+otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from tests.benchmarks import llm_worker
+from tests.benchmarks.environments import python_of
 from tests.benchmarks.llm_models import (
     BASE,
     OURS,
@@ -45,10 +49,24 @@ from tests.benchmarks.llm_models import (
 )
 
 PACKAGES = ("onnxruntime-genai==0.18.0",)
-THREADS = 2
-CONTEXT = 2048
-CONTEXTS = (128, 1024)
-GENERATED = 96
+PINS = (
+    "optimum-intel==2.2.0",
+    "transformers==5.5.4",
+    "torch==2.13.0",
+    "numpy==2.4.6",
+    "openvino==2026.4.1",
+    "openvino-genai==2026.4.1.0",
+    "nncf==3.4.0",
+    "gguf==0.19.0",
+    "llama-cpp-python==0.3.36",
+)
+"""optimum-intel wants a transformers before 5.6."""
+INSTALLED = ("optimum-intel", "openvino-genai", "gguf", "llama-cpp-python")
+BUILT = ("--no-binary", "llama-cpp-python")
+CALIBRATION = 128
+"""Rows that a peer is given."""
+THREADS, CONTEXTS, GENERATED = llm_worker.THREADS, llm_worker.CONTEXTS, llm_worker.GENERATED
+CONTEXT = llm_worker.CONTEXT
 
 
 def fetched(work: Path) -> Path:
@@ -99,13 +117,18 @@ def speeds(folder: Path) -> dict[str, float]:
     return found
 
 
+def num_bytes(folder: Path) -> int:
+    """Bytes of a model's files."""
+    names = ("model.onnx*", llm_worker.GGUF, f"{Path(llm_worker.OPENVINO).stem}.*")
+    return sum(path.stat().st_size for name in names for path in folder.glob(name))
+
+
 def bytes_a_token(folder: Path, context: int) -> float:
     """What is read to write one token: all weights, and the cache. Too much where the token table is not the head,
     since one row of it is read."""
     decoder = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]
     width = decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"]
-    weights = sum(path.stat().st_size for path in folder.glob("model.onnx*"))
-    return weights + 2 * 4 * width * (context + GENERATED / 2)
+    return num_bytes(folder) + 2 * 4 * width * (context + GENERATED / 2)
 
 
 def bandwidth() -> dict[str, float]:
@@ -121,22 +144,27 @@ def bandwidth() -> dict[str, float]:
     return {"read": numbers.nbytes / best}
 
 
-def perplexity(folder: Path, packages: Path, count: int) -> dict[str, float]:
-    """Of a graph, or of a model in PyTorch, over the first documents of the test split; and bits per byte."""
-    import torch
-    import torch.nn.functional as F
+def rows(source: Path, packages: Path, split: str, count: int, file: Path) -> None:
+    """Writes the first documents of a split as token ids, and how many bytes they are."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = documents(packages)["test"][:count]
-    rows = encoded(tokenizer, texts)
-    read = sum(len(tokenizer.decode(row[1:]).encode()) for row in rows)
-    ask, lost, tokens = _answers(folder), 0.0, 0
-    for row in rows:
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    found = encoded(tokenizer, documents(packages)[split][:count])
+    read = sum(len(tokenizer.decode(row[1:]).encode()) for row in found)
+    file.write_text(json.dumps({"rows": found, "bytes": read}), encoding="ascii")
+
+
+def perplexity(folder: Path, file: Path) -> dict[str, float]:
+    """Nats that a graph, or a model in PyTorch, loses on rows, and their tokens."""
+    import torch
+    import torch.nn.functional as F
+
+    ask, nats, tokens = _answers(folder), 0.0, 0
+    for row in json.loads(file.read_text(encoding="ascii"))["rows"]:
         logits = ask(row)[:-1].float()
-        lost += F.cross_entropy(logits, torch.tensor(row[1:]), reduction="sum").item()
+        nats += F.cross_entropy(logits, torch.tensor(row[1:]), reduction="sum").item()
         tokens += len(row) - 1
-    return {"perplexity": math.exp(lost / tokens), "bits per byte": lost / math.log(2) / read, "tokens": tokens}
+    return {"nats": nats, "tokens": tokens}
 
 
 def _answers(folder: Path) -> Any:
@@ -180,32 +208,60 @@ def apart(packages: Path, what: str, /, **arguments: Any) -> dict[str, float]:
 
 def called(what: str, arguments: Mapping[str, Any]) -> None:
     """``apart``, at its other end."""
-    paths = ("folder", "packages", "source", "cache")
+    paths = ("folder", "packages", "source", "cache", "file")
     given = {name: Path(value) if name in paths else value for name, value in arguments.items()}
-    functions = (make_ours, make_theirs, rotated, speeds, bandwidth, perplexity, off_the_grid)
+    functions = (make_ours, make_theirs, rotated, rows, speeds, bandwidth, perplexity, off_the_grid)
     print(json.dumps({one.__name__: one for one in functions}[what](**given)))  # type: ignore[operator]
 
 
-def made(work: Path, source: Path, packages: Path, shipped: Path | None, only: str) -> Iterator[tuple[str, Path]]:
+class Peers:
+    """OpenVINO and llama.cpp, in an environment that is made when it is first needed."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def call(self, *given: str | Path) -> dict[str, float]:
+        """Runs ``llm_worker.py`` in a process of its own."""
+        python = python_of(
+            "llm-peers", PINS, INSTALLED, self.folder, options=BUILT, variables={"CMAKE_ARGS": "-DGGML_NATIVE=ON"}
+        )
+        quiet = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PYTHONPATH": ""}
+        done = subprocess.run(
+            [python, llm_worker.__file__, *given], env=os.environ | quiet, stdout=subprocess.PIPE, text=True, check=True
+        )
+        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+
+def is_theirs(folder: Path) -> bool:
+    """Whether OpenVINO or llama.cpp made it, and not a graph for onnxruntime-genai."""
+    return any((folder / name).is_file() for name in (llm_worker.GGUF, llm_worker.OPENVINO))
+
+
+def made(
+    work: Path, source: Path, packages: Path, shipped: Sequence[Path], only: str, peers: Peers, calibration: Path
+) -> Iterator[tuple[str, Path]]:
     """Every folder that is compared, by name; of the made ones those that ``only``, a pattern, is found in."""
-    if shipped:
-        folder = work / f"shipped-{shipped.name[:16]}"
+    for number, given in enumerate(shipped, start=1):
+        folder = work / f"shipped-{given.name[:16]}"
         if not folder.is_dir():
-            shutil.copytree(shipped, folder)
+            shutil.copytree(given, folder)
             threaded(folder)
-        yield "ours, as it was shipped", folder
-    for name, options in {**OURS, **THEIRS}.items():
-        if not re.search(only, name):
-            continue
-        folder = work / f"{source.name}-{re.sub('[^a-z0-9]+', '-', name)}"
+        yield f"ours, as it was shipped ({number})", folder
+    for name in filter(re.compile(only).search, [*OURS, *THEIRS, *llm_worker.CONFIGURATIONS]):
+        folder = work / f"{source.name}-{re.sub('[^a-z0-9]+', '-', name.lower())}"
         if not folder.is_dir():
             half = work / "half-made"
             shutil.rmtree(half, ignore_errors=True)
             if name in OURS:
-                apart(packages, "make_ours", source=source, folder=half, packages=packages, **options)
+                apart(packages, "make_ours", source=source, folder=half, packages=packages, **OURS[name])
+            elif name in THEIRS:
+                apart(packages, "make_theirs", source=source, folder=half, cache=work / "cache", options=THEIRS[name])
             else:
-                apart(packages, "make_theirs", source=source, folder=half, cache=work / "cache", options=options)
-            threaded(half)
+                half.mkdir()
+                peers.call("make", name, source, half, calibration)
+            if not is_theirs(half):
+                threaded(half)
             half.rename(folder)
         yield name, folder
 
@@ -216,12 +272,13 @@ def main() -> None:
     parser.add_argument(
         "--model", type=Path, help="one that is fine-tuned on the reviews already, as a run's teacher is"
     )
-    parser.add_argument("--shipped", type=Path, help="what a run made of --model, to compare as well")
+    parser.add_argument("--shipped", type=Path, nargs="+", default=[], help="what runs made of --model, as well")
     parser.add_argument("--rotated", action="store_true", help="compare in another basis")
     parser.add_argument("--only", default="", metavar="REGEX", help="what is made, by name")
     parser.add_argument("--steps", type=int, default=200, help="of fine-tuning, 4 rows of 512 tokens each")
     parser.add_argument("--documents", type=int, default=100, help="of the test split")
     parser.add_argument("--rounds", type=int, default=5, help="of timing")
+    parser.add_argument("--environment", type=Path, help="where OpenVINO and llama.cpp are; else in the user's cache")
     parser.add_argument("--json", type=Path, help="a file for everything that was measured")
     parser.add_argument("--call", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -239,15 +296,34 @@ def main() -> None:
         if not (basis / "config.json").is_file():
             apart(packages, "rotated", source=source, folder=basis)
         source = basis
-    folders = dict(made(work, source, packages, options.shipped, options.only))
+    test, calibration = work / f"test-{options.documents}.json", work / "calibration.json"
+    apart(packages, "rows", source=source, packages=packages, split="test", count=options.documents, file=test)
+    apart(packages, "rows", source=source, packages=packages, split="calibration", count=CALIBRATION, file=calibration)
+    peers = Peers(options.environment)
+    folders = dict(made(work, source, packages, options.shipped, options.only, peers, calibration))
+
+    def lost(folder: Path) -> dict[str, float]:
+        if is_theirs(folder):
+            return peers.call("perplexity", folder, test)
+        return apart(packages, "perplexity", folder=folder, file=test)
+
+    read_bytes = json.loads(test.read_text(encoding="ascii"))["bytes"]
     quality = {
-        name: apart(packages, "perplexity", folder=folder, packages=packages, count=options.documents)
-        for name, folder in {"package, fp32": base, "fine-tuned, fp32": source, **folders}.items()
+        name: told
+        | {
+            "perplexity": math.exp(told["nats"] / told["tokens"]),
+            "bits per byte": told["nats"] / math.log(2) / read_bytes,
+        }
+        for name, told in (
+            (name, lost(folder))
+            for name, folder in {"package, fp32": base, "fine-tuned, fp32": source, **folders}.items()
+        )
     }
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in folders}
     for _ in range(options.rounds):
         for name, folder in folders.items():
-            rounds[name].append(apart(packages, "speeds", folder=folder))
+            found = peers.call("speeds", folder) if is_theirs(folder) else apart(packages, "speeds", folder=folder)
+            rounds[name].append(found)
     read = max(apart(packages, "bandwidth")["read"] for _ in range(2))
     report(quality, rounds, folders, read)
     print(f"\nMemory is read at {read / 1e9:.1f} GB/s.")
@@ -270,12 +346,12 @@ def report(
     print(f"| | MB | perplexity | bits per byte | {' | '.join(speeds + shares)} |")
     print("|" + "---|" * (4 + len(speeds) + len(shares)))
     for name, found in quality.items():
-        size = sum(path.stat().st_size for path in folders[name].glob("model.onnx*")) / 1e6 if name in folders else None
+        size = num_bytes(folders[name]) / 1e6 if name in folders else None
         told = [f"{size:.1f}" if size else "", f"{found['perplexity']:.3f}", f"{found['bits per byte']:.4f}"]
         for speed in speeds:
             values = [one[speed] for one in rounds.get(name, [])]
             told.append(f"{statistics.median(values):.1f} ({min(values):.1f} … {max(values):.1f})" if values else "")
-        for context in CONTEXTS if name in folders else ():
+        for context in CONTEXTS if name in folders and not is_theirs(folders[name]) else ():
             written = statistics.median(one[f"decode, {context}"] for one in rounds[name])
             told.append(f"{100 * written * bytes_a_token(folders[name], context) / read:.0f} %")
         print(f"| {name} | {' | '.join(told)} |")

@@ -17,19 +17,18 @@ by their id, whatever code made them. The rest takes about twenty minutes a seed
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import peers_worker
 import side_by_side
+from environments import python_of
 from side_by_side import Run, say
 
 from tasks.ml.data import datasets
@@ -51,27 +50,6 @@ PINS = (
 INSTALLED = ("olive-ai", "optimum-onnx", "onnxruntime", "datasets")
 LIMIT_S = 900
 """Seconds that a configuration may take."""
-
-
-def environment(folder: Path | None) -> Path:
-    """The python of the peers' environment, which is made if it is not there or was not finished."""
-    key = hashlib.sha256("\n".join([sys.version, *PINS]).encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = folder or cache / "featherweight" / f"peers-{key}"
-    python, stamp = folder / "bin" / "python", folder / "ready"
-    if stamp.is_file() and stamp.read_text(encoding="ascii") == key:
-        return python
-    started = time.monotonic()
-    say(f"installing the peers into {folder} …")
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-    # Constraints, and not requirements: pip then takes torch's build for the CPU where both are offered.
-    constraints = folder / "constraints.txt"
-    constraints.write_text("\n".join(PINS), encoding="ascii")
-    install = [str(python), "-m", "pip", "install", "--no-input", "--quiet", "--constraint", str(constraints)]
-    subprocess.run([*install, *INSTALLED], check=True, stdout=sys.stderr)
-    stamp.write_text(key, encoding="ascii")
-    say(f"installed in {time.monotonic() - started:.0f} s")
-    return python
 
 
 def last_line(log: Path) -> str:
@@ -141,7 +119,7 @@ def main() -> None:
         parser.error("--run needs the --home that the runs are in")
     folder = options.keep or Path(tempfile.mkdtemp(prefix="featherweight-peers-"))
     home = options.home or folder / "home"
-    python = environment(options.environment)
+    python = python_of("peers", PINS, INSTALLED, options.environment)
     seeds = {}
     for run in finished(options, home):
         say(f"— {run.name}")
