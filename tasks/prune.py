@@ -256,7 +256,7 @@ def prune(
     from tasks.ml.data import datasets
     from tasks.ml.models import quantization_spec, tokenization
     from tasks.ml.problem import problem_of
-    from tasks.ml.pruning import importance, sparsity, surgery
+    from tasks.ml.pruning import importance, kept_tokens, sparsity, surgery
     from tasks.ml.quality import learning
     from tasks.ml.quantization import simulation
 
@@ -267,10 +267,10 @@ def prune(
     tokens: list[int] | None = None
     if config.keep_vocabulary < 1:
         rows = datasets.read(data, "train", tokenizer).input_ids + datasets.read(data, "unlabeled", tokenizer).input_ids
-        tokens = surgery.choose_tokens(tokenizer, rows, keep=config.keep_vocabulary)
+        tokens = kept_tokens.choose_tokens(tokenizer, rows, keep=config.keep_vocabulary)
         # The teacher must hear the same tokens for its hidden states to be comparable.
-        master, _ = surgery.keep_tokens(master, tokenization.load(store.path(teacher.digest)), tokens)
-        student, smaller_tokenizer = surgery.keep_tokens(student, tokenizer, tokens)
+        master, _ = kept_tokens.keep_tokens(master, tokenization.load(store.path(teacher.digest)), tokens)
+        student, smaller_tokenizer = kept_tokens.keep_tokens(student, tokenizer, tokens)
         _report_safety(tokenizer, smaller_tokenizer)
         tokenizer = smaller_tokenizer
     calibration = datasets.read(data, "calibration", tokenizer)

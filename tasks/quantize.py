@@ -269,7 +269,7 @@ def _train(
         FeatherweightError: the model has zeros to keep, and processes would each hold a part of a layer.
     """
     from tasks.ml.models import tokenization
-    from tasks.ml.pruning import surgery
+    from tasks.ml.pruning import kept_tokens
     from tasks.ml.quantization import fake_quantization, simulation
 
     if zeros and compute.num_processes > 1 and compute.parallelism is not Parallelism.REPLICATED:
@@ -279,10 +279,10 @@ def _train(
         )
     master = simulation.load(store.path(teacher.digest), teacher.problem)
     vocabulary = tokenization.load(store.path(teacher.digest))
-    tokens = surgery.tokens_of(vocabulary, tokenizer)
+    tokens = kept_tokens.tokens_of(vocabulary, tokenizer)
     cut = len(tokens) < len(vocabulary)
     if cut:
-        master, _ = surgery.keep_tokens(master, vocabulary, tokens)
+        master, _ = kept_tokens.keep_tokens(master, vocabulary, tokens)
     if made.codes:
         fake_quantization.unsettle(model, made.codes, simulation.load(store.path(source.digest), source.problem))
     lesson, _ = tutoring.prepare_lesson(

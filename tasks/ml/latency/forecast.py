@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tasks.ml.models import factorization, families, modeling, quantization_spec, tokenization
-from tasks.ml.pruning import surgery
+from tasks.ml.pruning import kept_tokens, surgery
 
 
 def num_bytes(
@@ -46,7 +46,7 @@ def num_bytes(
             factorization.shape(model, embedding_rank)
         if keep_vocabulary < 1:
             table = family.token_embedding(model)
-            rows = surgery.num_tokens(tokenization.load(teacher), keep=keep_vocabulary)
+            rows = kept_tokens.num_tokens(tokenization.load(teacher), keep=keep_vocabulary)
             table.weight = nn.Parameter(table.weight[:rows])
             table.num_embeddings = rows
     return quantization_spec.num_bytes(model, quantization_spec.plan(model, **plan))

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.data import augmentation, substitutes
-from tasks.ml.pruning import surgery
+from tasks.ml.pruning import kept_tokens
 
 
 def found(texts: list[str], tokenizer: Any) -> list[augmentation.Draft]:
@@ -37,8 +37,8 @@ def test_neighbours_are_the_nearest_words_of_the_texts(tokenizer: Any, texts: li
 
 def test_a_cut_vocabulary_gives_the_same_texts(model: nn.Module, tokenizer: Any, texts: list[str]) -> None:
     """So that a teacher asked by a later stage has answered already."""
-    cut, smaller = surgery.keep_tokens(
-        model, tokenizer, surgery.choose_tokens(tokenizer, tokenizer(texts)["input_ids"], keep=0.95)
+    cut, smaller = kept_tokens.keep_tokens(
+        model, tokenizer, kept_tokens.choose_tokens(tokenizer, tokenizer(texts)["input_ids"], keep=0.95)
     )
     made = []
     for one, encoder in ((model, tokenizer), (cut, smaller)):

@@ -13,7 +13,7 @@ from tasks.ml.data import batching
 from tasks.ml.data.datasets import Split
 from tasks.ml.distillation import answers, teaching
 from tasks.ml.problems import text_classification
-from tasks.ml.pruning import surgery
+from tasks.ml.pruning import kept_tokens, surgery
 from tasks.ml.quality import learning
 
 EVERYTHING = teaching.Weights(logits=1.0, hidden=1.0, attention=1.0, labels=0.0, maps=1.0)
@@ -135,8 +135,8 @@ def test_a_teacher_whose_vocabulary_was_cut_is_known_by_its_own_tokens(
     memory = answers.Memory(tmp_path / "teacher")
     first = make_loss(surgery.keep_layers(model, [1, 3]), model, rows, layer_map=[1, 3], memory=memory)([0, 1, 2])[0]
     memory.publish()
-    tokens = surgery.choose_tokens(tokenizer, rows, keep=0.95)
-    cut, smaller = surgery.keep_tokens(model, tokenizer, tokens)
+    tokens = kept_tokens.choose_tokens(tokenizer, rows, keep=0.95)
+    cut, smaller = kept_tokens.keep_tokens(model, tokenizer, tokens)
     renumbered = smaller(texts)["input_ids"]
     assert renumbered != rows
     student, batches = surgery.keep_layers(cut, [1, 3]), asked(cut)

@@ -12,7 +12,7 @@ from torch import nn
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.latency import forecast
 from tasks.ml.models import factorization, modeling, quantization_spec
-from tasks.ml.pruning import surgery
+from tasks.ml.pruning import kept_tokens, surgery
 from tasks.ml.pruning.importance import LayerImportance
 
 PROBLEM = "text-classification"
@@ -40,8 +40,8 @@ def test_it_is_exact(
     counts = surgery.fraction(modeling.shapes(student), heads=keep_heads, ffn=keep_ffn)
     student = surgery.keep_counts(student, scores, counts)
     if keep_vocabulary < 1:
-        tokens = surgery.choose_tokens(tokenizer, [[5, 6, 7]], keep=keep_vocabulary)
-        student, _ = surgery.keep_tokens(student, tokenizer, tokens)
+        tokens = kept_tokens.choose_tokens(tokenizer, [[5, 6, 7]], keep=keep_vocabulary)
+        student, _ = kept_tokens.keep_tokens(student, tokenizer, tokens)
     expected = quantization_spec.num_bytes(student, quantization_spec.plan(student, **plan))
     assert expected == forecast.num_bytes(
         bundle, PROBLEM, layers=layers, keep_heads=keep_heads, keep_ffn=keep_ffn, keep_vocabulary=keep_vocabulary,

@@ -13,7 +13,7 @@ from torch import nn
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.models import factorization, families, modeling
 from tasks.ml.models.quantization_spec import INT8_DYNAMIC, INT8_STATIC, LinearScheme, Spec, plan
-from tasks.ml.pruning import surgery
+from tasks.ml.pruning import kept_tokens
 from tasks.ml.xray import cost_model
 from tasks.ml.xray.architecture import Architecture
 from tests.ml.exporting import median_difference
@@ -69,7 +69,7 @@ def test_it_survives_disk_a_smaller_vocabulary_and_export(
 ) -> None:
     smaller = factorization.factorize(model, 16, rows=[])
     rows = tokenizer(texts)["input_ids"]
-    smaller, cut = surgery.keep_tokens(smaller, tokenizer, surgery.choose_tokens(tokenizer, rows, keep=0.9))
+    smaller, cut = kept_tokens.keep_tokens(smaller, tokenizer, kept_tokens.choose_tokens(tokenizer, rows, keep=0.9))
     modeling.save(smaller, cut, tmp_path)
     loaded = modeling.load(tmp_path, "text-classification")
     batch = encode(cut, texts)

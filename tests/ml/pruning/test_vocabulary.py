@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from tasks.ml.pruning import surgery, vocabulary
+from tasks.ml.pruning import kept_tokens, vocabulary
 
 
 def test_the_same_vocabulary_changes_nothing(tokenizer: Any, texts: list[str]) -> None:
@@ -18,8 +18,8 @@ def test_the_same_vocabulary_changes_nothing(tokenizer: Any, texts: list[str]) -
 def test_words_that_were_cut_take_more_tokens_and_stay_known(
     model: nn.Module, tokenizer: Any, texts: list[str]
 ) -> None:
-    tokens = surgery.choose_tokens(tokenizer, tokenizer(texts[:1])["input_ids"], keep=0.8)
-    _, smaller = surgery.keep_tokens(model, tokenizer, tokens)
+    tokens = kept_tokens.choose_tokens(tokenizer, tokenizer(texts[:1])["input_ids"], keep=0.8)
+    _, smaller = kept_tokens.keep_tokens(model, tokenizer, tokens)
     found = vocabulary.safety(tokenizer, smaller, texts)
     assert found["token_growth"] > 1
     assert found["unknown_rate"] == 0.0
