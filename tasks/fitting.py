@@ -97,6 +97,7 @@ def fit(
     problem, selection = problem_of(lesson.problem), lesson.selection
     logits = evaluation.logits(model, selection.input_ids, pad_id=lesson.pad_id, problem=problem)
     quality = learning.measure(problem, logits, selection.targets, reference=lesson.reference)
+    told = None if lesson.reference is None else learning.agreement(problem, logits, lesson.reference).rows
     answered = {"problem": lesson.problem, **problem.summary(model.config, train, logits, selection)}
     seen = train.head(len(selection))
     train_quality = learning.quality(model, problem, seen, pad_id=lesson.pad_id)["quality"]
@@ -120,6 +121,7 @@ def fit(
             train_quality=train_quality,
             overfit_gap=train_quality - quality["quality"],
             agreement_with_teacher=quality.get("agreement"),
+            agreement_rows=told,
             drop_error=quality.get("drop_error"),
             num_parameters=modeling.num_parameters(model),
             size_mb=size_mb,

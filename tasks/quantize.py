@@ -201,10 +201,9 @@ def quantize(
     simulation.simulate(model, spec, codes)
     if problem.FIRST_TOKEN_ONLY:
         first_token.narrow(model)  # as it is served
-    answer = evaluation.answers(store.path(teacher.digest), store.path(splits.digest), teacher.problem)
-    quality = learning.quality(
-        model, problem, selection, pad_id=pad_id, reference=answer, others={"unquantized": before}
-    )
+    answer = evaluation.reference(store.path(teacher.digest), store.path(splits.digest), teacher.problem, tokenizer)
+    after = evaluation.logits(model, selection.input_ids, pad_id=pad_id, problem=problem)
+    quality = learning.measure(problem, after, selection.targets, reference=answer, others={"unquantized": before})
     return StageOutput(
         bundle=bundle,
         evidence=publish.evidence({quantization_spec.SPEC_FILE: spec.to_json(), **files}),
@@ -214,9 +213,10 @@ def quantize(
             metric=problem.METRIC,
             quality=quality["quality"],
             loss=quality["loss"],
-            agreement_with_teacher=quality["agreement"],
+            agreement_with_teacher=quality.get("agreement"),
+            agreement_rows=learning.agreement(problem, after, answer).rows,
             drop_error=quality["drop_error"],
-            agreement_with_unquantized=quality["agreement_with_unquantized"],
+            agreement_with_unquantized=quality.get("agreement_with_unquantized"),
             num_parameters=num_parameters,
             size_mb=size_mb,
         ),
@@ -243,6 +243,11 @@ def _decided_before(model: nn.Module) -> Quantized | None:
         return None
     weights_alone.adopt(model, codes)
     return quantized.Quantized(quantized.Spec(), codes)
+
+
+def _num_tokens(model: nn.Module) -> int:
+    config: Any = model.config
+    return int(config.vocab_size)
 
 
 def _train(
@@ -279,9 +284,9 @@ def _train(
         )
     master = simulation.load(store.path(teacher.digest), teacher.problem)
     vocabulary = tokenization.load(store.path(teacher.digest))
-    tokens = kept_tokens.tokens_of(vocabulary, tokenizer)
-    cut = len(tokens) < len(vocabulary)
-    if cut:
+    tokens: list[int] | None = None
+    if _num_tokens(model) < _num_tokens(master):
+        tokens = tokenization.ids_in(tokenizer, vocabulary).tolist()
         master, _ = kept_tokens.keep_tokens(master, vocabulary, tokens)
     if made.codes:
         fake_quantization.unsettle(model, made.codes, simulation.load(store.path(source.digest), source.problem))
@@ -293,7 +298,7 @@ def _train(
         teaching=teaching,
         seed=seed,
         bundle=teacher,
-        vocabulary=tokens if cut else None,
+        vocabulary=tokens,
         zeros=zeros,
         spec=made.spec,
         codes=made.codes,

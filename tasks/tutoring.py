@@ -120,14 +120,19 @@ def memory(teacher: Bundle, *, vocabulary: Sequence[int] | None = None) -> Memor
     """What this teacher, loaded by this code with these libraries, has said about any text in any stage or run.
 
     Args:
-        vocabulary: token id of the bundle for each id that texts are written in, where its vocabulary was cut.
+        vocabulary: token id of the bundle for each id that texts are written in, where its vocabulary was cut. What it
+            says of a text as a whole is the same without the cut; what it says of tokens is of those that it has.
     """
     from tasks.ml.distillation import answers, teaching
+    from tasks.ml.problem import problem_of
     from tasks.ml.quantization import simulation
 
     code = [code_digest(module.__name__) for module in (simulation, teaching)]
     how = digests.of_value([numerics_versions(), code])
-    return answers.Memory(disk.folder("answers") / f"{teacher.digest}-{how[:16]}", vocabulary)
+    folder = disk.folder("answers") / f"{teacher.digest}-{how[:16]}"
+    if vocabulary is not None and problem_of(teacher.problem).PER_TOKEN:
+        return answers.Memory(folder.with_name(f"{folder.name}-{digests.of_value(list(vocabulary))[:16]}"))
+    return answers.Memory(folder, vocabulary)
 
 
 def prepare_lesson(
@@ -189,7 +194,7 @@ def prepare_lesson(
         targets=targets,
         selection=selection,
         tutor=lessons.Tutor(teacher, layer_choice.layer_map(student, teacher), weights, teaching.temperature, known),
-        reference=evaluation.answers(store.path(bundle.digest), data, bundle.problem),
+        reference=evaluation.reference(store.path(bundle.digest), data, bundle.problem, tokenizer),
         zeros=zeros or {},
         spec=spec,
         codes=codes,

@@ -51,6 +51,8 @@ class Scorecard(Contract):
     """Quality on train minus quality on the selection split."""
     agreement_with_teacher: float | None = None
     """Fraction of rows that teacher and model answer the same."""
+    agreement_rows: int | None = None
+    """Rows that this was told of: of a decoder those that it and its teacher read as the same tokens."""
     drop_error: float | None = None
     """Standard error of the quality lost against the teacher, from row to row."""
     agreement_with_unquantized: float | None = None

@@ -111,6 +111,18 @@ class Problem(Protocol):
         """
         ...
 
+    def retold(
+        self, kept: np.ndarray, rows: Sequence[Sequence[int]], others: Sequence[Sequence[int]], ids: np.ndarray
+    ) -> np.ndarray:
+        """What was kept of a model's logits, for ``same`` to hold it against that of a model with another vocabulary.
+
+        Args:
+            rows: token ids of the texts, as the model reads them.
+            others: those of the same texts, as the other one does.
+            ids: by the model's tokens those of the other (``tokenization.ids_in``).
+        """
+        ...
+
     def lost(self, logits: np.ndarray, targets: np.ndarray) -> float:
         """Mean supervised loss of answers, in nats."""
         ...
@@ -124,7 +136,7 @@ class Problem(Protocol):
         ...
 
     def same(self, logits: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """How much of two models' answers to a row is the same, (B,), from 0 to 1."""
+        """How much of two models' answers to a row is the same, (B,), from 0 to 1; NaN where it cannot be told."""
         ...
 
     def scores(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -92,7 +92,8 @@ def cells(row: Row) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield ("yes" if row.is_used else "no"), ()
     yield judgement(effect), lines(*changes(effect).split("; "))
     yield _points(effect.quality.measured), lines(numbers.uncertainty(effect.quality, _points))
-    yield _points(effect.agreement.measured), lines(numbers.uncertainty(effect.agreement, _points))
+    alike = effect.agreement
+    yield (_points(alike.measured), lines(numbers.uncertainty(alike, _points))) if alike else ("–", ())
     for ratio, before, after, unit in (
         (effect.smaller, spared.size_mb, used.size_mb, "MB"),
         (effect.faster, spared.latency_p50_ms, used.latency_p50_ms, "ms"),
@@ -164,7 +165,9 @@ def _panels(rows: Sequence[Row]) -> list[dict[str, Any]]:
         ("faster", "Times faster", "p50 without it over p50 with it, one sentence"),
         ("throughput", "Times the rows/s", "at batch 16, with it over without it"),
     ):
-        drawn = [(row.name, getattr(row.effect, name)) for row in rows]
+        drawn = [(row.name, found) for row in rows if (found := getattr(row.effect, name))]
+        if not drawn:
+            continue
         if name in ("quality", "agreement"):
             chart = charts.differences(drawn, label=title, form=_points, said="interval")
         else:
@@ -176,14 +179,14 @@ def _panels(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def whole(found: Ablation) -> list[dict[str, str]]:
     """The recipe's own model: each value with its interval over seeds."""
     one = found.whole
-    shown: tuple[tuple[str, Estimate, charts.Format], ...] = (
+    shown: tuple[tuple[str, Estimate | None, charts.Format], ...] = (
         ("quality", one.quality, numbers.percent),
         ("agreement", one.agreement, numbers.percent),
         ("size", one.size_mb, lambda value: numbers.unit(value, "MB")),
         ("p50", one.latency_p50_ms, lambda value: numbers.unit(value, "ms")),
         ("rows/s", one.throughput_per_s, numbers.number),
     )
-    return [numbers.tile(form(one.measured), name, numbers.uncertainty(one, form)) for name, one, form in shown]
+    return [numbers.tile(form(one.measured), name, numbers.uncertainty(one, form)) for name, one, form in shown if one]
 
 
 def document(found: Ablation) -> dict[str, Any]:
@@ -199,7 +202,8 @@ def metrics(found: Ablation) -> dict[str, float]:
     values: dict[str, float] = {}
     for row in found.rows:
         for quantity in ("smaller", *UNCERTAIN):
-            for end, value in vars(getattr(row.effect, quantity)).items():
+            found_here: Estimate | None = getattr(row.effect, quantity)
+            for end, value in (vars(found_here) if found_here else {}).items():
                 if value is not None:
                     name = quantity if end == "measured" else f"{quantity}_{end}"
                     values[f"{row.name}/{name}"] = value

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from tasks.contracts.values import Check, ClassRecall, Outcome, StageResult
+from tasks.contracts.values import Check, ClassRecall, Outcome, Scorecard, StageResult
 from tasks.ml.statistics import bootstrap
 from tasks.ml.statistics.bootstrap import Interval
 from tasks.reporting import charts, measures, numbers
@@ -354,6 +354,12 @@ def data(profile: Row) -> dict[str, Any]:
     }
 
 
+def _of_rows(card: Scorecard) -> str:
+    """Of how many rows agreement was told, where not of all."""
+    told, rows = card.agreement_rows, card.num_examples
+    return f" on {told:,} of {rows:,} rows" if told is not None and rows is not None and told < rows else ""
+
+
 def stages(outcome: Outcome) -> list[dict[str, Any]]:
     """What each stage took and gave."""
     rows = []
@@ -362,7 +368,7 @@ def stages(outcome: Outcome) -> list[dict[str, Any]]:
         alike = card.agreement_with_teacher
         gave = [
             f"{card.metric} {numbers.percent(card.quality)} on {card.split}" if card.quality is not None else "",
-            f"{numbers.percent(alike)} as the teacher" if alike is not None else "",
+            f"{numbers.percent(alike)} as the teacher{_of_rows(card)}" if alike is not None else "",
             numbers.unit(card.size_mb, "MB") if card.size_mb is not None else "",
             numbers.unit(card.num_parameters / 1e6, "M parameters") if card.num_parameters is not None else "",
             f"{card.num_rows:,} rows" if card.num_rows is not None else "",

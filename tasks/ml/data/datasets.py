@@ -37,7 +37,8 @@ class Split:
     """Rows of one split, in stored order.
 
     Attributes:
-        input_ids: token ids with special tokens, at most ``max_length`` a row.
+        input_ids: token ids with special tokens; at most ``max_length`` a row, but where a tokenizer with fewer tokens
+            reads the parts of a text.
         targets: (N,), such as class indices; the problem's ``NO_TARGET`` where there is no label.
         documents: (N,) which text of the source each row is, or is a part of.
     """
@@ -58,12 +59,13 @@ class Split:
 @dataclass(frozen=True)
 class DatasetInfo:
     """What holds for every split: names of a model's outputs, tokens after which a text is cut, whose ids these are,
-    and numbers that lead from targets back to labels."""
+    numbers that lead from targets back to labels, and whether what is cut off a text is a row of its own."""
 
     labels: list[str]
     max_length: int
     tokenizer_digest: str
     units: Mapping[str, float] = field(default_factory=dict)
+    in_parts: bool = False
 
 
 def _whole_lengths(encoded: Sequence[Any], special: int) -> np.ndarray:
@@ -85,6 +87,7 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
     lengths: dict[str, np.ndarray] = {}
     kept: dict[str, list[Row]] = {}
     units = dict(division.targets.measure([row.label for row in division.splits["train"]]))
+    in_parts = division.targets.of_part is not None
     for name, rows in division.splits.items():
         encoded = tokenization.encodings([row.text for row in rows], tokenizer, max_length=max_length)
         stored = list(_parts(rows, encoded, division.targets))
@@ -100,10 +103,9 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
         with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as writer:
             writer.write_table(table)
         # Texts that became several rows are not cut.
-        in_parts = division.targets.of_part is not None
         lengths[name] = np.array([len(ids) for _, ids, _ in stored]) if in_parts else _whole_lengths(encoded, special)
         kept[name] = [row for row, _, _ in stored]
-    info = DatasetInfo(list(division.targets.names), max_length, tokenization.digest(tokenizer), units)
+    info = DatasetInfo(list(division.targets.names), max_length, tokenization.digest(tokenizer), units, in_parts)
     profile = _profile(replace(division, splits=kept), lengths, max_length)
     (directory / INFO).write_text(json.dumps(asdict(info), indent=1, ensure_ascii=False), encoding="utf-8")
     (directory / PROFILE).write_text(json.dumps(profile, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -176,6 +178,8 @@ def _opened(directory: Path, split: str) -> Iterator[pa.Table]:
 def read(directory: Path, split: str, tokenizer: Any = None) -> Split:
     """Reads one split; with a tokenizer other than the one it was encoded with, encodes its texts again.
 
+    Parts of texts stay whole then, however many tokens they become: nothing of a text gets lost, or is told twice.
+
     Args:
         split: ``train``, ``calibration``, ``selection``, ``test`` or ``unlabeled``.
         tokenizer: whose ids are wanted, such as those of a pruned vocabulary; as stored if ``None``.
@@ -190,7 +194,7 @@ def read(directory: Path, split: str, tokenizer: Any = None) -> Split:
         targets, documents = (table[name].to_numpy().copy() for name in ("target", "document"))
     about = info(directory)
     if tokenizer is not None and tokenization.digest(tokenizer) != about.tokenizer_digest:
-        input_ids = tokenization.encode(texts, tokenizer, max_length=about.max_length)
+        input_ids = tokenization.encode(texts, tokenizer, max_length=0 if about.in_parts else about.max_length)
     return Split(texts, input_ids, targets, documents)
 
 

@@ -61,7 +61,8 @@ class Lesson:
     label_smoothing: float = 0.0
     tutor: Tutor | None = None
     reference: np.ndarray | None = None
-    """Logits on the selection texts (N, C) of the teacher as it was, before anything was cut from its vocabulary."""
+    """What is kept of the logits on the selection texts (N, …) of the teacher as it was, before anything was cut from
+    its vocabulary, told by the tokens of these rows."""
     zeros: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Weights of linear layers that stay zero: bool (O, I) by qualified name."""
     spec: Spec | None = None

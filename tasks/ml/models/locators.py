@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,17 @@ def require_positions(directory: Path, max_length: int) -> None:
     if max_length > most:
         raise FeatherweightError(
             f"data.max_length: {max_length} tokens are more than the base model has positions for; at most {most}"
+        )
+
+
+def require_room(directory: Path, rows: Iterable[Sequence[int]]) -> None:
+    """Raises ``FeatherweightError`` unless a model has positions for each of these rows of tokens, which a tokenizer
+    with fewer tokens may have made longer."""
+    longest, most = max(map(len, rows), default=0), positions(directory)
+    if longest > most:
+        raise FeatherweightError(
+            f"pruning.keep_vocabulary: a row has {longest} tokens by so small a vocabulary, and the base model has "
+            f"positions for {most}; keep more, or lower data.max_length"
         )
 
 

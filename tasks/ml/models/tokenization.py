@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tasks.contracts.base import FeatherweightError
 from tasks.ml import digests
 from tasks.ml.models import inspection
@@ -90,8 +92,17 @@ def encodings(
 
 
 def encode(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[list[int]]:
-    """Token ids with the special tokens, at most ``max_length`` a row."""
+    """Token ids with the special tokens, at most ``max_length`` a row; 0 leaves all whole."""
     return [encoding.ids for encoding in encodings(texts, tokenizer, max_length=max_length)]
+
+
+def ids_in(tokenizer: Any, other: Any) -> np.ndarray:
+    """By the ids of a tokenizer, (V,), those of the same tokens in another one; −1 where that has none."""
+    vocabulary, ids = tokenizer.get_vocab(), other.get_vocab()
+    found = np.full(max(vocabulary.values()) + 1, -1)
+    for token, index in vocabulary.items():
+        found[index] = ids.get(token, -1)
+    return found
 
 
 def standalone(file: Path, *, max_length: int) -> Tokenizer:

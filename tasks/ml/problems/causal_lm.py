@@ -177,6 +177,19 @@ def kept(logits: np.ndarray, input_ids: np.ndarray, attention_mask: np.ndarray) 
     return found
 
 
+def retold(
+    kept: np.ndarray, rows: Sequence[Sequence[int]], others: Sequence[Sequence[int]], ids: np.ndarray
+) -> np.ndarray:
+    """What would have been said, by other ids of the same tokens: −1 for a token that the other vocabulary lacks, NaN
+    throughout a row that it reads as other tokens. What was lost stays: it is of the text, whatever it is read as."""
+    found, known = kept.copy(), np.append(ids, -1)  # also for rows of the table beyond the tokenizer's tokens
+    for row, (ours, theirs) in enumerate(zip(rows, others, strict=True)):
+        said_here = found[row, : max(0, len(ours) - 1), 1]
+        is_alike = ids[ours].tolist() == list(theirs)
+        said_here[:] = known[np.minimum(said_here.astype(np.int64), len(ids))] if is_alike else np.nan
+    return found
+
+
 def _nats(kept: np.ndarray) -> np.ndarray:
     """What each row lost, (N,)."""
     return np.asarray(np.nansum(kept[..., 0], axis=-1, dtype=np.float64))
@@ -198,10 +211,12 @@ def divergence(reference: np.ndarray, logits: np.ndarray) -> float:
 
 
 def same(logits: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Share of a row's tokens after which both would say the same, (N,)."""
-    known = ~np.isnan(logits[..., 1])
-    alike = (logits[..., 1] == reference[..., 1]) & known
-    return alike.sum(axis=-1) / known.sum(axis=-1).clip(1)
+    """Share of a row's tokens after which both would say the same, (N,); NaN where no token is told of both: a row of
+    one token, and one that the two read as different tokens (``retold``)."""
+    width = min(logits.shape[1], reference.shape[1])
+    ours, theirs = logits[:, :width, 1], reference[:, :width, 1]
+    count = (~np.isnan(ours) & ~np.isnan(theirs)).sum(axis=-1)
+    return np.where(count > 0, (ours == theirs).sum(axis=-1) / count.clip(1), np.nan)
 
 
 def scores(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -216,8 +231,8 @@ def regret(teacher: np.ndarray, shipped: np.ndarray, targets: np.ndarray) -> np.
 
 
 def shown(logits: np.ndarray, labels: Sequence[str], units: Mapping[str, float]) -> dict[str, Any]:
-    """Perplexity of a text."""
-    return {"label": f"perplexity {math.exp(np.nanmean(logits[..., 0])):.2f}"}
+    """Bits that a text needs, beside its bytes: they hold across vocabularies, as perplexity does not."""
+    return {"label": f"{float(np.nansum(logits[..., 0], dtype=np.float64)) / math.log(2):.1f} bits"}
 
 
 def shown_target(target: Any, labels: Sequence[str], units: Mapping[str, float]) -> str:

@@ -135,6 +135,13 @@ def kept(logits: np.ndarray, input_ids: np.ndarray, attention_mask: np.ndarray) 
     return logits
 
 
+def retold(
+    kept: np.ndarray, rows: Sequence[Sequence[int]], others: Sequence[Sequence[int]], ids: np.ndarray
+) -> np.ndarray:
+    """Logits as they are, which are of no tokens."""
+    return kept
+
+
 def amount(rows: Sequence[Sequence[int]], targets: np.ndarray | torch.Tensor, *, missing: float) -> int:
     """Rows that have a target."""
     return int((targets != missing).sum())

@@ -29,7 +29,7 @@ WORST = "on which both are surest"
 ONNX_INPUTS, ONNX_OUTPUTS, FIRST_TOKEN_ONLY = heads.ONNX_INPUTS, heads.ONNX_OUTPUTS, heads.FIRST_TOKEN_ONLY
 PER_TOKEN, TOKENS_AT_ONCE = heads.PER_TOKEN, heads.TOKENS_AT_ONCE
 load_base, build = heads.load, heads.build
-said, said_width, kept = heads.said, heads.said_width, heads.kept
+said, said_width, kept, retold = heads.said, heads.said_width, heads.kept, heads.retold
 NO_TARGET = -100
 """Target of a row without a label, as ``torch.nn.functional.cross_entropy`` ignores it."""
 amount = partial(heads.amount, missing=NO_TARGET)

@@ -38,7 +38,7 @@ WORST = "on which the error grew most"
 ONNX_INPUTS, ONNX_OUTPUTS, FIRST_TOKEN_ONLY = heads.ONNX_INPUTS, heads.ONNX_OUTPUTS, heads.FIRST_TOKEN_ONLY
 PER_TOKEN, TOKENS_AT_ONCE = heads.PER_TOKEN, heads.TOKENS_AT_ONCE
 load_base, build = partial(heads.load, problem_type="regression"), heads.build
-said, said_width, kept = heads.said, heads.said_width, heads.kept
+said, said_width, kept, retold = heads.said, heads.said_width, heads.kept, heads.retold
 NO_TARGET = -math.inf
 amount = partial(heads.amount, missing=NO_TARGET)
 STRATA = 5

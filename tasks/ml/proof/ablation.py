@@ -38,17 +38,22 @@ class Measured:
     scores: np.ndarray
     """(N,) How good its answers are, by the problem's metric."""
     agrees: np.ndarray
-    """(N,) 1.0 where its answer is the teacher's."""
+    """(N,) 1.0 where its answer is the teacher's; NaN where that cannot be told."""
     size_mb: float
     pace: Pace
     about: Mapping[str, Any]
     """Where, when and how it was measured."""
 
+    @property
+    def is_told(self) -> np.ndarray:
+        """(N,) Of which rows it is told whether it agrees with the teacher."""
+        return ~np.isnan(self.agrees)
+
     def metrics(self) -> dict[str, float]:
         """Its numbers, by names with units in them."""
         return {
             "quality": float(self.scores.mean()),
-            "agreement_with_teacher": float(self.agrees.mean()),
+            **({"agreement_with_teacher": float(np.nanmean(self.agrees))} if self.is_told.any() else {}),
             "size_mb": self.size_mb,
             "latency_p50_ms": self.pace.latency_p50_ms,
             "throughput_per_s": self.pace.throughput_per_s,
@@ -77,7 +82,8 @@ class Summary:
     """What the models of one recipe came to: means over seeds, with Student's intervals where there are several."""
 
     quality: Estimate
-    agreement: Estimate
+    agreement: Estimate | None
+    """``None`` where it is told of no row."""
     size_mb: Estimate
     latency_p50_ms: Estimate
     throughput_per_s: Estimate
@@ -91,11 +97,16 @@ def summarize(models: Sequence[Measured]) -> Summary:
     """
     return Summary(
         quality=of_scores([one.scores for one in models]),
-        agreement=of_scores([one.agrees for one in models]),
+        agreement=of_scores([one.agrees[one.is_told] for one in models]) if _told(models).any() else None,
         size_mb=mean([one.size_mb for one in models]),
         latency_p50_ms=mean([one.pace.latency_p50_ms for one in models]),
         throughput_per_s=mean([one.pace.throughput_per_s for one in models]),
     )
+
+
+def _told(models: Sequence[Measured]) -> np.ndarray:
+    """(N,) Rows of which it is told of each of these models whether it agrees with the teacher."""
+    return np.logical_and.reduce([one.is_told for one in models])
 
 
 @dataclass(frozen=True)
@@ -116,8 +127,8 @@ class Effect:
 
     quality: Estimate
     """With it minus without it, with an interval over rows, and over seeds where there are several."""
-    agreement: Estimate
-    """Of answers with the teacher's, likewise."""
+    agreement: Estimate | None
+    """Of answers with the teacher's, likewise, on rows of which that is told of both; ``None`` where there is none."""
     smaller: Estimate
     """Size without it over size with it; of several seeds with the least and the largest."""
     faster: Estimate
@@ -126,14 +137,14 @@ class Effect:
     throughput: Estimate
     """Rows per second with it over rows per second without it, likewise."""
     claims: Mapping[str, Claim]
-    """Of each of ``UNCERTAIN``."""
+    """Of each of ``UNCERTAIN`` that was compared."""
 
     def signs(self) -> dict[str, int]:
         """1 where it is shown to help, −1 where it is shown to harm, else 0, by quantity."""
         shown = {name: claim.adjusted_p_value <= LEVEL for name, claim in self.claims.items()}
         return {
             "quality": shown["quality"] * _sign(self.quality, neutral=0.0, slight=0.0),
-            "agreement": shown["agreement"] * _sign(self.agreement, neutral=0.0, slight=0.0),
+            "agreement": shown["agreement"] * _sign(self.agreement, neutral=0.0, slight=0.0) if self.agreement else 0,
             "size": _sign(self.smaller, neutral=1.0, slight=SLIGHT),
             "latency": shown["faster"] * _sign(self.faster, neutral=1.0, slight=SLIGHT),
             "throughput": shown["throughput"] * _sign(self.throughput, neutral=1.0, slight=SLIGHT),
@@ -165,16 +176,14 @@ def compare(models: Mapping[str, tuple[Sequence[Measured], Sequence[Measured]]])
     p_values = [one.p_value for one in found.values()]
     levels = dict(zip(found, multiplicity.holm_levels(p_values, LEVEL), strict=True))
     adjusted = dict(zip(found, multiplicity.holm(p_values), strict=True))
+    estimates: dict[str, dict[str, Any]] = {name: dict.fromkeys(UNCERTAIN) for name in pairs}
+    claims: dict[str, dict[str, Claim]] = {name: {} for name in pairs}
+    for (name, what), one in found.items():
+        level = levels[name, what]
+        estimates[name][what] = one.interval(level)
+        claims[name][what] = Claim(one.p_value, adjusted[name, what], 1 - level)
     return {
-        name: Effect(
-            **{what: found[name, what].interval(levels[name, what]) for what in UNCERTAIN},
-            smaller=_smaller(pair),
-            claims={
-                what: Claim(found[name, what].p_value, adjusted[name, what], 1 - levels[name, what])
-                for what in UNCERTAIN
-            },
-        )
-        for name, pair in pairs.items()
+        name: Effect(**estimates[name], smaller=_smaller(pair), claims=claims[name]) for name, pair in pairs.items()
     }
 
 
@@ -190,8 +199,8 @@ def _paired(used: Sequence[Measured], spared: Sequence[Measured]) -> _Pairs:
 
 
 def _contrasts(pairs: _Pairs) -> dict[str, Contrast]:
-    def rows(name: str) -> Contrast:
-        first, second = (np.stack([getattr(one, name) for one in side]) for side in zip(*pairs, strict=True))
+    def rows(name: str, told: Any = slice(None)) -> Contrast:
+        first, second = (np.stack([getattr(one, name)[told] for one in side]) for side in zip(*pairs, strict=True))
         return contrasts.of_rows(first, second)
 
     def rounds(above: Sequence[Sequence[float]], below: Sequence[Sequence[float]]) -> Contrast:
@@ -202,9 +211,10 @@ def _contrasts(pairs: _Pairs) -> dict[str, Contrast]:
         )
 
     ours, theirs = ([one.pace for one in side] for side in zip(*pairs, strict=True))
+    told = _told([one for pair in pairs for one in pair])
     return {
         "quality": rows("scores"),
-        "agreement": rows("agrees"),
+        **({"agreement": rows("agrees", told)} if told.any() else {}),
         "faster": rounds([pace.latency_rounds_ms for pace in theirs], [pace.latency_rounds_ms for pace in ours]),
         "throughput": rounds(
             [pace.throughput_rounds_per_s for pace in ours], [pace.throughput_rounds_per_s for pace in theirs]

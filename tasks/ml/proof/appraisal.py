@@ -66,9 +66,9 @@ def measure(
     problem, targets = problem_of(problem_name), datasets.read(data, SPLIT).targets
     threads = threads or machine.num_cores()
     candidate = proof.subject(NAME, "Candidate", directory, data, split=SPLIT)
-    provider, agreement = proof.provider_of(candidate, device=device), {}
+    provider, held = proof.provider_of(candidate, device=device), {}
     if candidate.kind == "onnx" and simulated is not None:
-        agreement = proof.held(
+        held = proof.held(
             candidate,
             simulated,
             candidate.rows,
@@ -80,8 +80,9 @@ def measure(
         )
     logits = {
         NAME: proof.logits_of(candidate, problem=problem_name, provider=provider, threads=threads),
-        "teacher": evaluation.answers(teacher, data, problem_name),
+        "teacher": evaluation.reference(teacher, data, problem_name, candidate.tokenizer),
     }
+    agreement = learning.agreement(problem, logits[NAME], logits["teacher"])
     with (
         alone(),
         proof.probes(
@@ -93,11 +94,12 @@ def measure(
         times |= running[NAME].loaded[NAME]
         generated = proof.generations([candidate], running, rounds=repeats) if problem.PER_TOKEN else []
     measured = {
-        **agreement,
+        **held,
         "metric": problem.METRIC,
         "quality": float(problem.scores(logits[NAME], targets).mean()),
         "teacher_quality": float(problem.scores(logits["teacher"], targets).mean()),
-        "agreement_with_teacher": learning.agreement(problem, logits[NAME], logits["teacher"]),
+        "agreement_with_teacher": agreement.share,
+        "agreement_rows": agreement.rows,
         "num_examples": len(targets),
         "num_parameters": _num_parameters(directory if simulated is None else simulated, problem_name),
         **proof.weight(candidate, problem=problem_name),

@@ -55,7 +55,11 @@ class Subject:
     directory: Path
     kind: Kind
     rows: Sequence[Sequence[int]]
-    pad_id: int
+    tokenizer: Any
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)
 
     def runtime(self, provider: str) -> str:
         """What runs the model, for people."""
@@ -69,11 +73,16 @@ class Subject:
 def subject(
     stage: str, title: str, directory: Path, data: Path, *, simulated: bool = False, split: str = "test"
 ) -> Subject:
-    """Describes a bundle and encodes a split for it."""
+    """Describes a bundle and encodes a split for it.
+
+    Raises:
+        FeatherweightError: a row has more tokens than the model has positions for.
+    """
     tokenizer = tokenization.load(directory)
     rows = datasets.read(data, split, tokenizer).input_ids
+    locators.require_room(directory, rows)
     kind: Kind = "onnx" if (directory / MODEL).is_file() else "simulated" if simulated else "torch"
-    return Subject(stage, title, directory, kind, rows, tokenizer.pad_token_id)
+    return Subject(stage, title, directory, kind, rows, tokenizer)
 
 
 def provider_of(subject: Subject, *, device: str) -> str:
@@ -92,6 +101,12 @@ def logits_of(subject: Subject, *, problem: str, provider: str, threads: int) ->
     load = parity.simulated if subject.kind == "simulated" else modeling.load
     model = load(subject.directory, problem)
     return evaluation.logits(model, subject.rows, pad_id=subject.pad_id, problem=problem_of(problem))
+
+
+def told(subject: Subject, kept: np.ndarray, teacher: Subject, *, problem: str) -> np.ndarray:
+    """What was kept of a subject's logits, to be held against its teacher's, row by row."""
+    ids = tokenization.ids_in(subject.tokenizer, teacher.tokenizer)
+    return problem_of(problem).retold(kept, subject.rows, teacher.rows, ids)
 
 
 def held(
@@ -214,7 +229,8 @@ def examine(
         progress: told now and then which fraction is done, and what comes next.
 
     Returns:
-        What ``validation.json`` holds, and the test logits (N, C) of each model by stage.
+        What ``validation.json`` holds, and the test logits (N, C) of each model by stage, as they are held against the
+        teacher's.
 
     Raises:
         FeatherweightError: a GPU was asked for and heavy nodes ran elsewhere, or the runtime is not at parity.
@@ -241,7 +257,16 @@ def examine(
     )  # fmt: skip
     everyone = [*models, shipped]
     progress(0.2, f"{len(everyone)} models read the test split")
-    logits = {one.stage: logits_of(one, problem=problem_name, provider=provider, threads=threads) for one in everyone}
+    logits = {
+        one.stage: told(
+            one,
+            logits_of(one, problem=problem_name, provider=provider, threads=threads),
+            models[0],
+            problem=problem_name,
+        )
+        for one in everyone
+    }
+    agreements = {stage: learning.agreement(problem, kept, logits[models[0].stage]) for stage, kept in logits.items()}
     targets = datasets.read(data, "test").targets
     logger.info("validate: test split read by %d models; timing %d rounds", len(everyone), repeats)
     company = machine.Company()
@@ -274,7 +299,8 @@ def examine(
             "runtime": one.runtime(provider),
             "metric": problem.METRIC,
             "quality": float(problem.scores(logits[one.stage], targets).mean()),
-            "agreement_with_teacher": learning.agreement(problem, logits[one.stage], logits[models[0].stage]),
+            "agreement_with_teacher": agreements[one.stage].share,
+            "agreement_rows": agreements[one.stage].rows,
             "n": len(targets),
             **weight(one, problem=problem_name),
             **timed.get(one.stage, dict.fromkeys(TIMINGS)),
@@ -315,7 +341,8 @@ def write_rows(
     teacher: str = "train",
     split: str = "test",
 ) -> None:
-    """Writes of every row of a split its target, and of each model prediction, score and agreement with the teacher."""
+    """Writes of every row of a split its target, and of each model prediction, score and agreement with the teacher,
+    which is NaN where it cannot be told."""
     problem, rows = problem_of(problem_name), datasets.read(data, split)
     targets = rows.targets
     columns: dict[str, np.ndarray] = {"target": targets, "document": rows.documents}

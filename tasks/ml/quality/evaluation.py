@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,3 +109,12 @@ def answers(bundle: Path, data: Path, problem: str) -> np.ndarray:
     found = logits(modeling.load(bundle, problem), rows, pad_id=tokenizer.pad_token_id, problem=problem_of(problem))
     found.flags.writeable = False
     return found
+
+
+def reference(bundle: Path, data: Path, problem: str, tokenizer: Any) -> np.ndarray:
+    """``answers`` of a bundle, for a model that reads by another tokenizer to be held against."""
+    found, own = answers(bundle, data, problem), tokenization.load(bundle)
+    if tokenization.digest(own) == tokenization.digest(tokenizer):
+        return found
+    rows, others = (datasets.read(data, "selection", one).input_ids for one in (own, tokenizer))
+    return problem_of(problem).retold(found, rows, others, tokenization.ids_in(own, tokenizer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -79,8 +80,8 @@ def measure(
     reference: np.ndarray | None = None,
     others: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, float]:
-    """Measures ``quality``, the mean score, its ``standard_error``, ``loss`` a row; ``agreement`` with a reference, and
-    the standard error of what is lost against it, ``drop_error``.
+    """Measures ``quality``, the mean score, its ``standard_error``, ``loss`` a row; ``agreement`` with a reference,
+    where that can be told, and the standard error of what is lost against it, ``drop_error``.
 
     Args:
         logits: what was kept of them (N, …), and ``targets`` (N,) of the same rows.
@@ -93,14 +94,30 @@ def measure(
         "loss": problem.lost(logits, targets),
     }
     if reference is not None:
-        measured["agreement"] = agreement(problem, logits, reference)
+        measured |= _agreement("agreement", problem, logits, reference)
         lost = problem.scores(reference, targets) - scores
         measured["drop_error"] = float(lost.std() / len(lost) ** 0.5)
     for name, theirs in (others or {}).items():
-        measured[f"agreement_with_{name}"] = agreement(problem, logits, theirs)
+        measured |= _agreement(f"agreement_with_{name}", problem, logits, theirs)
     return measured
 
 
-def agreement(problem: Problem, logits: np.ndarray, reference: np.ndarray) -> float:
-    """Fraction of answers that two models have in common, of what was kept of the logits of each (N, …)."""
-    return float(problem.same(logits, reference).mean())
+def _agreement(name: str, problem: Problem, logits: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    share, _ = agreement(problem, logits, reference)
+    return {} if share is None else {name: share}
+
+
+class Agreement(NamedTuple):
+    """What two models have in common."""
+
+    share: float | None
+    """Fraction of their answers, of the rows that it can be told of; ``None`` where there is none."""
+    rows: int
+    """How many rows these are: of models with different vocabularies those that both read alike."""
+
+
+def agreement(problem: Problem, logits: np.ndarray, reference: np.ndarray) -> Agreement:
+    """How far two models agree, by what was kept of the logits of each (N, …)."""
+    alike = problem.same(logits, reference).astype(np.float64)
+    told = alike[~np.isnan(alike)]
+    return Agreement(float(told.mean()) if len(told) else None, len(told))

@@ -23,12 +23,12 @@ def worst(
         characters: after how many a text is cut.
 
     Returns:
-        Rows in all, rows with another answer, how many are lost and how many gained, and which are the worst; then
-        these: number, text, true label, and each model's answer.
+        Rows in all, those whose answers can be compared, of these rows with another answer, how many are lost and how
+        many gained, and which are the worst; then these: number, text, true label, and each model's answer.
     """
     problem, rows, about = problem_of(problem_name), datasets.read(data, "test"), datasets.info(data)
     teacher, shipped = logits["train"], logits["validate"]
-    regret = problem.regret(teacher, shipped, rows.targets)
+    regret, alike = problem.regret(teacher, shipped, rows.targets), problem.same(shipped, teacher)
     lost = int((regret > 0).sum())
 
     def shortened(text: str) -> str:
@@ -36,7 +36,8 @@ def worst(
 
     return {
         "n": len(rows),
-        "apart": int((problem.same(shipped, teacher) < 1).sum()),
+        "compared": int((~np.isnan(alike)).sum()),
+        "apart": int((alike < 1).sum()),
         "lost": lost,
         "gained": int((problem.regret(shipped, teacher, rows.targets) > 0).sum()),
         "worst": problem.WORST,

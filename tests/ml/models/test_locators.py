@@ -61,6 +61,10 @@ def test_what_is_not_supported_is_refused(tmp_path: Path) -> None:
 def test_rows_longer_than_the_model_has_positions_for_are_refused(tmp_path: Path) -> None:
     directory = model(tmp_path / "m")
     locators.require_positions(directory, 128)
+    locators.require_room(directory, [[1] * 128, [2]])
+    locators.require_room(directory, [])
+    with pytest.raises(FeatherweightError, match=r"a row has 129 tokens by so small a vocabulary.*positions for 128"):
+        locators.require_room(directory, [[1], [1] * 129])
     with pytest.raises(FeatherweightError, match=r"data\.max_length: 129 tokens .* at most 128"):
         locators.require_positions(directory, 129)
 

@@ -155,16 +155,46 @@ def test_an_amount_is_of_tokens_that_are_told() -> None:
 
 def test_what_two_models_have_in_common(model: nn.Module) -> None:
     kept = kept_of(model)
-    assert problem.same(kept, kept).tolist() == [1, 1, 0, 1, 1]
+    np.testing.assert_equal(problem.same(kept, kept), [1, 1, np.nan, 1, 1])
     assert problem.divergence(kept, kept) == 0
     assert problem.regret(kept, kept, BYTES).tolist() == [0] * 5
     other = kept.copy()
     other[1, :3, 1] += 1
     other[1, :6, 0] += 0.5
-    assert problem.same(other, kept).tolist() == [1, 0.5, 0, 1, 1]
+    np.testing.assert_equal(problem.same(other, kept), [1, 0.5, np.nan, 1, 1])
+    assert learning.agreement(problem, other, kept) == (0.875, 4)  # type: ignore[arg-type]
     assert problem.divergence(kept, other) == pytest.approx(6 * 0.25 / 30 / 2)
     np.testing.assert_allclose(problem.regret(kept, other, BYTES), [0, 3, 0, 0, 0], atol=1e-5)
     np.testing.assert_allclose(problem.regret(other, kept, BYTES), 0, atol=1e-5)
+
+
+def test_models_with_other_vocabularies_are_compared_where_both_read_the_same(model: nn.Module) -> None:
+    kept = kept_of(model)
+    # The other vocabulary has every second token, and three by other names; the second text is of more tokens there.
+    ids = np.arange(VOCABULARY) // 2
+    others = [ids[row].tolist() for row in ROWS]
+    others[1] = [*others[1], 5]
+    theirs = np.full((5, 13, 2), np.nan, dtype=np.float32)
+    theirs[:, :11] = kept
+    theirs[..., 1] //= 2
+    told = problem.retold(kept, ROWS, others, ids)
+    np.testing.assert_equal(told[..., 0], kept[..., 0])
+    np.testing.assert_equal(problem.predictions(told), problem.predictions(kept))
+    np.testing.assert_equal(problem.same(theirs, told), [1, np.nan, np.nan, 1, 1])
+    np.testing.assert_equal(problem.same(told, theirs), problem.same(theirs, told))
+    assert learning.agreement(problem, theirs, told) == (1.0, 3)  # type: ignore[arg-type]
+    # A token that the other one lacks is said by none of its models, nor is a row beyond a tokenizer's tokens.
+    said = int(kept[0, 0, 1])
+    lacking = np.where(np.arange(VOCABULARY) == said, -1, ids)
+    rows = [[token for token in row if token != said] for row in ROWS]
+    told = problem.retold(kept, rows, [lacking[row].tolist() for row in rows], lacking)
+    assert told[0, 0, 1] == -1
+    assert problem.retold(kept[:1], [[0, 0]], [[0, 0]], ids[:1])[0, 0, 1] == (-1 if said else 0)
+    nothing = problem.retold(kept, ROWS, [[0]] * 5, ids)
+    measured = learning.measure(problem, kept, BYTES, reference=nothing)  # type: ignore[arg-type]
+    assert "agreement" not in measured
+    assert measured["drop_error"] == 0, "what texts cost can always be compared"
+    assert learning.agreement(problem, kept, nothing) == (None, 0)  # type: ignore[arg-type]
 
 
 def summary_of(nats: float, *, rows: int = 40) -> dict[str, Any]:
@@ -246,5 +276,5 @@ def test_label_smoothing_is_refused() -> None:
 
 def test_an_answer_for_people(model: nn.Module) -> None:
     kept = kept_of(model)[0]
-    nats = lost_by_token(model, ROWS[0]).mean().item()
-    assert problem.shown(kept, [], {}) == {"label": f"perplexity {math.exp(nats):.2f}"}
+    nats = lost_by_token(model, ROWS[0]).sum().item()
+    assert problem.shown(kept, [], {}) == {"label": f"{nats / math.log(2):.1f} bits"}

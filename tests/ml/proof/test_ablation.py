@@ -107,6 +107,25 @@ def test_beside_others_a_claim_needs_more() -> None:
     assert low < 0
 
 
+def test_agreement_is_compared_on_rows_of_which_it_is_told() -> None:
+    """Models whose vocabularies differ read some rows as other tokens than their teacher does."""
+    used, spared = measured(0, apart=10), measured(0, apart=50)
+    used.agrees[:10] = np.nan
+    spared.agrees[900:] = np.nan
+    effect = alone([used], [spared])
+    assert effect.agreement is not None
+    assert effect.agreement.measured == pytest.approx(40 / 890)
+    assert used.metrics()["agreement_with_teacher"] == 1.0
+    assert summarize([used]).agreement == Estimate(1.0)
+    used.agrees[:] = np.nan
+    effect = alone([used], [spared])
+    assert effect.agreement is None
+    assert effect.signs()["agreement"] == 0
+    assert effect.claims.keys() == {*UNCERTAIN} - {"agreement"}
+    assert "agreement_with_teacher" not in used.metrics()
+    assert summarize([used]).agreement is None
+
+
 def test_rounds_that_do_not_pair_up_are_refused() -> None:
     with pytest.raises(ValueError, match="rounds"):
         alone([measured(0, latency_ms=[1.0, 1.0])], [measured(0)])

@@ -51,7 +51,9 @@ def test_the_surest_regression_comes_first(data: Path) -> None:
 def test_a_model_that_says_the_same_has_lost_nothing(data: Path) -> None:
     same = logits(3.0, 4.0, 0.1, -2.0, 1.0)
     found = regressions.worst(data, "text-classification", {"train": same, "validate": same})
-    assert found == {"n": 5, "apart": 0, "lost": 0, "gained": 0, "worst": "on which both are surest", "rows": []}
+    assert found == {
+        "n": 5, "compared": 5, "apart": 0, "lost": 0, "gained": 0, "worst": "on which both are surest", "rows": [],
+    }  # fmt: skip
 
 
 def test_no_more_than_asked_for(data: Path) -> None:
