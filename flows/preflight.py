@@ -19,7 +19,7 @@ from tasks.ml.models import inspection, locators
 from tasks.ml.models.decoders import Decoder
 from tasks.ml.models.inspection import Inspection
 from tasks.ml.problem import problem_of
-from tasks.ml.pruning import cuts
+from tasks.ml.pruning import cuts, pieces
 from tasks.prune import SpeedConfig
 from tasks.quantize import EmbeddingScheme, Scheme, block_sizes
 from tasks.validate import Device
@@ -104,9 +104,9 @@ def _student(recipe: Recipe, base: Inspection) -> Iterator[str]:
     layers, wanted = base.config["num_hidden_layers"], recipe.distillation.layers
     if wanted > layers:
         yield f"distillation.layers: {wanted} are more than the base model's {layers}; use {layers} or fewer"
-    if recipe.pruning.keep_vocabulary < 1 and not inspection.is_wordpiece(base.directory):
-        kind = inspection.tokenizer_kind(base.directory)
-        yield f"pruning.keep_vocabulary: only WordPiece vocabularies can be cut, and the base model's is {kind}; use 1"
+    cut = recipe.pruning.keep_vocabulary < 1
+    if cut and (reason := pieces.objection(inspection.tokenizer_model(base.directory))):
+        yield f"pruning.keep_vocabulary: {reason}; use 1"
 
 
 def _table(recipe: Recipe, base: Inspection, hidden: int) -> Iterator[str]:

@@ -108,7 +108,7 @@ class PruningConfig(tutoring.StudentConfig):
     rounds: int = Field(1, ge=1, le=100, title="Rounds")
     """Cuts on the way to the last one, each with its own measure of importance and its share of the steps."""
     keep_vocabulary: float = Field(1.0, gt=0, le=1, title="Vocabulary kept")
-    """Fraction of tokens kept, the most frequent; rarer words fall back to sub-words."""
+    """Fraction of tokens kept, the most frequent, each with what it is made of; rarer words fall back to sub-words."""
     heal_rounding: bool = Field(False, title="Heal rounding")
     """Token embeddings are rounded as quantization will do it before recovery, which then heals that, too, instead of
     afterwards; for embeddings: frozen."""
@@ -254,7 +254,7 @@ def prune(
         integer: whether linear layers are timed in int8, where times decide what is cut.
     """
     from tasks.ml.data import datasets
-    from tasks.ml.models import quantization_spec, tokenization
+    from tasks.ml.models import locators, quantization_spec, tokenization
     from tasks.ml.problem import problem_of
     from tasks.ml.pruning import importance, kept_tokens, sparsity, surgery
     from tasks.ml.quality import learning
@@ -273,6 +273,8 @@ def prune(
         student, smaller_tokenizer = kept_tokens.keep_tokens(student, tokenizer, tokens)
         _report_safety(tokenizer, smaller_tokenizer)
         tokenizer = smaller_tokenizer
+        for name in ("train", "unlabeled", "calibration", "selection"):
+            locators.require_room(store.path(source.digest), datasets.read(data, name, tokenizer).input_ids)
     calibration = datasets.read(data, "calibration", tokenizer)
     plan = _plan(
         student,

@@ -80,10 +80,12 @@ def test_a_variation_that_cannot_come_about_is_left_out_before_the_first_row(rec
     config = ablation.AblationConfig(techniques=("vocabulary pruning", "int8 embeddings"))
     arms, left_out = ablation._planned(recipe, config)
     assert [arm.technique.name for arm in arms] == ["int8 embeddings"]
-    assert left_out["vocabulary pruning"].startswith("pruning.keep_vocabulary: only WordPiece vocabularies can be cut")
+    assert left_out["vocabulary pruning"].startswith(
+        "pruning.keep_vocabulary: only WordPiece and BPE vocabularies can be cut"
+    )
 
     broken = branch.variation(recipe, {"pruning.keep_vocabulary": 0.5})
-    with pytest.raises(FeatherweightError, match="only WordPiece vocabularies can be cut"):
+    with pytest.raises(FeatherweightError, match="only WordPiece and BPE vocabularies can be cut"):
         ablation.ablation(broken, config)
 
 

@@ -193,19 +193,23 @@ def test_a_model_that_proposes_words_needs_a_head(tmp_path: Path) -> None:
     assert said("masked") == []
 
 
-def test_only_wordpiece_is_cut(tmp_path: Path) -> None:
+def test_not_every_vocabulary_is_cut(tmp_path: Path) -> None:
     fields = {"pruning": {"keep_vocabulary": 0.5}}
-    assert objections(model(tmp_path), **fields) == []
+    for kind in ("WordPiece", "BPE"):
+        assert objections(model(tmp_path, kind=kind), **fields) == []
     (found,) = objections(model(tmp_path, kind="Unigram"), **fields)
-    assert (
-        found
-        == "pruning.keep_vocabulary: only WordPiece vocabularies can be cut, and the base model's is Unigram; use 1"
-    )
+    whose = "only WordPiece and BPE vocabularies can be cut, and the base model's is Unigram"
+    assert found == f"pruning.keep_vocabulary: {whose}; use 1"
+    base = model(tmp_path)
+    described = {"model": {"type": "BPE", "end_of_word_suffix": "</w>", "continuing_subword_prefix": ""}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    (found,) = objections(base, **fields)
+    assert found.startswith("pruning.keep_vocabulary: merges with end_of_word_suffix '</w>', which the base model's")
 
 
 def test_all_is_said_at_once(tmp_path: Path) -> None:
     fields = {"distillation": {"layers": 7, "embedding_rank": 500}, "pruning": {"keep_vocabulary": 0.5}}
-    found = objections(model(tmp_path, kind="BPE"), **fields)
+    found = objections(model(tmp_path, kind="Unigram"), **fields)
     assert [line.partition(":")[0] for line in found] == [
         "distillation.layers", "pruning.keep_vocabulary", "distillation.embedding_rank"
     ]  # fmt: skip

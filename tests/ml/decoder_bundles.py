@@ -1,7 +1,8 @@
-"""Tiny decoders on disk: a torch bundle, and the folder with the graph of the same model."""
+"""Tiny decoders on disk: a torch bundle, the folder with the graph of the same model, and texts for them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from tasks.ml.data import datasets
+from tasks.ml.data.splitting import Division, Row, key
+from tasks.ml.data.tables import Table
 from tasks.ml.graph import decoding, export
 from tasks.ml.models import decoders, modeling
+from tasks.ml.problem import problem_of
 from tasks.ml.quantization import block_files, blocks
 from tasks.ml.quantization.blocks import Blocks, Format
 from tests.ml.tiny_decoders import VOCABULARY, model_of
@@ -66,6 +71,15 @@ def write(
     ir.save(graph, onnx_folder / export.MODEL)
     export.copy_companions(torch_folder, onnx_folder, spec=export.read_spec(torch_folder), operators={})
     return torch_folder, onnx_folder
+
+
+def write_data(directory: Path, texts: Mapping[str, Sequence[str]], encoder: Any, *, max_length: int) -> None:
+    """Writes a dataset of the texts of each split into a new directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tables = {name: Table(name, "row", range(len(rows)), list(rows), [], "") for name, rows in texts.items()}
+    splits = {name: [Row(text, str(len(text.encode())), key(text)) for text in rows] for name, rows in texts.items()}
+    division = Division(problem_of(PROBLEM).targets(tables), splits=splits | {"unlabeled": []}, dropped={})
+    datasets.write(directory, division, encoder, max_length=max_length)
 
 
 def scale(graph: Path, name: str, factor: float, part: slice = slice(None)) -> None:

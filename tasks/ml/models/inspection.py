@@ -165,11 +165,20 @@ def tokenizer_kind(directory: Path) -> str:
     Raises:
         FeatherweightError: ``tokenizer.json`` is no description of a tokenizer.
     """
+    return str(tokenizer_model(directory).get("type") or "")
+
+
+def tokenizer_model(directory: Path) -> dict[str, Any]:
+    """What ``tokenizer.json`` has under ``model``; the ``type`` alone where other files tell no more.
+
+    Raises:
+        FeatherweightError: it is no description of a tokenizer.
+    """
     path = tokenizer_files(directory)[0]
     if path.name != "tokenizer.json":
-        return TOKENIZERS.get(path.name, "Unigram")
+        return {"type": TOKENIZERS.get(path.name, "Unigram")}
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["model"].get("type") or "")
+        return dict(json.loads(path.read_text(encoding="utf-8"))["model"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FeatherweightError(f"base_model: {path} is not the description of a tokenizer: {error}") from None
 

@@ -17,6 +17,7 @@ from tasks.ml.data.splitting import Division, Row, key
 from tasks.ml.data.tables import Table
 from tasks.ml.data.targets import classes
 from tasks.ml.problems import causal_lm
+from tasks.ml.pruning import kept_tokens
 
 LENGTH = 8
 TEXTS = [
@@ -81,6 +82,19 @@ def test_parts_are_the_text_and_nothing_is_cut(directory: Path, bpe: PreTrainedT
     assert [len(text.encode()) for text in split.texts] == split.targets.tolist()
     if special:
         assert all(ids[0] == bpe.convert_tokens_to_ids("<s>") for ids in split.input_ids)
+
+
+def test_parts_stay_whole_for_a_tokenizer_with_fewer_tokens(directory: Path, bpe: PreTrainedTokenizerFast) -> None:
+    assert datasets.info(directory).in_parts
+    stored = datasets.read(directory, "train")
+    cut, _ = kept_tokens.cut_tokenizer(bpe, kept_tokens.choose_tokens(bpe, [], keep=1e-9))
+    split = datasets.read(directory, "train", cut)
+    assert (split.texts, split.targets.tolist()) == (stored.texts, stored.targets.tolist())
+    special = bpe.num_special_tokens_to_add()
+    lengths = [len(row) - special for row in split.input_ids]
+    assert lengths == [len(text.encode()) for text in split.texts]
+    assert max(lengths) > LENGTH
+    assert [cut.decode(row[special:]) for row in split.input_ids] == split.texts
 
 
 def test_rows_without_a_label_become_parts_too(directory: Path) -> None:

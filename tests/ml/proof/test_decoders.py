@@ -10,18 +10,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from tasks.ml.data import datasets, held_out
-from tasks.ml.data.splitting import SPLITS, Division, Row, key
-from tasks.ml.data.tables import Table
-from tasks.ml.problem import problem_of
+from tasks.ml.data import held_out
+from tasks.ml.data.splitting import SPLITS
+from tasks.ml.models import modeling, tokenization
 from tasks.ml.proof import appraisal, proof
+from tasks.ml.pruning import kept_tokens
+from tasks.ml.quality import regressions
 from tasks.ml.quantization import block_files
 from tasks.ml.quantization.blocks import Format
 from tasks.ml.runtime.parity import ParityError
-from tests.ml import decoder_bundles
+from tests.ml import bpe_tokenizers, decoder_bundles
+from tests.ml.bpe_tokenizers import TEXTS
 from tests.ml.decoder_bundles import PROBLEM
-from tests.ml.tiny_decoders import VOCABULARY, model_of
+from tests.ml.tiny_decoders import SIZES, VOCABULARY, model_of
 
 ROWS, MAX_LENGTH = 12, 32
 HOW: dict[str, Any] = {"device": "cpu", "threads": 1, "repeats": 3, "sentences": 10, "max_flips": 0.01}
@@ -39,14 +42,8 @@ def data(tmp_path: Path) -> Path:
             for length in lengths
         ]
 
-    found = {name: texts(name) for name in SPLITS}
-    tables = {name: Table(name, "row", range(ROWS), rows, [], "") for name, rows in found.items()}
-    targets = problem_of(PROBLEM).targets(tables)
-    splits = {name: [Row(text, str(len(text)), key(text)) for text in rows] for name, rows in found.items()}
-    directory = tmp_path / "data"
-    directory.mkdir()
-    division = Division(targets, splits=splits | {"unlabeled": []}, dropped={})
-    datasets.write(directory, division, decoder_bundles.tokenizer(), max_length=MAX_LENGTH)
+    directory, found = tmp_path / "data", {name: texts(name) for name in SPLITS}
+    decoder_bundles.write_data(directory, found, decoder_bundles.tokenizer(), max_length=MAX_LENGTH)
     return directory
 
 
@@ -92,6 +89,46 @@ def test_a_candidate_that_generates_is_appraised(data: Path, tmp_path: Path) -> 
     decoder_bundles.scale(graph, "final_norm.weight", 1.5)
     with pytest.raises(ParityError, match="perplexity is"):
         appraisal.measure(graph, **about, **HOW, batch_size=16)
+
+
+def test_a_decoder_with_fewer_tokens_is_held_against_its_teacher_where_both_read_alike(tmp_path: Path) -> None:
+    whole, texts = bpe_tokenizers.build(byte_level=True), [" ".join(text.split()[:9]) for text in TEXTS[:40]]
+    data, teacher, student = (tmp_path / name for name in ("data", "teacher", "student"))
+    decoder_bundles.write_data(data, dict.fromkeys(SPLITS, texts), whole, max_length=MAX_LENGTH)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES | {"vocab_size": len(whole)})).eval()
+    tokens = kept_tokens.choose_tokens(whole, tokenization.encode(texts[:20], whole, max_length=0), keep=0.6)
+    smaller, cut = kept_tokens.keep_tokens(model, whole, tokens)
+    for directory, one, tokenizer in ((teacher, model, whole), (student, smaller, cut)):
+        directory.mkdir()
+        modeling.save(one, tokenizer, directory)
+    with held_out.asking("validate"):
+        subjects = [proof.subject(stage, "", one, data) for stage, one in (("train", teacher), ("validate", student))]
+        kept = {
+            one.stage: proof.told(
+                one, proof.logits_of(one, problem=PROBLEM, provider="", threads=1), subjects[0], problem=PROBLEM
+            )
+            for one in subjects
+        }
+        proof.write_rows(tmp_path / "rows.arrow", data, PROBLEM, kept)
+        lost = regressions.worst(data, PROBLEM, kept)
+    table = pa.ipc.open_file(tmp_path / "rows.arrow").read_all()
+    agrees, n = table["agrees_validate"].to_numpy(), len(table)
+    ours, theirs = (subject.rows for subject in reversed(subjects))
+    alike = np.array([[tokens[token] for token in row] == other for row, other in zip(ours, theirs, strict=True)])
+    assert 0 < alike.sum() < n
+    assert np.isfinite(agrees).tolist() == alike.tolist()
+    with torch.no_grad():
+        for row in np.flatnonzero(alike):
+            before = model(input_ids=torch.tensor([theirs[row]])).logits[0, :-1].argmax(-1).tolist()
+            after = smaller(input_ids=torch.tensor([ours[row]])).logits[0, :-1].argmax(-1).tolist()
+            both = [one == tokens[other] for one, other in zip(before, after, strict=True)]
+            assert agrees[row] == pytest.approx(np.mean(both))
+    assert (lost["n"], lost["compared"]) == (n, alike.sum())
+    assert lost["apart"] == (agrees < 1).sum() > 0
+    nats = table["prediction_validate"].to_numpy()
+    assert nats[alike].sum() < table["prediction_train"].to_numpy()[alike].sum(), "fewer tokens to choose from"
+    assert np.isfinite(nats).all()
 
 
 def test_a_simulated_decoder_is_as_large_as_its_codes(data: Path, tmp_path: Path) -> None:
