@@ -141,6 +141,29 @@ def test_regressions_show_their_text_as_text_and_the_surest_first() -> None:
     assert len(shares) == 20
 
 
+def test_what_could_not_be_compared_of_all_rows_is_said() -> None:
+    """Models with different vocabularies read some rows as different tokens."""
+    found = samples.outcome(RUN_ID)
+    changed = [
+        one.model_copy(
+            update={
+                "scorecard": one.scorecard.model_copy(
+                    update={"agreement_with_teacher": 0.5, "num_examples": 1200, "agreement_rows": told}
+                )
+            }
+        )
+        for one, told in zip(found.stages, (1200, 37, None, *[None] * len(found.stages)), strict=False)
+    ]
+    said = [one["gave"] for one in sections.stages(found.model_copy(update={"stages": tuple(changed)}))]
+    assert ["as the teacher on" in one for one in said[:3]] == [False, True, False]
+    assert "as the teacher on 37 of 1,200 rows" in said[1]
+    lost = samples.regressions()
+    of_all = render(found, Evidence(regressions=lost))
+    assert f"The two part on {lost['apart']} of {lost['n']:,} rows." in of_all
+    few = render(found, Evidence(regressions=lost | {"compared": 300, "apart": 21}))
+    assert f"Of {lost['n']:,} rows both read 300 as the same tokens, and part on 21 of these." in few
+
+
 def test_dots_of_the_waterfall_carry_the_interval_against_the_teacher() -> None:
     outcome = samples.outcome(RUN_ID)
     evidence = gather(outcome)
