@@ -40,7 +40,7 @@ class DataConfig(StageConfig):
     """demo:NAME, hf:NAME[/CONFIG] or file:PATH (CSV, TSV, JSON, JSON Lines or Parquet; one file, or a folder with one
     per split)."""
     text: PlainText = Field("text", title="Text column", min_length=1)
-    """Name of the column that holds the text."""
+    """Name of the column that holds the text, or for causal-lm conversations as lists of messages."""
     label: PlainText = Field("label", title="Label column", min_length=1)
     """Name of the column that holds the label."""
     unlabeled: Source = Field("", title="Unlabeled source")
@@ -48,7 +48,7 @@ class DataConfig(StageConfig):
     max_rows: int = Field(0, ge=0, title="Row limit")
     """Rows with labels to use, and as many without; the same ones each time. 0 uses all."""
     max_length: int = Field(64, ge=8, le=8192, title="Maximum length")
-    """Tokens after which a text is cut."""
+    """Tokens after which a text is cut, and a conversation at its end."""
     test_fraction: float = Field(0.2, gt=0, lt=0.6, title="Test fraction")
     """Fraction of rows kept for the final judgement."""
     selection_fraction: float = Field(0.08, gt=0, lt=0.4, title="Selection fraction")
@@ -62,7 +62,7 @@ def prepare(
     config: DataConfig, *, problem: PlainText, base_model: Annotated[str, Outside(_tokenizer_digest)]
 ) -> StageOutput:
     """Reads and checks the rows, divides them by content, and encodes them with the base model's tokenizer."""
-    from tasks.ml.data import datasets, sources, splitting
+    from tasks.ml.data import conversations, datasets, sources, splitting
     from tasks.ml.models import architectures, inspection, locators, tokenization
     from tasks.ml.problem import problem_of
 
@@ -75,8 +75,10 @@ def prepare(
     cache = disk.home() / "cache"
     kind = problem_of(problem)
     label = None if kind.LEARNS is None else config.label
-    targets = kind.targets(sources.read(config.source, text=config.text, label=label, cache=cache))
-    more = sources.read(config.unlabeled, text=config.text, label=None, cache=cache) if config.unlabeled else {}
+    rendered = functools.partial(conversations.rendered, tokenizer=tokenizer, completes=kind.PER_TOKEN)
+    targets = kind.targets(rendered(sources.read(config.source, text=config.text, label=label, cache=cache)))
+    unlabeled = sources.read(config.unlabeled, text=config.text, label=None, cache=cache) if config.unlabeled else {}
+    more = rendered(unlabeled)
     as_read = functools.partial(datasets.as_read, tokenizer=tokenizer, max_length=config.max_length)
     division = splitting.divide(
         targets,

@@ -70,7 +70,7 @@ class Problem(Protocol):
         ...
 
     def amount(self, rows: Sequence[Sequence[int]], targets: np.ndarray | torch.Tensor) -> int:
-        """What the mean of ``loss`` over rows of tokens is a mean over: rows with a target, or tokens."""
+        """What the mean of ``loss`` over rows of tokens is a mean over: rows with a target, or tokens that count."""
         ...
 
     def loss(
@@ -79,7 +79,8 @@ class Problem(Protocol):
         """Mean supervised loss in nats; rows without a target are ignored.
 
         Args:
-            batch: ``input_ids`` and ``attention_mask`` (B, S) that logits are of, and ``targets`` (B,).
+            batch: ``input_ids`` and ``attention_mask`` (B, S) that logits are of, ``counted`` (B, S), 1 on tokens that
+                count where answers are per token, and ``targets`` (B,). Without ``counted`` all tokens do.
         """
         ...
 
@@ -95,17 +96,17 @@ class Problem(Protocol):
         self,
         student: torch.Tensor,
         teacher: torch.Tensor,
-        attention_mask: torch.Tensor,
+        counted: torch.Tensor,
         *,
         temperature: float,
     ) -> torch.Tensor:
-        """Mean, over rows or over tokens, of how far a student's logits are from what its teacher ``said``; zero where
-        they agree."""
+        """Mean, over rows or over tokens that are ``counted`` (B, S), of how far a student's logits are from what its
+        teacher ``said``; zero where they agree."""
         ...
 
-    def kept(self, logits: np.ndarray, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+    def kept(self, logits: np.ndarray, input_ids: np.ndarray, counted: np.ndarray) -> np.ndarray:
         """What is kept of a model's logits on tokens (B, S), to measure answers by: (B, …). Where that is something of
-        each token, (B, S − 1, …), it is NaN where there is none.
+        each token, (B, S − 1, …), it is NaN where there is none, or none that is ``counted`` (B, S).
 
         What comes after it here as ``logits`` is that.
         """

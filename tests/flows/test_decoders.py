@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tasks.ml.models import locators
 from tests.flows.test_compress import featherweight
 
 WORDS = ("compress", "smoke-lm")
@@ -21,6 +23,11 @@ CLOCKED = {
     "samples_per_s", "train_time_s",
 }  # fmt: skip
 """Figures that a clock or the system gives."""
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -89,3 +96,31 @@ def test_a_decoder_that_was_killed_in_every_stage_comes_to_the_same(tmp_path: Pa
         figures = {name: value for name, value in card.items() if name not in CLOCKED}
         assert {name: cards(last)[stage][name] for name in figures} == figures, stage
     assert last["verdict"]["checks"][0] == first["verdict"]["checks"][0], "what it lost of quality"
+
+
+def conversations(folder: Path) -> Path:
+    """Questions with an answer that they tell, in the tokens of the tiny decoder of bytes; returns a recipe's file."""
+    base = shutil.copytree(locators.locate("demo:tiny-llama"), folder / "base")
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": TEMPLATE}))
+    words = ("good", "dull", "long", "odd")
+    with (folder / "talks.jsonl").open("w") as file:
+        for index in range(240):
+            word = words[index % 4]
+            asked = {"role": "user", "content": f"film {index}: {word}?"}
+            file.write(json.dumps({"messages": [asked, {"role": "assistant", "content": f"a {word} one"}]}) + "\n")
+    recipe = folder / "chat.yaml"
+    recipe.write_text(
+        "name: chat\nextends: smoke-lm\n"
+        f"data: {{source: file:{folder}/talks.jsonl, text: messages, max_length: 64, max_rows: 0}}\n"
+        f"base_model: {base}\n"
+    )
+    return recipe
+
+
+def test_a_decoder_learns_to_answer(tmp_path: Path) -> None:
+    """Each byte of an answer can be told from its question: nothing of the question, which cannot be told, counts."""
+    found = featherweight(tmp_path / "home", "compress", str(conversations(tmp_path)))
+    assert found["verdict"]["status"] == "passed"
+    assert cards(found)["train"]["quality"] > -0.5, "questions alone need more bits"
+    assert cards(found)["validate"]["num_examples"] > 20

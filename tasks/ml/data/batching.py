@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from tasks.contracts.base import FeatherweightError
+from tasks.ml import tokens
 
 CPU = torch.device("cpu")
 
@@ -52,6 +53,15 @@ def collate(
         input_ids[index, : len(row)] = torch.as_tensor(row, dtype=torch.int64)
         attention_mask[index, : len(row)] = 1
     return send(input_ids, device), send(attention_mask, device)
+
+
+def counted(rows: Sequence[Sequence[int]], attention_mask: torch.Tensor) -> torch.Tensor:
+    """1 on the tokens of rows that count, (B, S) as the mask that ``collate`` made of them; that one if all do."""
+    if not any(isinstance(row, tokens.Partly) for row in rows):
+        return attention_mask
+    length = attention_mask.shape[1]
+    same = Padding(multiple_of=length, limit=length)
+    return collate([tokens.counted(row) for row in rows], pad_id=0, device=attention_mask.device, padding=same)[0]
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

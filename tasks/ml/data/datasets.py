@@ -1,7 +1,8 @@
 """The prepared dataset on disk: one Arrow file per split, encoded once with the base model's tokenizer.
 
 Layout: ``<split>.arrow`` with columns text (string), input_ids (list of int32), document (int32: rows of one text have
-the same) and target (as the problem has it);
+the same) and target (as the problem has it); where there are rows of which not all counts, also counted (list of int8:
+1 for each token that does) and spans (pairs of int32: characters of the text that do, from and to), null of other rows;
 ``dataset.json`` with what encoding and decoding need; ``profile.json`` for people; the tokenizer in ``tokenizer/``.
 """
 
@@ -15,17 +16,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from tasks.ml.data import held_out
+from tasks.contracts.base import FeatherweightError
+from tasks.ml import tokens
+from tasks.ml.data import conversations, held_out
+from tasks.ml.data.conversations import Conversation, Span
 from tasks.ml.data.splitting import SPLITS, Division, Row
 from tasks.ml.data.targets import Targets
 from tasks.ml.models import tokenization
 
 SCHEMA = pa.schema([("text", pa.string()), ("input_ids", pa.list_(pa.int32())), ("document", pa.int32())])
+PARTLY = (pa.field("counted", pa.list_(pa.int8())), pa.field("spans", pa.list_(pa.list_(pa.int32(), 2))))
 INFO = "dataset.json"
 PROFILE = "profile.json"
 TOKENIZER = "tokenizer"
@@ -37,8 +42,8 @@ class Split:
     """Rows of one split, in stored order.
 
     Attributes:
-        input_ids: token ids with special tokens; at most ``max_length`` a row, but where a tokenizer with fewer tokens
-            reads the parts of a text.
+        input_ids: token ids with special tokens, ``tokens.Partly`` where some do not count; at most ``max_length`` a
+            row, but where a tokenizer with fewer tokens reads the parts of a text.
         targets: (N,), such as class indices; the problem's ``NO_TARGET`` where there is no label.
         documents: (N,) which text of the source each row is, or is a part of.
     """
@@ -68,10 +73,20 @@ class DatasetInfo:
     in_parts: bool = False
 
 
-def _whole_lengths(encoded: Sequence[Any], special: int) -> np.ndarray:
-    """Tokens (N,) that each text would have if it was not cut, with the special ones."""
-    lengths = [len(one.ids) + sum(len(part.ids) - special for part in one.overflowing) for one in encoded]
-    return np.array(lengths, dtype=np.int64)
+class _Stored(NamedTuple):
+    """A row as it is stored.
+
+    Attributes:
+        document: the number of its text.
+        length: tokens that it would have if it was not cut, with the special ones.
+        spans: characters that count; ``None`` where all do.
+    """
+
+    row: Row
+    input_ids: list[int]
+    document: int
+    length: int
+    spans: Sequence[Span] | None = None
 
 
 def as_read(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[bytes]:
@@ -81,32 +96,42 @@ def as_read(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[by
 
 
 def write(directory: Path, division: Division, tokenizer: Any, *, max_length: int) -> dict[str, Any]:
-    """Writes a dataset into an existing directory and returns its profile."""
+    """Writes a dataset into an existing directory and returns its profile.
+
+    Raises:
+        FeatherweightError: of none of a split's conversations a row has as much as the beginning of an answer.
+    """
     schema = SCHEMA.append(pa.field("target", pa.from_numpy_dtype(division.targets.dtype)))
-    special = tokenizer.num_special_tokens_to_add()
     lengths: dict[str, np.ndarray] = {}
     kept: dict[str, list[Row]] = {}
+    unanswered = 0
     units = dict(division.targets.measure([row.label for row in division.splits["train"]]))
     in_parts = division.targets.of_part is not None
     for name, rows in division.splits.items():
-        encoded = tokenization.encodings([row.text for row in rows], tokenizer, max_length=max_length)
-        stored = list(_parts(rows, encoded, division.targets))
-        table = pa.table(
-            {
-                "text": [row.text for row, _, _ in stored],
-                "input_ids": [ids for _, ids, _ in stored],
-                "document": [document for _, _, document in stored],
-                "target": division.targets.array([row.label for row, _, _ in stored], units),
-            },
-            schema=schema,
-        )
-        with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-            writer.write_table(table)
-        # Texts that became several rows are not cut.
-        lengths[name] = np.array([len(ids) for _, ids, _ in stored]) if in_parts else _whole_lengths(encoded, special)
-        kept[name] = [row for row, _, _ in stored]
+        stored = list(_stored(rows, tokenizer, division.targets, max_length=max_length))
+        learned = [one for one in stored if one.spans is None or any(tokens.counted(one.input_ids)[1:])]
+        if stored and not learned and name in SPLITS:
+            raise FeatherweightError(
+                f"data.max_length: {max_length} tokens end before the first answer of every conversation of the {name} "
+                "split; raise it"
+            )
+        unanswered += len(stored) - len(learned)
+        columns: dict[str, Any] = {
+            "text": [one.row.text for one in learned],
+            "input_ids": [one.input_ids for one in learned],
+            "document": [one.document for one in learned],
+            "target": division.targets.array([one.row.label for one in learned], units),
+        }
+        if any(one.spans is not None for one in learned):
+            columns["counted"] = [None if one.spans is None else tokens.counted(one.input_ids) for one in learned]
+            columns["spans"] = [one.spans for one in learned]
+        own = pa.schema([*schema, *(field for field in PARTLY if field.name in columns)])
+        with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, own) as writer:
+            writer.write_table(pa.table(columns, schema=own))
+        lengths[name] = np.array([one.length for one in learned], dtype=np.int64)
+        kept[name] = [one.row for one in learned]
     info = DatasetInfo(list(division.targets.names), max_length, tokenization.digest(tokenizer), units, in_parts)
-    profile = _profile(replace(division, splits=kept), lengths, max_length)
+    profile = _profile(_without_answers(replace(division, splits=kept), unanswered, max_length), lengths, max_length)
     (directory / INFO).write_text(json.dumps(asdict(info), indent=1, ensure_ascii=False), encoding="utf-8")
     (directory / PROFILE).write_text(json.dumps(profile, indent=1, ensure_ascii=False), encoding="utf-8")
     (directory / TOKENIZER).mkdir()
@@ -114,21 +139,52 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
     return profile
 
 
-def _parts(rows: Sequence[Row], encoded: Sequence[Any], targets: Targets) -> Iterator[tuple[Row, list[int], int]]:
-    """Rows as they are stored, with their token ids and the number of their text.
+def _without_answers(division: Division, count: int, max_length: int) -> Division:
+    """Says of conversations that were dropped, if any were."""
+    if not count:
+        return division
+    warning = (
+        f"{count} conversations are left out, since their first answer begins after data.max_length, {max_length} "
+        "tokens; raise it to keep them"
+    )
+    dropped = {**division.dropped, "without_answer": count}
+    return replace(division, dropped=dropped, warnings=[*division.warnings, warning])
+
+
+def _stored(rows: Sequence[Row], tokenizer: Any, targets: Targets, *, max_length: int) -> Iterator[_Stored]:
+    """Rows as they are stored: conversations as they were rendered, and cut; other texts cut, or in parts."""
+    talks = [row.text.as_read() for row in rows if isinstance(row.text, Conversation)]
+    answered = conversations.encoded(talks, tokenizer, max_length=max_length)
+    others = [row.text for row in rows if not isinstance(row.text, Conversation)]
+    encoded = iter(tokenization.encodings(others, tokenizer, max_length=max_length))
+    special = tokenizer.num_special_tokens_to_add()
+    for document, row in enumerate(rows):
+        if isinstance(row.text, Conversation):
+            one = next(answered)
+            label = str(one.rendered.num_bytes) if row.label else ""
+            text = row._replace(text=one.rendered.text, label=label)
+            yield _Stored(text, one.ids, document, one.length, one.rendered.counted)
+            continue
+        whole = next(encoded)
+        if targets.of_part is None or not whole.overflowing:
+            length = len(whole.ids) + sum(len(part.ids) - special for part in whole.overflowing)
+            yield _Stored(row, whole.ids, document, length)
+            continue
+        for part, ids in _parts(row.text, whole):
+            label = targets.of_part(part) if row.label else ""
+            yield _Stored(row._replace(text=part, label=label), ids, document, len(ids))
+
+
+def _parts(text: str, whole: Any) -> Iterator[tuple[str, list[int]]]:
+    """Parts of a text that is longer than a row, with their token ids: none of it is cut.
 
     A part ends where the next begins: tokens need not cover the space between words, and two of them may be of one
     character.
     """
-    for document, (row, whole) in enumerate(zip(rows, encoded, strict=True)):
-        if targets.of_part is None or not whole.overflowing:
-            yield row, whole.ids, document
-            continue
-        parts = sorted((whole, *whole.overflowing), key=_start)  # who cuts on the left has the last part first
-        borders = [0, *itertools.accumulate(map(_start, parts[1:]), max), len(row.text)]
-        for part, (start, end) in zip(parts, itertools.pairwise(borders), strict=True):
-            text = row.text[start:end]
-            yield row._replace(text=text, label=targets.of_part(text) if row.label else ""), part.ids, document
+    parts = sorted((whole, *whole.overflowing), key=_start)  # who cuts on the left has the last part first
+    borders = [0, *itertools.accumulate(map(_start, parts[1:]), max), len(text)]
+    for part, (start, end) in zip(parts, itertools.pairwise(borders), strict=True):
+        yield text[start:end], part.ids
 
 
 def _start(part: Any) -> int:
@@ -188,14 +244,30 @@ def read(directory: Path, split: str, tokenizer: Any = None) -> Split:
         HeldOutError: it is the test split, and the stage that asks may not open it.
     """
     with _opened(directory, split) as table:
-        texts = table["text"].to_pylist()
-        input_ids = table["input_ids"].to_pylist()
+        texts, ids = table["text"].to_pylist(), table["input_ids"].to_pylist()
+        counted, spans = (
+            table[name].to_pylist() if name in table.column_names else [None] * len(texts)
+            for name in ("counted", "spans")
+        )
         # A copy: the array must outlive the mapping.
         targets, documents = (table[name].to_numpy().copy() for name in ("target", "document"))
     about = info(directory)
     if tokenizer is not None and tokenization.digest(tokenizer) != about.tokenizer_digest:
-        input_ids = tokenization.encode(texts, tokenizer, max_length=0 if about.in_parts else about.max_length)
+        input_ids = _again(texts, spans, tokenizer, max_length=0 if about.in_parts else about.max_length)
+    else:
+        input_ids = [row if own is None else tokens.row(row, own) for row, own in zip(ids, counted, strict=True)]
     return Split(texts, input_ids, targets, documents)
+
+
+def _again(
+    texts: Sequence[str], spans: Sequence[Sequence[Span] | None], tokenizer: Any, *, max_length: int
+) -> list[list[int]]:
+    """Stored texts, of which these characters count, in the tokens of another tokenizer."""
+    talks = [conversations.Rendered(text, own, ()) for text, own in zip(texts, spans, strict=True) if own is not None]
+    answered = conversations.encoded(talks, tokenizer, max_length=max_length)
+    others = [text for text, own in zip(texts, spans, strict=True) if own is None]
+    plain = iter(tokenization.encode(others, tokenizer, max_length=max_length))
+    return [next(plain) if own is None else next(answered).ids for own in spans]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.contracts.base import FeatherweightError
-from tasks.ml.data import datasets, legibility, sources, splitting, tables
+from tasks.ml.data import conversations, datasets, legibility, sources, splitting, tables
 from tasks.ml.data.column_kinds import LABEL_NAMES, TEXT_NAMES, Column, ColumnKind, describe, percent, shares
 from tasks.ml.data.label_kinds import is_number
 from tasks.ml.data.legibility import Reading
@@ -104,10 +104,12 @@ def propose(
         if is_whole
         else {"train": tables.check(seen, text=text, label=label)}
     )
+    base = locators.locate(base_model)
+    tokenizer = tokenization.load(base)
+    found = conversations.rendered(found, tokenizer, completes=False)
     name, targets = _learned(found, problems, label_choice.column.kind)
     train = targets.tables["train"]
-    base = locators.locate(base_model)
-    reading = legibility.read(train.texts, tokenization.load(base))
+    reading = legibility.read(train.texts, tokenizer)
     max_length = reading.max_length(locators.positions(base))
     balance = Counter(targets.stratum(label) for label in train.labels)
     units = targets.measure(train.labels)

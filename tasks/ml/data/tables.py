@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from tasks.contracts.base import FeatherweightError
+from tasks.ml.data import conversations
 from tasks.ml.quoting import quoted
 
 SHOWN = 40
@@ -42,7 +43,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class Table:
-    """Checked rows: texts that are not empty, each with its label (``labels`` is empty for unlabeled text)."""
+    """Checked rows: texts that are not empty, each with its label (``labels`` is empty for unlabeled text).
+
+    Texts are all ``conversations.Conversation``, or none is.
+    """
 
     origin: str
     unit: str
@@ -50,6 +54,7 @@ class Table:
     texts: list[str]
     labels: list[str]
     label_column: str
+    text_column: str = "text"
 
     def place(self, index: int) -> str:
         """Names a row for a person: its file and line."""
@@ -60,7 +65,8 @@ def check(columns: Columns, *, text: str, label: str | None) -> Table:
     """Makes a table of columns in which every text and every label is usable.
 
     Raises:
-        FeatherweightError: there is no row, a text is empty or not text, or a label is missing or not a name.
+        FeatherweightError: there is no row, a text is empty or not text, only some are conversations, or a label is
+            missing or not a name.
     """
     if not columns.numbers:
         raise FeatherweightError(f"{columns.origin}: there are no rows; at least a few per label are needed")
@@ -78,14 +84,23 @@ def check(columns: Columns, *, text: str, label: str | None) -> Table:
             raise FeatherweightError(wrong[0] + others)
         return cleaned
 
-    return Table(
+    table = Table(
         origin=columns.origin,
         unit=columns.unit,
         numbers=columns.numbers,
         texts=each(text, _text),
         labels=[] if label is None else each(label, _label),
         label_column=label or "",
+        text_column=text,
     )
+    kinds = [isinstance(one, conversations.Conversation) for one in table.texts]
+    if kinds.count(True) not in (0, len(kinds)):
+        odd = kinds.index(not kinds[0])
+        what, others = ("a text", "conversations") if kinds[0] else ("a conversation", "texts")
+        raise FeatherweightError(
+            f"{table.place(odd)}, column {text!r}: {what} among {others}; give each kind a source of its own"
+        )
+    return table
 
 
 def drawn(items: Iterable[T], most: int | None) -> tuple[list[T], int]:
@@ -133,6 +148,8 @@ def require_columns(
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(one, dict) for one in value):
+        return _encodable(conversations.parse(value))
     if not isinstance(value, str):
         raise ValueError(f"{_shown(value)} is not text; every row needs a text")
     if not value.strip():

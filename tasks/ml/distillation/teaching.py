@@ -203,7 +203,8 @@ class Tutored:
          + w_attention · mean KL of query, key and value relations of the last layer
          + w_maps · MSE of its attention scores + w_labels · supervised
 
-    Of a last layer that only a head reads, the first token alone is computed and compared, unless relations are.
+    Of a last layer that only a head reads, the first token alone is computed and compared, unless relations are. Hidden
+    states and relations are compared of all tokens, also of those whose answers do not count: others are read by them.
 
     Args:
         rows: token ids per row, valid for both models.
@@ -268,15 +269,15 @@ class Tutored:
         return torch.cat([counts, moments.flatten()])
 
     def __call__(self, rows: list[int], whole: torch.Tensor) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        ids, mask = batching.collate(
-            [self.rows[row] for row in rows], pad_id=self.pad_id, device=self.device, padding=self.padding
-        )
+        texts = [self.rows[row] for row in rows]
+        ids, mask = batching.collate(texts, pad_id=self.pad_id, device=self.device, padding=self.padding)
+        counted = batching.counted(texts, mask)
         wanted = self.source.answer(rows, length=ids.shape[1])
         given = self.listener(ids, mask)
         weights, counts, moments = self.weights, whole[:4], whole[4:].view(2, self.num_layers)
         of_rows, of_tokens, of_pairs, of_labels = (self._counts(rows) / counts.clamp_min(1)).tolist()
         of_answers = of_labels if self.problem.PER_TOKEN else of_rows
-        softened = self.problem.soft_loss(given.logits, wanted.logits, mask, temperature=self.temperature)
+        softened = self.problem.soft_loss(given.logits, wanted.logits, counted, temperature=self.temperature)
         parts = {"logit_loss": weights.logits * of_answers * softened}
         if self.num_layers:
             errors = []
@@ -298,8 +299,7 @@ class Tutored:
             error = losses.attention_maps(given.relations[:2], wanted.relations[:2], mask, num_heads=self.num_heads)
             parts["map_loss"] = weights.maps * of_pairs * error
         if weights.labels > 0:
-            batch = {
-                "input_ids": ids, "attention_mask": mask, "targets": batching.send(self.targets[rows], self.device)
-            }  # fmt: skip
+            targets = batching.send(self.targets[rows], self.device)
+            batch = {"input_ids": ids, "attention_mask": mask, "counted": counted, "targets": targets}
             parts["label_loss"] = weights.labels * of_labels * self.problem.loss(given.logits, batch)
         return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}

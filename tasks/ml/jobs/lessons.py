@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tasks.ml import tokens
 from tasks.ml.data import batching
 from tasks.ml.data.datasets import Split
 from tasks.ml.distillation import answers, projection, teaching
@@ -198,6 +199,9 @@ class Lesson:
         }
         for name, rows in (("input_ids", self.input_ids), ("selection_ids", self.selection.input_ids)):
             tensors[name] = torch.tensor([token for row in rows for token in row], dtype=torch.int32)
+            tensors[f"{name}_counted"] = torch.tensor(
+                [one for row in rows for one in tokens.counted(row)], dtype=torch.uint8
+            )
             tensors[f"{name}_lengths"] = torch.tensor([len(row) for row in rows])
         tensors |= {f"{ZEROS}{name}": mask for name, mask in self.zeros.items()}
         if self.reference is not None:
@@ -229,8 +233,9 @@ class Lesson:
         tensors, spec = load_file(directory / "lesson.safetensors"), directory / SPEC_FILE
 
         def rows(name: str) -> list[list[int]]:
-            parts = tensors[name].split(tensors[f"{name}_lengths"].tolist())
-            return [part.tolist() for part in parts]
+            lengths = tensors[f"{name}_lengths"].tolist()
+            ids, counted = (tensors[one].split(lengths) for one in (name, f"{name}_counted"))
+            return [tokens.row(*(part.tolist() for part in parts)) for parts in zip(ids, counted, strict=True)]
 
         selection_ids = rows("selection_ids")
         tutor = None

@@ -18,6 +18,8 @@ import numpy as np
 
 from tasks.contracts.base import FeatherweightError
 from tasks.contracts.values import Check, CheckStatus, ClassRecall
+from tasks.ml import tokens
+from tasks.ml.data import conversations
 from tasks.ml.data.tables import Table
 from tasks.ml.data.targets import Targets
 from tasks.ml.models import decoders
@@ -54,7 +56,7 @@ def objections(training: Mapping[str, Any]) -> Iterator[str]:
 
 
 def targets(tables: Mapping[str, Table]) -> Targets:
-    """Bytes of a source's texts."""
+    """Bytes of a source's texts; of conversations, of what the assistant says."""
     known = {name: replace(table, labels=list(map(_num_bytes, table.texts))) for name, table in tables.items()}
     lengths = [int(label) for label in known["train"].labels]
     edges = sorted({float(edge) for edge in np.quantile(lengths, np.linspace(0, 1, STRATA + 1)[1:-1])})
@@ -75,7 +77,7 @@ def targets(tables: Mapping[str, Table]) -> Targets:
 
 
 def _num_bytes(text: str) -> str:
-    return str(len(text.encode()))
+    return str(conversations.num_bytes(text))
 
 
 def load_base(directory: str | Path, labels: Sequence[str], *, dropout: float = 0.1) -> nn.Module:
@@ -114,15 +116,16 @@ def _uncached(model: nn.Module) -> nn.Module:
 
 
 def amount(rows: Sequence[Sequence[int]], targets: np.ndarray | torch.Tensor) -> int:
-    """Tokens that are told from those before them."""
-    return sum(max(0, len(row) - 1) for row in rows)
+    """Tokens that are told from those before them, of those that count."""
+    return sum(sum(tokens.counted(row)[1:]) for row in rows)
 
 
 def loss(logits: torch.Tensor, batch: Mapping[str, torch.Tensor], *, label_smoothing: float = 0.0) -> torch.Tensor:
-    """Mean cross-entropy in nats of each next token, of logits (B, S, V); padding is ignored."""
+    """Mean cross-entropy in nats of each next token that counts, of logits (B, S, V)."""
     import torch.nn.functional as F
 
-    wanted = batch["input_ids"][:, 1:].masked_fill(batch["attention_mask"][:, 1:] == 0, -100)
+    counted = batch.get("counted", batch["attention_mask"])
+    wanted = batch["input_ids"][:, 1:].masked_fill(counted[:, 1:] == 0, -100)
     if bool((wanted == -100).all()):
         return logits.sum() * 0.0
     return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), wanted.flatten(), ignore_index=-100)
@@ -142,13 +145,15 @@ def said_width(config: Any) -> int:
 
 
 def soft_loss(
-    student: torch.Tensor, teacher: torch.Tensor, attention_mask: torch.Tensor, *, temperature: float
+    student: torch.Tensor, teacher: torch.Tensor, counted: torch.Tensor, *, temperature: float
 ) -> torch.Tensor:
-    """Mean over next tokens of KL(teacher ‖ student) in nats, all tokens that the teacher did not say taken for one.
+    """Mean over next tokens that count of KL(teacher ‖ student) in nats, tokens that the teacher did not say taken for
+    one.
 
     Args:
         student: logits (B, S, V).
         teacher: what it ``said``.
+        counted: 1 on tokens that do, (B, S).
         temperature: 1; of what was not said the share at another is not known.
     """
     import torch
@@ -158,22 +163,25 @@ def soft_loss(
     # A rest of exactly nothing has no logarithm; at 1e-6 it adds nothing that counts.
     rest, own_rest = ((1 - part.exp().sum(dim=-1)).clamp_min(1e-6) for part in (told, own))
     divergence = (told.exp() * (told - own)).sum(dim=-1) + rest * (rest.log() - own_rest.log())
-    counted = attention_mask[:, 1:].to(torch.float32)
-    return (divergence * counted).sum() / counted.sum().clamp_min(1)
+    share = counted[:, 1:].to(torch.float32)
+    return (divergence * share).sum() / share.sum().clamp_min(1)
 
 
-def kept(logits: np.ndarray, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-    """What each token but the first lost, and which would have been said, of logits (B, S, V): (B, S − 1, 2)."""
+def kept(logits: np.ndarray, input_ids: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """What each token but the first lost, and which would have been said, of logits (B, S, V): (B, S − 1, 2); NaN of
+    tokens that do not count."""
     found = np.full((*input_ids[:, 1:].shape, 2), np.nan, dtype=np.float32)
-    for row, (said_here, ids, mask) in enumerate(zip(logits, input_ids, attention_mask, strict=True)):
-        count = int(mask.sum()) - 1
-        if count < 1:
+    for row, (said_here, ids, mask) in enumerate(zip(logits, input_ids, counted, strict=True)):
+        places = np.flatnonzero(mask[1:])
+        if not len(places):
             continue
-        scores = said_here[:count]
+        start, end = places[0], places[-1] + 1
+        scores, here = said_here[start:end], places - start
         highest = scores.max(axis=-1, keepdims=True)
         total = highest[:, 0] + np.log(np.exp(scores - highest).sum(axis=-1))
-        found[row, :count, 0] = total - scores[np.arange(count), ids[1 : count + 1]]
-        found[row, :count, 1] = scores.argmax(axis=-1)
+        lost_here = total - scores[np.arange(end - start), ids[start + 1 : end + 1]]
+        found[row, places, 0] = lost_here[here]
+        found[row, places, 1] = scores.argmax(axis=-1)[here]
     return found
 
 
@@ -251,13 +259,20 @@ def describe(labels: Sequence[str], train_targets: np.ndarray) -> dict[str, Any]
 
 
 def summary(config: Any, train: Split, logits: np.ndarray, split: Split) -> dict[str, Any]:
-    """Nats of each row of a split, beside those by the frequencies of single tokens in the training rows."""
+    """Nats of each row of a split, beside those by the frequencies of single tokens in the training rows: of tokens
+    that count."""
     counts = np.ones(int(config.vocab_size))
     for row in train.input_ids:
-        np.add.at(counts, np.asarray(row, dtype=np.int64), 1)
+        np.add.at(counts, np.asarray(row, dtype=np.int64), tokens.counted(row))
     cost = np.log(counts.sum()) - np.log(counts)
-    blind = [float(cost[np.asarray(row[1:], dtype=np.int64)].sum()) for row in split.input_ids]
+    blind = [float(cost[_told(row)].sum()) for row in split.input_ids]
     return {"labels": [], "nats": _nats(logits).tolist(), "blind": blind, "bytes": split.targets.tolist()}
+
+
+def _told(row: Sequence[int]) -> np.ndarray:
+    """Tokens of a row that are told from those before them, of those that count."""
+    told: np.ndarray = np.asarray(row, dtype=np.int64)[1:][np.asarray(tokens.counted(row)[1:], dtype=bool)]
+    return told
 
 
 def floor(about: Mapping[str, Any], *, who: str, split: str, confidence: float) -> tuple[Check, bool]:

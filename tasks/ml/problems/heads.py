@@ -130,7 +130,7 @@ def said_width(config: Any) -> int:
     return int(config.num_labels)
 
 
-def kept(logits: np.ndarray, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+def kept(logits: np.ndarray, input_ids: np.ndarray, counted: np.ndarray) -> np.ndarray:
     """Logits (B, C) as they are."""
     return logits
 

@@ -69,7 +69,7 @@ def predictions(logits: np.ndarray) -> np.ndarray:
 
 
 def soft_loss(
-    student: torch.Tensor, teacher: torch.Tensor, attention_mask: torch.Tensor, *, temperature: float
+    student: torch.Tensor, teacher: torch.Tensor, counted: torch.Tensor, *, temperature: float
 ) -> torch.Tensor:
     """KL(teacher ‖ student) between softened label distributions, in nats per row, of logits (B, C)."""
     from tasks.ml.distillation import losses

@@ -154,7 +154,7 @@ lost = partial(heads.lost, loss)
 
 
 def soft_loss(
-    student: torch.Tensor, teacher: torch.Tensor, attention_mask: torch.Tensor, *, temperature: float
+    student: torch.Tensor, teacher: torch.Tensor, counted: torch.Tensor, *, temperature: float
 ) -> torch.Tensor:
     """Mean squared difference of logits (B, 1); a score has no temperature."""
     return (student.float() - teacher.float()).square().mean()

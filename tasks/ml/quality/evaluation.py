@@ -65,7 +65,8 @@ def logits(
         ids, mask = batching.collate([input_ids[row] for row in rows], pad_id=pad_id, device=device)
         output = model(input_ids=ids, attention_mask=mask).logits.float()
         if problem:
-            output = torch.from_numpy(problem.kept(*(part.cpu().numpy() for part in (output, ids, mask)))).to(device)
+            counted = batching.counted([input_ids[row] for row in rows], mask)
+            output = torch.from_numpy(problem.kept(*(part.cpu().numpy() for part in (output, ids, counted)))).to(device)
         parts.append((rows, output))
     model.train(was_training)
     # The longest row may be another process's, and all must add up the same shape.

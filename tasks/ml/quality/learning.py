@@ -41,21 +41,22 @@ class Supervised:
         return self.problem.amount([self.input_ids[row] for row in rows], self.targets[rows])
 
     def __call__(self, rows: list[int], whole: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        ids, mask = batching.collate(
-            [self.input_ids[row] for row in rows], pad_id=self.pad_id, device=self.device, padding=self.padding
-        )
+        texts = [self.input_ids[row] for row in rows]
+        ids, mask = batching.collate(texts, pad_id=self.pad_id, device=self.device, padding=self.padding)
         logits = self.model(input_ids=ids, attention_mask=mask).logits
-        targets = batching.send(self.targets[rows], self.device)
-        batch = {"input_ids": ids, "attention_mask": mask, "targets": targets}
+        targets, counted = batching.send(self.targets[rows], self.device), batching.counted(texts, mask)
+        batch = {"input_ids": ids, "attention_mask": mask, "counted": counted, "targets": targets}
         mean = self.problem.loss(logits, batch, label_smoothing=self.label_smoothing)
         return mean * (self._amount(rows) / max(whole.item(), 1)), {}
 
 
 def batches(split: Split, batch_size: int, *, pad_id: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Yields ``input_ids`` and ``attention_mask`` (B, S) and ``targets`` (B,), shortest rows first."""
+    """Yields ``input_ids``, ``attention_mask`` and ``counted`` (B, S) and ``targets`` (B,), shortest rows first."""
     for rows in batching.by_length([len(row) for row in split.input_ids], batch_size):
-        ids, mask = batching.collate([split.input_ids[row] for row in rows], pad_id=pad_id)
-        yield {"input_ids": ids, "attention_mask": mask, "targets": torch.as_tensor(split.targets[rows])}
+        texts, targets = [split.input_ids[row] for row in rows], torch.as_tensor(split.targets[rows])
+        ids, mask = batching.collate(texts, pad_id=pad_id)
+        counted = batching.counted(texts, mask)
+        yield {"input_ids": ids, "attention_mask": mask, "counted": counted, "targets": targets}
 
 
 def quality(

@@ -17,6 +17,7 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
+from tasks.ml import tokens
 from tasks.ml.graph import decoding
 from tasks.ml.problem import Problem, problem_of
 from tasks.ml.quality import evaluation
@@ -76,18 +77,18 @@ class _WithMargin(NamedTuple):
     problem: Problem
     TOKENS_AT_ONCE: int
 
-    def kept(self, logits: np.ndarray, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+    def kept(self, logits: np.ndarray, input_ids: np.ndarray, counted: np.ndarray) -> np.ndarray:
         margins = np.full((*input_ids[:, 1:].shape, 1), np.nan, dtype=np.float32)
-        for row, (scores, mask) in enumerate(zip(logits, attention_mask, strict=True)):
-            count = max(0, int(mask.sum()) - 1)
-            best = np.partition(scores[:count], -2, axis=-1)[:, -2:]
-            margins[row, :count, 0] = best[:, 1] - best[:, 0]
-        return np.concatenate([self.problem.kept(logits, input_ids, attention_mask), margins], axis=-1)
+        for row, (scores, mask) in enumerate(zip(logits, counted, strict=True)):
+            places = np.flatnonzero(mask[1:])
+            best = np.partition(scores[places], -2, axis=-1)[:, -2:]
+            margins[row, places, 0] = best[:, 1] - best[:, 0]
+        return np.concatenate([self.problem.kept(logits, input_ids, counted), margins], axis=-1)
 
 
 class _Tokens(NamedTuple):
-    """Next tokens of some rows, (L,) each: what simulation and graph lost in nats, what each would have said, and the
-    simulation's margin."""
+    """Next tokens of some rows that count, (L,) each: what simulation and graph lost in nats, what each would have
+    said, and the simulation's margin."""
 
     lost: np.ndarray
     found: np.ndarray
@@ -96,9 +97,10 @@ class _Tokens(NamedTuple):
 
 
 def _tokens(rows: Sequence[Sequence[int]], expected: np.ndarray, actual: np.ndarray) -> _Tokens:
-    """Of what is kept of rows, (N, S − 1, 3) and (N, S − 1, 2), that of next tokens."""
-    lengths = np.array([len(row) - 1 for row in rows])
-    there = np.arange(expected.shape[1]) < lengths[:, None]
+    """Of what is kept of rows, (N, S − 1, 3) and (N, S − 1, 2), that of next tokens that count."""
+    there = np.zeros(expected.shape[:2], dtype=bool)
+    for index, row in enumerate(rows):
+        there[index, : max(0, len(row) - 1)] = tokens.counted(row)[1:]
     ours, theirs = expected[there], actual[there]
     return _Tokens(ours[:, 0], theirs[:, 0], ours[:, 1] != theirs[:, 1], ours[:, 2])
 

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime as ort
 
 from tasks.contracts.base import FeatherweightError
-from tasks.ml import machine
+from tasks.ml import machine, tokens
 
 if TYPE_CHECKING:
     from tasks.ml.problem import Problem
@@ -177,9 +177,11 @@ def logits(
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     parts = []
     for start in range(0, len(order), batch_size):
-        asked = feed([rows[row] for row in order[start : start + batch_size]], pad_id=pad_id)
+        texts = [rows[row] for row in order[start : start + batch_size]]
+        asked = feed(texts, pad_id=pad_id)
         (answer,) = session.run(["logits"], wanted(session, asked))
-        parts.append(problem.kept(answer, asked["input_ids"], asked["attention_mask"]) if problem else answer)
+        counted = feed([tokens.counted(row) for row in texts], pad_id=0)["input_ids"]
+        parts.append(problem.kept(answer, asked["input_ids"], counted) if problem else answer)
     return _together(parts)[np.argsort(order)]
 
 

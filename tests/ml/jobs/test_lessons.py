@@ -10,13 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tasks.ml.data.datasets import Split
 from tasks.ml.distillation import answers, teaching
 from tasks.ml.jobs.lessons import Lesson
 from tasks.ml.models import families, first_token, modeling
+from tasks.ml.tokens import Partly, counted
 from tasks.ml.training import precision, trainer
 from tests.ml.processes import FOR_MODEL, FOR_TRAINER, Recorder, assert_same_weights, interrupt, lesson, train
 
@@ -211,3 +214,13 @@ def test_a_teacher_is_left_as_it_was_however_often_it_taught(model: nn.Module) -
     with pytest.raises(IndexError):
         train(model, broken, 1)
     assert hooks(what.tutor.teacher) == 0
+
+
+def test_other_processes_learn_what_counts_and_no_more(tmp_path: Path) -> None:
+    rows = [Partly([5, 6, 7], [0, 1, 1]), [8, 9], Partly([3], [0])]
+    targets = np.array([3, 2, 1])
+    Lesson("causal-lm", 0, rows, targets, Split([""] * 2, rows[:2], targets[:2])).write(tmp_path)
+    found = Lesson.read(tmp_path, torch.device("cpu"))
+    assert found.input_ids == rows
+    assert [list(counted(row)) for row in found.input_ids] == [[0, 1, 1], [1, 1], [0]]
+    assert [list(counted(row)) for row in found.selection.input_ids] == [[0, 1, 1], [1, 1]]

@@ -17,6 +17,7 @@ from tasks.ml.data.datasets import Split
 from tasks.ml.data.tables import Table
 from tasks.ml.problems import causal_lm as problem
 from tasks.ml.quality import evaluation, learning
+from tasks.ml.tokens import Partly
 from tests.ml.tiny_decoders import VOCABULARY, model_of, tokens
 
 LENGTHS = (12, 7, 1, 3, 12)
@@ -151,6 +152,63 @@ def test_padding_changes_no_soft_loss() -> None:
 def test_an_amount_is_of_tokens_that_are_told() -> None:
     assert problem.amount(ROWS, np.zeros(5)) == 11 + 6 + 0 + 2 + 11
     assert problem.amount([[]], np.zeros(1)) == 0
+
+
+PARTLY = [Partly(row, [index % 3 == 2 or index == 0 for index in range(len(row))]) for row in ROWS]
+"""The same rows, of which every third token counts, and the first, which nothing tells."""
+
+
+def test_only_what_counts_is_lost_and_kept(model: nn.Module) -> None:
+    whole = kept_of(model)
+    found = evaluation.logits(model, PARTLY, pad_id=0, problem=problem)  # type: ignore[arg-type]
+    counted = np.zeros(whole.shape[:2], dtype=bool)
+    for index, row in enumerate(PARTLY):
+        counted[index, : len(row) - 1] = row.counted[1:]
+    np.testing.assert_allclose(found[counted], whole[counted], atol=1e-6)
+    assert np.isnan(found[~counted]).all()
+    assert problem.amount(PARTLY, np.zeros(5)) == counted.sum() == 4 + 2 + 0 + 1 + 4
+    expected = [float(lost_by_token(model, list(row))[np.array(row.counted[1:], dtype=bool)].sum()) for row in PARTLY]
+    np.testing.assert_allclose(problem.predictions(found), expected, atol=1e-5)
+    assert problem.lost(found, BYTES) == pytest.approx(sum(expected) / counted.sum(), abs=1e-5)
+
+
+def test_what_does_not_count_has_the_label_minus_100(model: nn.Module) -> None:
+    split = Split([""] * 5, PARTLY, BYTES)
+    (whole,) = learning.batches(split, 5, pad_id=0)
+    loss = problem.loss(model(input_ids=whole["input_ids"], attention_mask=whole["attention_mask"]).logits, whole)
+    labels = whole["input_ids"].clone()
+    order = sorted(range(5), key=lambda index: len(PARTLY[index]))
+    for place, index in enumerate(order):
+        for token in range(labels.shape[1]):
+            if token >= len(PARTLY[index]) or not PARTLY[index].counted[token]:
+                labels[place, token] = -100
+    reference: Any = model
+    expected = reference(
+        input_ids=whole["input_ids"], attention_mask=whole["attention_mask"], labels=labels, use_cache=False
+    ).loss
+    torch.testing.assert_close(loss, expected)
+    by_rows = learning.Supervised(model, problem, split, pad_id=0)  # type: ignore[arg-type]
+    parts = [[0, 1], [2, 3], [4]]
+    amounts = by_rows.amounts(parts)
+    torch.testing.assert_close(sum(by_rows(rows, amounts)[0] for rows in parts), expected)
+
+
+def test_a_student_learns_answers_that_count_and_no_others() -> None:
+    teacher, student = torch.randn(2, 3, 6, VOCABULARY, generator=torch.Generator().manual_seed(3))
+    counted = torch.tensor([[1, 0, 1, 1, 0, 0]] * 3)
+    expected = problem.soft_loss(student, problem.said(teacher), counted, temperature=1)
+    other = student.clone()
+    other[:, [0, 3, 4, 5]] += torch.randn(3, 4, VOCABULARY)
+    assert problem.soft_loss(other, problem.said(teacher), counted, temperature=1) == expected
+    assert problem.soft_loss(student, problem.said(teacher), torch.ones(3, 6), temperature=1) != expected
+
+
+def test_the_floor_is_of_tokens_that_count() -> None:
+    rows = [Partly([5, 5, 5, 3, 4], [0, 0, 0, 1, 1])] * 10
+    split = Split([""] * 10, rows, np.full(10, 2))
+    kept = np.full((10, 4, 2), 0.5, dtype=np.float32)
+    about = problem.summary(SimpleNamespace(vocab_size=8), split, kept, split)
+    assert about["blind"] == pytest.approx([2 * math.log(28 / 11)] * 10)
 
 
 def test_what_two_models_have_in_common(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tasks.ml.quantization import block_files, cache_scales
 from tasks.ml.quantization.blocks import Format
 from tasks.ml.runtime import decoder_parity, sessions
 from tasks.ml.runtime.parity import ParityError
+from tasks.ml.tokens import Partly
 from tests.ml import decoder_bundles
 from tests.ml.tiny_decoders import VOCABULARY, model_of
 
@@ -33,10 +35,10 @@ def rows() -> list[list[int]]:
     return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
-def compared(source: Path, graph: Path) -> dict[str, Any]:
+def compared(source: Path, graph: Path, some: Sequence[Sequence[int]] = ()) -> dict[str, Any]:
     session = sessions.open_session(graph / "model.onnx", provider=sessions.CPU, threads=1)
     return decoder_parity.compare(
-        source, graph / "model.onnx", session, decoder_bundles.PROBLEM, rows(), pad_id=0, max_length=40
+        source, graph / "model.onnx", session, decoder_bundles.PROBLEM, some or rows(), pad_id=0, max_length=40
     )
 
 
@@ -52,6 +54,16 @@ def test_a_graph_in_floats_is_its_model(name: str, tmp_path: Path) -> None:
     assert found["whole_prompts"] + found["tied_prompts"] == len(LENGTHS)
     assert found["generated"] == 32
     assert found["shapes"] == [[1, 2], [3, 7], [5, 21], [8, 40]]
+
+
+def test_tokens_that_do_not_count_are_not_compared(tmp_path: Path) -> None:
+    source, graph = decoder_bundles.write(tmp_path, form=decoder_bundles.EXACT)
+    partly = [Partly(row, [index >= 10 for index in range(len(row))]) for row in rows()]
+    found, whole = compared(source, graph, partly), compared(source, graph)
+    decoder_parity.require(found, max_flips=0.0)
+    assert found["n"] == sum(max(0, length - 10) for length in LENGTHS)
+    assert found["perplexity"] != whole["perplexity"]
+    assert found["common_prefixes"] == whole["common_prefixes"]
 
 
 @pytest.mark.parametrize("form", [Format(8, 16), Format(4, 32), Format(2, 64, symmetric=True), Format(2, 16)], ids=str)
