@@ -159,13 +159,14 @@ def _log_model(bundle: Path, tags: dict[str, str], run_id: str) -> str:
     import pandas as pd  # type: ignore[import-untyped]
     from mlflow.models import Model
 
-    from tasks.serving import model
+    from tasks.serving import model, predictor
 
     run = tracking.client().get_run(run_id)
     logged = tracking.client().create_logged_model(
         run.info.experiment_id, name="serving", source_run_id=run_id, tags=tags, params=run.data.params
     )
-    example = json.loads((bundle / "golden.json").read_text(encoding="utf-8"))[0]["text"]
+    column = predictor.answers(json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))).INPUT
+    example = json.loads((bundle / "golden.json").read_text(encoding="utf-8"))[0][column]
     Model.log(
         artifact_path=None,
         name="serving",
@@ -174,7 +175,7 @@ def _log_model(bundle: Path, tags: dict[str, str], run_id: str) -> str:
         model_id=logged.model_id,
         python_model=str(model.CODE),
         artifacts={model.BUNDLE: str(bundle)},
-        input_example=pd.DataFrame({"text": [example]}),
+        input_example=pd.DataFrame({column: [example]}),
         pip_requirements=model.requirements(),
         **model.interface(bundle),
     )

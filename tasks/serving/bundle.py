@@ -40,6 +40,7 @@ FORMAT = 1
 GOLDEN_ROWS = 16
 MODEL_FILES = ("model.onnx", "model.onnx.data")
 GENAI_FILES = ("genai_config.json", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER_CONFIG, TEMPLATE = GENAI_FILES[1:]
 """What onnxruntime-genai reads beside the graph and ``tokenizer.json``."""
 EDGE = 8
 """Tokens at either end of a part of a text that may be others than in the whole: it may begin or end amid a word."""
@@ -81,6 +82,8 @@ def build(
             golden text that it can answer, or nothing says where a completion ends.
     """
     means = _meaning(answer, source)
+    if any(not isinstance(one.text, str) for one in golden):
+        means |= _chat(source, tokenizer, means["ends"])
     generates = predictor.answers({"labels": list(answer.labels), "answer": means}).GENERATES
     for file in (*MODEL_FILES, *(GENAI_FILES if generates else ())):
         if (source / file).is_file():
@@ -161,6 +164,21 @@ def _meaning(answer: Answer, source: Path) -> dict[str, Any]:
     return said | {"ends": [said["ends"]] if isinstance(said["ends"], int) else list(said["ends"])}
 
 
+def _chat(source: Path, tokenizer: tokenizers.Tokenizer, ends: Sequence[int]) -> dict[str, Any]:
+    """What the manifest says of a model that learned conversations: its template, and where an answer ends, which is
+    also the special token that the template writes after one."""
+    settings = json.loads((source / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
+    named = {name: value for name, value in settings.items() if name.endswith("_token") and value}
+    special = {name: value["content"] if isinstance(value, dict) else value for name, value in named.items()}
+    chat = {"template": (source / TEMPLATE).read_text(encoding="utf-8"), "special_tokens": special}
+    model = completions.Conversations({"answer": {"chat": chat, "ends": ends, "context": 0, "new_tokens": 0}})
+    question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
+    rest = model.render([question, answer], asks=False).rpartition("!")[2]
+    added = tokenizer.get_added_tokens_decoder().items()
+    marks = [(rest.find(token.content), index) for index, token in added if token.special and token.content in rest]
+    return {"chat": chat, "ends": sorted({*ends, *(index for _, index in sorted(marks)[:1])})}
+
+
 def _cut(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
     """How a tokenizer cuts and pads."""
     padding: Any = tokenizer.padding
@@ -188,10 +206,11 @@ def _golden(
     learned.no_padding()
     rows: dict[str, dict[str, Any]] = {}
     for one in golden:
-        _require_learned(learned, one, learned.encode(one.text).ids, edge=edge)
+        ids = learned.encode(one.text).ids if isinstance(one.text, str) else model.answers.encode(model, [one.text])[0]
+        _require_learned(learned, one, ids, edge=edge)
         row = model.answers.golden(model, one.text)
         if row is not None:
-            rows[row["text"]] = row  # texts that are long may begin with the same words
+            rows[json.dumps(row[model.answers.INPUT])] = row  # texts that are long may begin with the same words
     if not rows:
         raise FeatherweightError(
             f"register: the model can answer none of {len(golden)} golden texts; give it longer ones"
@@ -205,7 +224,7 @@ def _require_learned(tokenizer: tokenizers.Tokenizer, golden: Golden, ids: Seque
     known = all(tokenizer.token_to_id(token) is not None for token in golden.tokens)
     if known and not _agree(served, golden.tokens, edge):
         raise FeatherweightError(
-            f"register: the tokenizer that would be served reads {golden.text[:60]!r} as {_ends(served)}, but the "
+            f"register: the tokenizer that would be served reads {str(golden.text)[:60]!r} as {_ends(served)}, but the "
             f"model learned it as {_ends(golden.tokens)}; the base model's tokenizer.json and tokenizer_config.json "
             "disagree"
         )

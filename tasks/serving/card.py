@@ -26,6 +26,10 @@ for piece in model.stream(text, new_tokens=16):
     print(piece, end="", flush=True)
 """
 
+ANSWERING_USAGE = GENERATING_USAGE.replace(
+    'text = "an utter delight"', 'text = [{"role": "user", "content": "Is it an utter delight?"}]'
+)
+
 CARD = """\
 # {name}
 
@@ -45,7 +49,7 @@ sentence at batch 1, on {machine}.
 
 ## Run it
 
-`pip install onnxruntime tokenizers numpy`, then in this folder:
+`pip install {packages}`, then in this folder:
 
 ```python
 {usage}```
@@ -57,7 +61,7 @@ golden rows. From MLflow, by the alias it was deployed to:
 ```sh
 mlflow models serve -m "models:/{name}@champion" --env-manager local -p 5001
 curl localhost:5001/invocations -H 'Content-Type: application/json' \\
-  -d '{{"dataframe_records": [{{"text": "an utter delight"}}]{options}}}'
+  -d '{{"dataframe_records": [{example}]{options}}}'
 ```
 
 ## Files
@@ -83,6 +87,8 @@ CHECKS = """\
 
 """
 
+PACKAGES, EXAMPLE = "onnxruntime tokenizers numpy", '{"text": "an utter delight"}'
+
 SPLITS = {
     "test": "the test split, which nothing before this measurement had seen",
     "selection": "the selection split, by which the model was chosen among others: on new text expect less",
@@ -102,6 +108,8 @@ def _encoder(manifest: dict[str, Any]) -> dict[str, str]:
         "labels": f": {', '.join(map(code, manifest['labels']))}",
         "reads": f"Texts are cut after {manifest['max_length']} tokens.",
         "usage": USAGE,
+        "packages": PACKAGES,
+        "example": EXAMPLE,
         "options": "",
         "predictor": "`predictor.py`",
         "inputs": ", ".join(map(_tensor, manifest["inputs"])),
@@ -122,6 +130,8 @@ def _decoder(manifest: dict[str, Any]) -> dict[str, str]:
         "reads": f"A text and what continues it have at most {answer['context']} tokens together; a text that leaves "
         "no room is refused.",
         "usage": GENERATING_USAGE,
+        "packages": PACKAGES,
+        "example": EXAMPLE,
         "options": ', "params": {"new_tokens": 16}',
         "predictor": "`predictor.py` with `completions.py`",
         "inputs": f"{', '.join(map(_tensor, tensors))}, and a cache of {len(cache)} tensors, the first of them "
@@ -133,6 +143,20 @@ def _decoder(manifest: dict[str, Any]) -> dict[str, str]:
         "limits": "What it writes is likely and not for that true. Each text is continued alone, so that no other "
         "changes its answer. With cached tokens the graph reads several new ones of one text only; rows of a batch of "
         "your own are padded on the right.",
+    }
+
+
+def _assistant(manifest: dict[str, Any]) -> dict[str, str]:
+    """What the card says of a model that answers in a conversation."""
+    return _decoder(manifest) | {
+        "reads": f"A conversation, as the chat template writes it, and the answer have at most "
+        f"{manifest['answer']['context']} tokens together; one that leaves no room is refused.",
+        "usage": ANSWERING_USAGE,
+        "packages": f"{PACKAGES} jinja2",
+        "example": '{"messages": [{"role": "user", "content": "Is it an utter delight?"}]}',
+        "golden": "what comes before an answer in conversations of the selection split, with the tokens that must "
+        "follow, and by how many nats each is likelier than the next best: on another processor a near tie may fall "
+        "otherwise",
     }
 
 
@@ -162,7 +186,8 @@ def render(manifest: dict[str, Any], *, purpose: str, base_model: str, data: str
     models = {model["stage"]: model for model in validation["models"]}
     teacher, shipped = models["train"], models["validate"]
     device, checks = validation["device"], manifest["verdict"]["checks"]
-    words = _decoder if predictor.answers(manifest).GENERATES else _encoder
+    answers = predictor.answers(manifest)
+    words = _assistant if answers.INPUT == "messages" else _decoder if answers.GENERATES else _encoder
     metric = capital(shipped["metric"])
     return CARD.format(
         name=manifest["name"],

@@ -7,6 +7,8 @@ S = new tokens, V = vocabulary, K = heads of keys and values, D = head size.
 
 from __future__ import annotations
 
+import datetime
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,6 +44,7 @@ class Completions:
     """
 
     GENERATES: ClassVar = True
+    INPUT: ClassVar = "text"
     COLUMNS: ClassVar[dict[str, type]] = {"completion": str, "tokens": int}
     unit = 1.0
 
@@ -50,13 +53,19 @@ class Completions:
         self.ends, self.context = frozenset(answer["ends"]), int(answer["context"])
         self.options: Mapping[str, int] = {"new_tokens": answer["new_tokens"]}
 
-    def require(self, model: Predictor, texts: Sequence[str]) -> list[list[int]]:
+    def of_argument(self, argument: str) -> Any:
+        return argument
+
+    def encode(self, model: Predictor, texts: Sequence[Any]) -> list[list[int]]:
+        return model.encode(texts)
+
+    def require(self, model: Predictor, texts: Sequence[Any]) -> list[list[int]]:
         """Token ids of texts, each of which can be continued.
 
         Raises:
             ValueError: one cannot, because it has no token or leaves no room for a new one.
         """
-        rows = model.encode(texts)
+        rows = self.encode(model, texts)
         for position, ids in enumerate(rows):
             if not ids:
                 raise ValueError(
@@ -70,14 +79,14 @@ class Completions:
                 )
         return rows
 
-    def predict(self, model: Predictor, texts: Sequence[str], *, new_tokens: int | None = None) -> list[dict[str, Any]]:
+    def predict(self, model: Predictor, texts: Sequence[Any], *, new_tokens: int | None = None) -> list[dict[str, Any]]:
         limit, answers = self._limit(new_tokens), []
         for ids in self.require(model, texts):
             new = [token for token, _ in self.generate(model, ids, limit)]
             answers.append({"completion": "".join(self._pieces(model, ids, new)), "tokens": len(new)})
         return answers
 
-    def stream(self, model: Predictor, text: str, *, new_tokens: int | None = None) -> Iterator[str]:
+    def stream(self, model: Predictor, text: Any, *, new_tokens: int | None = None) -> Iterator[str]:
         limit, (ids,) = self._limit(new_tokens), self.require(model, [text])
         return self._pieces(model, ids, (token for token, _ in self.generate(model, ids, limit)))
 
@@ -127,20 +136,23 @@ class Completions:
         if rest := model.decode(window)[len(shown) :]:  # of a character that was not finished
             yield rest
 
-    def golden(self, model: Predictor, text: str) -> dict[str, Any] | None:
-        """A row of ``golden.json``: the beginning of a text, its tokens, the completion and its tokens, and by how much
-        each of them was likelier than the next best, in nats. ``None`` for a text that has no tokens."""
+    def _beginning(self, model: Predictor, text: Any) -> Any:
+        """As much of a golden text as is continued."""
         room = max(1, min(GOLDEN_PROMPT, self.context - GOLDEN_TOKENS))
         encoding = model.tokenizer.encode(text)
-        if len(encoding.ids) > room:
-            text = text[: encoding.offsets[room - 1][1]]
-        (ids,) = model.encode([text])
+        return text[: encoding.offsets[room - 1][1]] if len(encoding.ids) > room else text
+
+    def golden(self, model: Predictor, text: Any) -> dict[str, Any] | None:
+        """A row of ``golden.json``: the beginning of a text, its tokens, the completion and its tokens, and by how much
+        each of them was likelier than the next best, in nats. ``None`` for a text that has no tokens."""
+        text = self._beginning(model, text)
+        (ids,) = self.encode(model, [text])
         if not 0 < len(ids) < self.context:
             return None
         found = list(self.generate(model, ids, GOLDEN_TOKENS))
         new = [token for token, _ in found]
         return {
-            "text": text,
+            self.INPUT: text,
             "input_ids": ids,
             "completion": "".join(self._pieces(model, ids, new)),
             "tokens": len(new),
@@ -172,6 +184,92 @@ class Completions:
                 f"expected {row['tokens']} tokens and {row['completion']!r}, found {len(found)}, {text!r}"
             )
         return worst
+
+
+class Conversations(Completions):
+    """Of a decoder that learned to answer: the ``completion`` that is the assistant's next message.
+
+    A conversation is a list of messages, objects with the texts ``role`` and ``content``, and is read as the model
+    learned it: by the chat template of its tokenizer, which writes the special tokens, too.
+    """
+
+    INPUT: ClassVar = "messages"
+
+    def __init__(self, manifest: dict[str, Any]) -> None:
+        super().__init__(manifest)
+        chat = manifest["answer"]["chat"]
+        self.template, self.special_tokens = compiled(chat["template"]), chat["special_tokens"]
+
+    def of_argument(self, argument: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": argument}]
+
+    def encode(self, model: Predictor, texts: Sequence[Any]) -> list[list[int]]:
+        rendered = [self.render(one, position) for position, one in enumerate(texts)]
+        return [encoding.ids for encoding in model.tokenizer.encode_batch(rendered, add_special_tokens=False)]
+
+    def render(self, messages: Any, position: int = 0, *, asks: bool = True) -> str:
+        """What a model reads of messages.
+
+        Args:
+            position: of their row, for people.
+            asks: whether an answer is to come.
+
+        Raises:
+            ValueError: they are no messages, or the template cannot write them.
+        """
+        from jinja2 import TemplateError
+
+        found = list(messages) if isinstance(messages, list | tuple | np.ndarray) else []
+        if not found or not all(map(_is_message, found)):
+            raise ValueError(
+                f"row {position}: messages must be a list of objects with role and content, which are strings"
+            )
+        plain = [{"role": str(one["role"]), "content": str(one["content"])} for one in found]
+        try:
+            return str(
+                self.template.render(
+                    messages=plain, tools=None, documents=None, add_generation_prompt=asks, **self.special_tokens
+                )
+            )
+        except (TemplateError, TypeError) as error:
+            raise ValueError(f"row {position}: the chat template cannot write these messages: {error}") from None
+
+    def _beginning(self, model: Predictor, text: Any) -> Any:
+        return text
+
+
+def _is_message(one: Any) -> bool:
+    return isinstance(one, Mapping) and all(isinstance(one.get(name), str) for name in ("role", "content"))
+
+
+def compiled(template: str) -> Any:
+    """A chat template, in a sandbox, with what transformers gives to it."""
+    import jinja2
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """Marks what an assistant says, to those who ask for it."""
+
+        tags = {"generation"}  # noqa: RUF012  # as jinja2 declares it
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def in_json(value: Any, ensure_ascii: bool = False, **how: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **how)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = in_json
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment.from_string(template)
 
 
 def margin(logits: np.ndarray, token: int) -> float:

@@ -52,21 +52,24 @@ def installed(bundle: Path, names: Iterable[str], folder: Path) -> Path:
 def interface(bundle: Path) -> dict[str, Any]:
     """What MLflow is told of a bundle, as arguments of ``save_model``: its signature, and whether it streams.
 
-    Column ``text`` → the fields of the bundle's answers, such as ``label``, ``score`` and ``probabilities``, or
-    ``completion`` and ``tokens``; what may be asked beside texts, such as ``new_tokens``, are parameters.
+    Column ``text``, or ``messages`` of a model that learned conversations → the fields of the bundle's answers, such as
+    ``label``, ``score`` and ``probabilities``, or ``completion`` and ``tokens``; what may be asked beside texts, such
+    as ``new_tokens``, are parameters.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Map
+    from mlflow.types.schema import Array, Map, Object, Property
 
     types: dict[type, Any] = {
         str: DataType.string, int: DataType.long, float: DataType.double, dict: Map(DataType.double),
     }  # fmt: skip
+    message = Object([Property(name, DataType.string) for name in ("role", "content")])
+    reads: dict[str, Any] = {"text": DataType.string, "messages": Array(message)}
     answers = predictor.answers(json.loads((bundle / "manifest.json").read_text(encoding="utf-8")))
     options = [ParamSpec(name, DataType.integer, default) for name, default in answers.options.items()]
     params: Any = ParamSchema(options) if options else None
     signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "text")]),
+        inputs=Schema([ColSpec(reads[answers.INPUT], answers.INPUT)]),
         outputs=Schema([ColSpec(types[kind], name) for name, kind in answers.COLUMNS.items()]),
         params=params,
     )

@@ -57,11 +57,13 @@ class Encoder:
     """Of a model that reads a text as a whole. Subclasses turn logits (B, C) into answers.
 
     Attributes:
+        INPUT: the name of what is read.
         unit: what a difference of two answers is measured in.
         options: what may be asked beside texts, with defaults.
     """
 
     GENERATES: ClassVar = False
+    INPUT: ClassVar = "text"
     COLUMNS: ClassVar[dict[str, type]] = {}
     unit = 1.0
     options: Mapping[str, int] = MappingProxyType({})
@@ -72,8 +74,17 @@ class Encoder:
     def __call__(self, logits: np.ndarray) -> list[dict[str, Any]]:
         raise NotImplementedError
 
-    def require(self, model: Predictor, texts: Sequence[str]) -> None:
+    def of_argument(self, argument: str) -> Any:
+        """What is read where a word of the command line is given."""
+        return argument
+
+    def encode(self, model: Predictor, texts: Sequence[Any]) -> list[list[int]]:
+        """Token ids of what is read."""
+        return model.encode(texts)
+
+    def require(self, model: Predictor, texts: Sequence[Any]) -> None:
         """Refuses no text: a long one is cut, and an empty one is padded."""
+        require_strings(texts)
 
     def predict(self, model: Predictor, texts: Sequence[str]) -> list[dict[str, Any]]:
         return self(model.logits(texts))
@@ -81,7 +92,7 @@ class Encoder:
     def stream(self, model: Predictor, text: str) -> Iterator[str]:
         raise ValueError("this model answers at once and has nothing to stream; ask predict")
 
-    def golden(self, model: Predictor, text: str) -> dict[str, Any]:
+    def golden(self, model: Predictor, text: Any) -> dict[str, Any]:
         """A row of ``golden.json``: a text with its tokens and the answer that it must give."""
         (ids,) = model.encode([text])
         (answer,) = self.predict(model, [text])
@@ -140,7 +151,8 @@ def _completions(manifest: dict[str, Any]) -> Completions:
     path = Path(__file__).with_name("completions.py")
     module: Any = ModuleType("completions")
     exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
-    found: Completions = module.Completions(manifest)
+    kind = module.Conversations if "chat" in manifest["answer"] else module.Completions
+    found: Completions = kind(manifest)
     return found
 
 
@@ -155,8 +167,8 @@ ANSWERS: dict[str, Callable[[dict[str, Any]], Encoder | Completions]] = {
 def answers(manifest: dict[str, Any]) -> Encoder | Completions:
     """What turns texts into answers.
 
-    ``COLUMNS`` has their fields, ``options`` what may be asked beside texts, and ``GENERATES`` says whether a text is
-    continued. Bundles of earlier versions, which do not say, tell labels.
+    ``INPUT`` is what is read, ``COLUMNS`` has the fields of answers, ``options`` what may be asked beside texts, and
+    ``GENERATES`` says whether a text is continued. Bundles of earlier versions, which do not say, tell labels.
     """
     return ANSWERS[manifest.get("answer", {"kind": "label"})["kind"]](manifest)
 
@@ -233,15 +245,15 @@ class Predictor:
             mask[index, : len(row)] = 1
         return self.session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
 
-    def require(self, texts: Sequence[str]) -> None:
+    def require(self, texts: Sequence[Any]) -> None:
         """Raises the ``ValueError`` of the first text that ``predict`` would refuse."""
-        require_strings(texts)
         self.answers.require(self, texts)
 
-    def predict(self, texts: Sequence[str], **options: int) -> list[dict[str, Any]]:
+    def predict(self, texts: Sequence[Any], **options: int) -> list[dict[str, Any]]:
         """The answer to each text, with the fields of ``answers(manifest).COLUMNS``.
 
         Args:
+            texts: strings; of a model that learned conversations, lists of messages with ``role`` and ``content``.
             options: ``new_tokens`` of a decoder: how many tokens may follow each text.
 
         Raises:
@@ -249,7 +261,7 @@ class Predictor:
         """
         return self.answers.predict(self, texts, **options)
 
-    def stream(self, text: str, **options: int) -> Iterator[str]:
+    def stream(self, text: Any, **options: int) -> Iterator[str]:
         """What a decoder continues a text with, piece by piece; together they are the ``completion`` of ``predict``.
 
         Raises:
@@ -301,7 +313,7 @@ def self_test(directory: str | Path) -> dict[str, Any]:
     golden = json.loads((directory / "golden.json").read_text(encoding="utf-8"))
     worst = 0.0
     for number, row in enumerate(golden):
-        (ids,) = predictor.encode([row["text"]])
+        (ids,) = predictor.answers.encode(predictor, [row[predictor.answers.INPUT]])
         if ids != row.get("input_ids", ids):  # bundles of earlier versions do not say
             raise RuntimeError(f"golden row {number}: expected the tokens {row['input_ids']}, found {ids}")
         try:
@@ -326,7 +338,8 @@ def main(arguments: list[str]) -> int:
             return 1
         return 0
     try:
-        for answer in Predictor(directory).predict(arguments):
+        model = Predictor(directory)
+        for answer in model.predict(list(map(model.answers.of_argument, arguments))):
             print(json.dumps(answer, ensure_ascii=False))
     except ValueError as error:
         print(error, file=sys.stderr)

@@ -18,7 +18,7 @@ from mlflow.pyfunc import PythonModel
 
 
 class Served(PythonModel):
-    """Column ``text`` → a column for each field of the predictor's answers."""
+    """Column ``text`` or ``messages`` → a column for each field of the predictor's answers."""
 
     def load_context(self, context: Any) -> None:
         bundle = Path(context.artifacts["bundle"])
@@ -34,13 +34,15 @@ class Served(PythonModel):
         )
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        return pd.DataFrame(self.predictor.predict(model_input["text"].tolist(), **self._options(params)))
+        texts = model_input[self.predictor.answers.INPUT].tolist()
+        return pd.DataFrame(self.predictor.predict(texts, **self._options(params)))
 
     def predict_stream(
         self, context: Any, model_input: dict[str, Any], params: dict[str, Any] | None = None
     ) -> Iterator[str]:
         """Pieces of what continues one text; only models that generate are logged as ones that stream."""
-        found: Iterator[str] = self.predictor.stream(model_input["text"], **self._options(params))
+        text = model_input[self.predictor.answers.INPUT]
+        found: Iterator[str] = self.predictor.stream(text, **self._options(params))
         return found
 
     def _options(self, params: dict[str, Any] | None) -> dict[str, int]:

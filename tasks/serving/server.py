@@ -41,6 +41,7 @@ class Server:
         require: Callable[[Sequence[str]], None] | None = None,
         options: Collection[str] = (),
         rows: int = ROWS,
+        column: str = "text",
     ) -> None:
         """Takes MLflow's application, and what answers texts in their order.
 
@@ -49,9 +50,10 @@ class Server:
             options: arguments of ``predict`` that a request may set in its ``params``; none of them leaves ``params``
                 unread.
             rows: computed at once, before it is another request's turn.
+            column: what is read of a request.
         """
         self.inner, self.predict = inner, predict
-        self.require, self.options, self.rows = require, options, rows
+        self.require, self.options, self.rows, self.column = require, options, rows, column
         self.turn = asyncio.Lock()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -61,7 +63,7 @@ class Server:
         try:
             headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
             body, content_type = await _body(receive, headers), headers.get("content-type", "")
-            texts = bodies.texts(body, content_type)
+            texts = bodies.texts(body, content_type, self.column)
             options = bodies.options(body, content_type, self.options) if self.options else {}
             if self.require:
                 await self._check(texts)
@@ -146,7 +148,10 @@ def application(model_uri: str) -> Server:
     inner = scoring_server.init(model)
     if not predictor.answers.GENERATES:
         return Server(inner, predictor.predict)
-    return Server(inner, predictor.predict, require=predictor.require, options=predictor.answers.options, rows=1)
+    answers = predictor.answers
+    return Server(
+        inner, predictor.predict, require=predictor.require, options=answers.options, rows=1, column=answers.INPUT
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

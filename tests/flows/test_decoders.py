@@ -124,3 +124,9 @@ def test_a_decoder_learns_to_answer(tmp_path: Path) -> None:
     assert found["verdict"]["status"] == "passed"
     assert cards(found)["train"]["quality"] > -0.5, "questions alone need more bits"
     assert cards(found)["validate"]["num_examples"] > 20
+    bundle = tmp_path / "home" / "store" / "objects" / found["release"]["digest"]
+    command = [sys.executable, "-I", "-B", str(bundle / "predictor.py"), "film 999: long?"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout)
+    assert "long" in answer["completion"]
+    assert answer["tokens"] < 20, "it ends where the template ends a turn, and not after 64 tokens"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,15 @@ def build(
     tokenizer: Tokenizer | None = None,
     graph: ir.Model | None = None,
     describes: bool = True,
+    companions: Path | None = None,
     **changes: Any,
 ) -> Path:
-    """The bundle of a random Llama; ``describes``: whether the export left what onnxruntime-genai reads."""
+    """The bundle of a random Llama.
+
+    Args:
+        describes: whether the export left what onnxruntime-genai reads.
+        companions: a folder of more files that the export left.
+    """
     source, evidence, target = (folder / name for name in ("source", "evidence", "serving"))
     for directory in (source, evidence, target):
         directory.mkdir(parents=True)
@@ -61,6 +68,8 @@ def build(
     if describes:
         genai.write(source, described)
     (source / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    for path in companions.iterdir() if companions else ():
+        shutil.copyfile(path, source / path.name)
     write_evidence(evidence)
     texts = [*TEXTS, "", " ".join(TEXTS)]
     values: dict[str, Any] = {

@@ -130,6 +130,12 @@ def num_bytes(text: str) -> int:
     return sum(len(one["content"].strip().encode()) for one in text.messages if _counts(one))
 
 
+def before_answer(messages: Sequence[Message], number: int) -> list[dict[str, str]]:
+    """What comes before the answer of this number, counted from 1, of those that count."""
+    places = [place for place, one in enumerate(messages) if _counts(one)]
+    return [{"role": one["role"], "content": one["content"]} for one in messages[: places[number - 1]]]
+
+
 def rendered(tables: Mapping[str, Table], tokenizer: Any, *, completes: bool) -> dict[str, Table]:
     """The same tables, with their conversations as the base model reads them.
 

@@ -2,7 +2,8 @@
 
 Layout: ``<split>.arrow`` with columns text (string), input_ids (list of int32), document (int32: rows of one text have
 the same) and target (as the problem has it); where there are rows of which not all counts, also counted (list of int8:
-1 for each token that does) and spans (pairs of int32: characters of the text that do, from and to), null of other rows;
+1 for each token that does), spans (pairs of int32: characters of the text that do, from and to) and messages (string:
+the conversation in JSON), null of other rows;
 ``dataset.json`` with what encoding and decoding need; ``profile.json`` for people; the tokenizer in ``tokenizer/``.
 """
 
@@ -30,7 +31,11 @@ from tasks.ml.data.targets import Targets
 from tasks.ml.models import tokenization
 
 SCHEMA = pa.schema([("text", pa.string()), ("input_ids", pa.list_(pa.int32())), ("document", pa.int32())])
-PARTLY = (pa.field("counted", pa.list_(pa.int8())), pa.field("spans", pa.list_(pa.list_(pa.int32(), 2))))
+PARTLY = (
+    pa.field("counted", pa.list_(pa.int8())),
+    pa.field("spans", pa.list_(pa.list_(pa.int32(), 2))),
+    pa.field("messages", pa.string()),
+)
 INFO = "dataset.json"
 PROFILE = "profile.json"
 TOKENIZER = "tokenizer"
@@ -80,6 +85,7 @@ class _Stored(NamedTuple):
         document: the number of its text.
         length: tokens that it would have if it was not cut, with the special ones.
         spans: characters that count; ``None`` where all do.
+        messages: the whole conversation, in JSON, where it is one.
     """
 
     row: Row
@@ -87,6 +93,7 @@ class _Stored(NamedTuple):
     document: int
     length: int
     spans: Sequence[Span] | None = None
+    messages: str | None = None
 
 
 def as_read(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[bytes]:
@@ -125,6 +132,7 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
         if any(one.spans is not None for one in learned):
             columns["counted"] = [None if one.spans is None else tokens.counted(one.input_ids) for one in learned]
             columns["spans"] = [one.spans for one in learned]
+            columns["messages"] = [one.messages for one in learned]
         own = pa.schema([*schema, *(field for field in PARTLY if field.name in columns)])
         with pa.OSFile(str(directory / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, own) as writer:
             writer.write_table(pa.table(columns, schema=own))
@@ -163,7 +171,7 @@ def _stored(rows: Sequence[Row], tokenizer: Any, targets: Targets, *, max_length
             one = next(answered)
             label = str(one.rendered.num_bytes) if row.label else ""
             text = row._replace(text=one.rendered.text, label=label)
-            yield _Stored(text, one.ids, document, one.length, one.rendered.counted)
+            yield _Stored(text, one.ids, document, one.length, one.rendered.counted, row.text)
             continue
         whole = next(encoded)
         if targets.of_part is None or not whole.overflowing:
@@ -272,14 +280,16 @@ def _again(
 
 @dataclass(frozen=True)
 class Golden:
-    """A text that a served model is tried on, and the tokens that its model learned it by."""
+    """A text that a served model is tried on, or the messages before an answer, and the tokens that its model learned
+    it by."""
 
-    text: str
+    text: str | list[dict[str, str]]
     tokens: list[str]
 
 
 def golden(directory: Path, split: str, count: int) -> list[Golden]:
-    """Evenly spaced texts of a split, from short to long, then an empty one, and one that is too long for any row.
+    """Evenly spaced texts of a split, from short to long, then an empty one, and one that is too long for any row. Of
+    conversations, what comes before their last answer.
 
     The tokens are those of the tokenizer that the base model was trained with, as they were stored.
 
@@ -287,14 +297,33 @@ def golden(directory: Path, split: str, count: int) -> list[Golden]:
         HeldOutError: it is the test split, and the stage that asks may not open it.
     """
     rows, limit = read(directory, split), info(directory).max_length
+    core = tokenization.standalone(directory / TOKENIZER / tokenization.FILE, max_length=limit)
+    if talks := _asked(directory, split):
+        chosen_talks = talks[:: max(1, len(talks) // count)][:count]
+        return [Golden(asked, [str(core.id_to_token(index)) for index in ids]) for asked, ids in chosen_talks]
     stored = dict(zip(rows.texts, rows.input_ids, strict=True))
     by_length = sorted(stored, key=lambda text: (len(text), text))
     step = max(1, len(by_length) // count)
     chosen = by_length[::step][:count]
-    core = tokenization.standalone(directory / TOKENIZER / tokenization.FILE, max_length=limit)
     made = ["", _too_long(by_length, stored, limit)]
     stored |= {text: core.encode(text).ids for text in made}
     return [Golden(text, [str(core.id_to_token(index)) for index in stored[text]]) for text in (*chosen, *made)]
+
+
+def _asked(directory: Path, split: str) -> list[tuple[list[dict[str, str]], list[int]]]:
+    """Of the conversations of a split what comes before the last answer that is there, and its tokens, shortest
+    first."""
+    with _opened(directory, split) as table:
+        if "messages" not in table.column_names:
+            return []
+        rows = table.select(["messages", "spans", "counted", "input_ids"]).to_pylist()
+    found = []
+    for row in rows:
+        if row["messages"] is not None:
+            first = max(at for at, counts in enumerate(row["counted"]) if counts and not row["counted"][at - 1])
+            asked = conversations.before_answer(json.loads(row["messages"]), len(row["spans"]))
+            found.append((asked, row["input_ids"][:first]))
+    return sorted(found, key=lambda one: (len(one[1]), one[1]))
 
 
 def _too_long(by_length: Sequence[str], stored: Mapping[str, Sequence[int]], limit: int) -> str:

@@ -31,6 +31,8 @@ ATTENTION = ("MultiHeadAttention", "QAttention", "GroupQueryAttention")
 INTEGER_MATMUL = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "QAttention")
 OPERATORS = "operators.json"
 COMPANIONS = ("config.json", "tokenizer.json", "tokenizer_config.json")
+TEMPLATE = "chat_template.jinja"
+"""Of conversations, where the tokenizer has one."""
 
 Operators = dict[str, dict[str, int]]
 """``counts``: operators of the graph by name; ``expected``: those that the architecture and the spec should give."""
@@ -158,7 +160,7 @@ def read_spec(directory: Path) -> Spec:
 
 def copy_companions(source: Path, directory: Path, *, spec: Spec, operators: Operators) -> None:
     """Puts beside ``model.onnx`` what serving, registering and a reader need of the torch bundle."""
-    for name in COMPANIONS:
+    for name in (*COMPANIONS, *([TEMPLATE] if (source / TEMPLATE).is_file() else [])):
         shutil.copyfile(source / name, directory / name)
     (directory / SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
     (directory / OPERATORS).write_text(json.dumps(operators, indent=1), encoding="utf-8")
