@@ -208,6 +208,19 @@ def test_what_counts_is_stored_and_found_again_by_another_tokenizer(tmp_path: Pa
             assert len(rows[1]) < len(rows[0])
 
 
+def test_a_cut_conversation_stays_whole_where_it_has_more_tokens_by_another_tokenizer(tmp_path: Path) -> None:
+    fewer, more = chats.tokenizer(merges=True), chats.tokenizer()
+    written(tmp_path, fewer, table(*talks(40)), max_length=60)
+    for ours, theirs in zip(splits(tmp_path), splits(tmp_path, more), strict=True):
+        assert any(len(row) > 60 for row in theirs.input_ids)
+        for text, mine, their in zip(ours.texts, ours.input_ids, theirs.input_ids, strict=True):
+            assert fewer.decode(mine) == more.decode(their) == text
+            counted = [
+                [one for one, counts in zip(row, tokens.counted(row), strict=True) if counts] for row in (mine, their)
+            ]
+            assert fewer.decode(counted[0]) == more.decode(counted[1])
+
+
 def test_a_long_conversation_is_cut_at_its_end_and_one_without_an_answer_is_left_out(tmp_path: Path) -> None:
     tokenizer = chats.tokenizer()
     long = [[{"role": "user", "content": f"{index} why? " * 20}, ANSWER] for index in range(3)]
