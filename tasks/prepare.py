@@ -88,7 +88,7 @@ def prepare(
         calibration=config.calibration_fraction,
         max_rows=config.max_rows,
         # Texts that become several rows are read whole, and told apart by whatever they have.
-        read=as_read if targets.of_part is None else splitting.keys,
+        read=as_read if targets.of_text is None else splitting.keys,
     )
     with store.workspace() as directory:
         profile = datasets.write(

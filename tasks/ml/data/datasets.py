@@ -113,7 +113,7 @@ def write(directory: Path, division: Division, tokenizer: Any, *, max_length: in
     kept: dict[str, list[Row]] = {}
     unanswered = 0
     units = dict(division.targets.measure([row.label for row in division.splits["train"]]))
-    in_parts = division.targets.of_part is not None
+    in_parts = division.targets.of_text is not None
     for name, rows in division.splits.items():
         stored = list(_stored(rows, tokenizer, division.targets, max_length=max_length))
         learned = [one for one in stored if one.spans is None or any(tokens.counted(one.input_ids)[1:])]
@@ -174,12 +174,12 @@ def _stored(rows: Sequence[Row], tokenizer: Any, targets: Targets, *, max_length
             yield _Stored(text, one.ids, document, one.length, one.rendered.counted, row.text)
             continue
         whole = next(encoded)
-        if targets.of_part is None or not whole.overflowing:
+        if targets.of_text is None or not whole.overflowing:
             length = len(whole.ids) + sum(len(part.ids) - special for part in whole.overflowing)
             yield _Stored(row, whole.ids, document, length)
             continue
         for part, ids in _parts(row.text, whole):
-            label = targets.of_part(part) if row.label else ""
+            label = targets.of_text(part) if row.label else ""
             yield _Stored(row._replace(text=part, label=label), ids, document, len(ids))
 
 

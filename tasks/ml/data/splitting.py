@@ -162,7 +162,10 @@ def _distinct(
         if any(name in taken for name in (seen, *identities)):
             dropped["in_another_split"] += len(indices)
             continue
+        text = min(table.texts[index] for index in indices)
         labels = [table.labels[index] for index in indices] if table.labels else [""]
+        if table.labels and targets.of_text is not None:
+            labels = [targets.of_text(text)]  # of the spelling that is kept
         label = labels[0]
         if len(set(labels)) > 1:
             label = targets.settle(labels) if len(identities) == 1 else ""
@@ -171,7 +174,6 @@ def _distinct(
                 continue
             dropped["settled"] += 1
         dropped["duplicates"] += len(indices) - 1
-        text = min(table.texts[index] for index in indices)
         rows.append(Row(text, label, key(text)))
         names.append((seen, *identities))
     dropped["conflicting_labels"] += sum(map(len, conflicts))

@@ -26,8 +26,8 @@ class Targets:
         encode: the target of a row with this label, by these numbers.
         missing: the target of a row without a label.
         dtype: of targets.
-        of_part: the label of a part of a text, where texts that are too long for a row become several; ``None`` where
-            they are cut.
+        of_text: the label that a text has of itself, where nobody tells it: one that is too long for a row then becomes
+            several, each with its own; ``None`` where labels are told, and texts are cut.
     """
 
     tables: Mapping[str, Table]
@@ -40,7 +40,7 @@ class Targets:
     encode: Callable[[str, Mapping[str, float]], float]
     missing: float
     dtype: Any
-    of_part: Callable[[str], str] | None = None
+    of_text: Callable[[str], str] | None = None
 
     def array(self, labels: Sequence[str], units: Mapping[str, float]) -> np.ndarray:
         """Targets (N,) of rows with these labels, "" where there is none, by what ``measure`` gave."""

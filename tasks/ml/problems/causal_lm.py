@@ -67,12 +67,12 @@ def targets(tables: Mapping[str, Table]) -> Targets:
         strata=strata,
         stratum=lambda label: strata[bisect.bisect_left(edges, float(label))],
         required=(),
-        settle=max,
+        settle=lambda labels: "",
         measure=lambda labels: {},
         encode=lambda label, units: float(label),
         missing=NO_TARGET,
         dtype=np.int64,
-        of_part=_num_bytes,
+        of_text=_num_bytes,
     )
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tasks.contracts.values import CheckStatus
+from tasks.ml.data import splitting
 from tasks.ml.data.datasets import Split
 from tasks.ml.data.tables import Table
 from tasks.ml.problems import causal_lm as problem
@@ -321,9 +322,22 @@ def test_targets_are_bytes() -> None:
         "up to 10 bytes", "up to 10 bytes", "up to 20 bytes", "longer", "longer",
     ]  # fmt: skip
     assert found.array(["7", ""], {}).tolist() == [7, problem.NO_TARGET]
-    assert found.of_part is not None
-    assert found.of_part("ä€") == "5"
+    assert found.of_text is not None
+    assert found.of_text("ä€") == "5"
     assert {found.stratum(label) for label in found.tables["train"].labels} == set(found.strata)
+
+
+def test_a_text_of_several_spellings_has_the_bytes_of_the_one_that_is_kept() -> None:
+    spaces = [" " * (1 + number % 12) for number in range(40)]
+    texts = [f"text{space}{number}" for number, space in enumerate(spaces)] + [f"text {number}" for number in range(40)]
+    source = Table("texts.jsonl", "line", range(1, 81), texts, [], "")
+    made = problem.targets({"train": source})
+    division = splitting.divide(made, test=0.2, selection=0.2, calibration=0.1)
+    rows = [row for rows in division.splits.values() for row in rows]
+    assert len(rows) == 40
+    assert any("  " in row.text for row in rows), "some are kept with many spaces"
+    assert all(row.label == str(len(row.text.encode())) for row in rows)
+    assert not any("several labels" in said for said in division.warnings)
 
 
 def test_label_smoothing_is_refused() -> None:
