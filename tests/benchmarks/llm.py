@@ -63,6 +63,8 @@ PINS = (
 """optimum-intel wants a transformers before 5.6."""
 INSTALLED = ("optimum-intel", "openvino-genai", "gguf", "llama-cpp-python")
 BUILT = ("--no-binary", "llama-cpp-python")
+WITHOUT_TILES = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+"""llama.cpp 0.3.36 configures AMX tiles once a thread, and some machines forget them: an illegal instruction."""
 CALIBRATION = 128
 """Rows that a peer is given."""
 THREADS, CONTEXTS, GENERATED = llm_worker.THREADS, llm_worker.CONTEXTS, llm_worker.GENERATED
@@ -222,9 +224,8 @@ class Peers:
 
     def call(self, *given: str | Path) -> dict[str, float]:
         """Runs ``llm_worker.py`` in a process of its own."""
-        python = python_of(
-            "llm-peers", PINS, INSTALLED, self.folder, options=BUILT, variables={"CMAKE_ARGS": "-DGGML_NATIVE=ON"}
-        )
+        flags = {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CFLAGS": WITHOUT_TILES, "CXXFLAGS": WITHOUT_TILES}
+        python = python_of("llm-peers", PINS, INSTALLED, self.folder, options=BUILT, variables=flags)
         quiet = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PYTHONPATH": ""}
         done = subprocess.run(
             [python, llm_worker.__file__, *given], env=os.environ | quiet, stdout=subprocess.PIPE, text=True, check=True
@@ -307,18 +308,11 @@ def main() -> None:
             return peers.call("perplexity", folder, test)
         return apart(packages, "perplexity", folder=folder, file=test)
 
-    read_bytes = json.loads(test.read_text(encoding="ascii"))["bytes"]
-    quality = {
-        name: told
-        | {
-            "perplexity": math.exp(told["nats"] / told["tokens"]),
-            "bits per byte": told["nats"] / math.log(2) / read_bytes,
-        }
-        for name, told in (
-            (name, lost(folder))
-            for name, folder in {"package, fp32": base, "fine-tuned, fp32": source, **folders}.items()
-        )
-    }
+    size, quality = json.loads(test.read_text(encoding="ascii"))["bytes"], {}
+    for name, folder in {"package, fp32": base, "fine-tuned, fp32": source, **folders}.items():
+        told = lost(folder)
+        perplexity_of, bits = math.exp(told["nats"] / told["tokens"]), told["nats"] / math.log(2) / size
+        quality[name] = told | {"perplexity": perplexity_of, "bits per byte": bits}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in folders}
     for _ in range(options.rounds):
         for name, folder in folders.items():

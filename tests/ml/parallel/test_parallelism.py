@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from tasks.contracts.base import FeatherweightError
 from tasks.ml.distillation.teaching import Weights
+from tests.ml import tiny_decoders
 from tests.ml.processes import EVERYTHING, FOR_MODEL, assert_same_weights, interrupt, lesson, train
 
 DENSE = FOR_MODEL | {"embeddings": "dense"}
@@ -41,6 +43,18 @@ def test_parts_learn_what_the_whole_learns_and_take_less_memory(model: nn.Module
             assert part.notes[name] == pytest.approx(whole.notes[name] / processes, rel=0.03), name
         else:  # norms, positions and the head are whole in each
             assert whole.notes[name] / processes < part.notes[name] < 0.7 * whole.notes[name], name
+
+
+@pytest.mark.parametrize("name", ["llama, tied", pytest.param("llama", marks=pytest.mark.slow)])
+def test_parts_of_a_decoder_learn_what_the_whole_learns(name: str) -> None:
+    """With a head that is the token table, one parameter in two places, and with one of its own."""
+    model = tiny_decoders.model_of(name)
+    what = replace(lesson(model), problem="causal-lm")
+    alone, one, whole = train(model, what, 1, for_model=DENSE)
+    together, several, part = train(model, what, 2, micro_batch=3, **held("sharded"))
+    assert several.losses == pytest.approx(one.losses, rel=1e-4)
+    assert_same_weights(together, alone, model)
+    assert part.notes["weights_mb"] == pytest.approx(whole.notes["weights_mb"] / 2, rel=0.03)
 
 
 @pytest.mark.slow
