@@ -45,7 +45,7 @@ def test_few_units_have_few_steps() -> None:
 
 
 def test_what_a_model_cannot_be_is_no_step(tmp_path: Path) -> None:
-    found = space.of(Recipe(), of_shape(tmp_path, layers=3, heads=4, kind="BPE"), {})
+    found = space.of(Recipe(), of_shape(tmp_path, layers=3, heads=4, kind="Unigram"), {})
     assert found.values["pruning.keep_vocabulary"] == (1.0,)
     assert found.values["distillation.layers"] == (1, 2, 3)
     narrow = space.of(Recipe(), of_shape(tmp_path, layers=3, heads=4, hidden=40), {})
