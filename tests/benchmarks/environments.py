@@ -19,6 +19,7 @@ def python_of(
     installed: Sequence[str],
     folder: Path | None = None,
     *,
+    unwanted: Sequence[str] = (),
     options: Sequence[str] = (),
     variables: Mapping[str, str] = NOTHING,
 ) -> Path:
@@ -28,6 +29,7 @@ def python_of(
         pins: versions of all that counts, as pip's constraints.
         installed: what is asked for.
         folder: where it is; in the user's cache by default.
+        unwanted: what is taken away again.
         options: more of pip's.
         variables: more of pip's environment.
     """
@@ -46,6 +48,9 @@ def python_of(
     install = [str(python), "-m", "pip", "install", "--no-input", "--quiet", "--constraint", str(constraints)]
     environment = {**os.environ, **variables}
     subprocess.run([*install, *options, *installed], check=True, stdout=sys.stderr, env=environment)
+    if unwanted:
+        remove = [str(python), "-m", "pip", "uninstall", "--quiet", "--yes"]
+        subprocess.run([*remove, *unwanted], check=True, stdout=sys.stderr)
     stamp.write_text(key, encoding="ascii")
     print(f"installed in {time.monotonic() - started:.0f} s", file=sys.stderr)
     return python

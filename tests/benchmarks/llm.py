@@ -62,6 +62,8 @@ PINS = (
 )
 """optimum-intel wants a transformers before 5.6."""
 INSTALLED = ("optimum-intel", "openvino-genai", "gguf", "llama-cpp-python")
+UNWANTED = ("torchvision",)
+"""optimum-intel asks for it, needs it for no decoder, and gets one that fits no torch for the CPU."""
 BUILT = ("--no-binary", "llama-cpp-python")
 WITHOUT_TILES = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 """llama.cpp 0.3.36 configures AMX tiles once a thread, and some machines forget them: an illegal instruction."""
@@ -225,7 +227,7 @@ class Peers:
     def call(self, *given: str | Path) -> dict[str, float]:
         """Runs ``llm_worker.py`` in a process of its own."""
         flags = {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CFLAGS": WITHOUT_TILES, "CXXFLAGS": WITHOUT_TILES}
-        python = python_of("llm-peers", PINS, INSTALLED, self.folder, options=BUILT, variables=flags)
+        python = python_of("llm-peers", PINS, INSTALLED, self.folder, unwanted=UNWANTED, options=BUILT, variables=flags)
         quiet = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PYTHONPATH": ""}
         done = subprocess.run(
             [python, llm_worker.__file__, *given], env=os.environ | quiet, stdout=subprocess.PIPE, text=True, check=True
