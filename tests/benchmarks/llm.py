@@ -313,6 +313,7 @@ def main() -> None:
     size, quality = json.loads(test.read_text(encoding="ascii"))["bytes"], {}
     for name, folder in {"package, fp32": base, "fine-tuned, fp32": source, **folders}.items():
         told = lost(folder)
+        print(f"perplexity of {name}: {math.exp(told['nats'] / told['tokens']):.3f}", file=sys.stderr)
         perplexity_of, bits = math.exp(told["nats"] / told["tokens"]), told["nats"] / math.log(2) / size
         quality[name] = told | {"perplexity": perplexity_of, "bits per byte": bits}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in folders}
@@ -320,6 +321,7 @@ def main() -> None:
         for name, folder in folders.items():
             found = peers.call("speeds", folder) if is_theirs(folder) else apart(packages, "speeds", folder=folder)
             rounds[name].append(found)
+            print(f"round {len(rounds[name])} of {options.rounds}, {name}: {found}", file=sys.stderr)
     read = max(apart(packages, "bandwidth")["read"] for _ in range(2))
     report(quality, rounds, folders, read)
     print(f"\nMemory is read at {read / 1e9:.1f} GB/s.")
