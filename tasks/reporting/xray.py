@@ -269,7 +269,7 @@ def writing(found: XRay) -> list[dict[str, str]]:
     """What a token of a decoder reads in each format, and how many a second that allows."""
     return [
         {
-            "title": numbers.capital(row["format"]),
+            "title": row["format"],
             "past": f"{row['past']:,}",
             "bytes": numbers.scaled(row["bytes"], "B"),
             "most": numbers.number(row["most_tokens_per_s"]),

@@ -22,7 +22,7 @@ from flows.command import xray as flow
 from tasks.contracts.base import FeatherweightError
 from tasks.ml import machine
 from tasks.ml.models import modeling, tokenization
-from tasks.ml.xray import cost_model, profiling, roofline, xray
+from tasks.ml.xray import cost_model, profiling, roofline, writing, xray
 from tasks.reporting import page
 from tasks.reporting import xray as sections
 
@@ -105,6 +105,17 @@ def test_a_written_token_reads_all_weights_of_layers_and_head_and_the_cache(writ
         taken["tokens_per_s"] * taken["bytes"] / writer.machine.bytes_per_s
     )
     assert all(row["tokens_per_s"] is None for name, row in rows.items() if name != "fp32")
+
+
+def test_the_page_and_the_tables_show_what_a_written_token_reads(
+    writer: xray.XRay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    surroundings = page.Surroundings(datetime(2026, 1, 2, tzinfo=UTC), {"featherweight": "0"})
+    flow.print_tables(writer)
+    for text in (visible(sections.render(writer, surroundings)), capsys.readouterr().out):
+        assert "fp32" in text
+        assert "4 bits in blocks of 64, head in 8" in text
+    assert len(flow.document(writer)["writing"]) == len(writing.FORMATS)
 
 
 def test_encoders_and_training_write_nothing(encoder: xray.XRay, decoder: xray.XRay) -> None:
