@@ -194,7 +194,8 @@ def retold(
     for row, (ours, theirs) in enumerate(zip(rows, others, strict=True)):
         said_here = found[row, : max(0, len(ours) - 1), 1]
         is_alike = ids[ours].tolist() == list(theirs)
-        said_here[:] = known[np.minimum(said_here.astype(np.int64), len(ids))] if is_alike else np.nan
+        counted = ~np.isnan(said_here)
+        said_here[counted] = known[np.minimum(said_here[counted].astype(np.int64), len(ids))] if is_alike else np.nan
     return found
 
 

@@ -256,6 +256,14 @@ def test_models_with_other_vocabularies_are_compared_where_both_read_the_same(mo
     assert learning.agreement(problem, kept, nothing) == (None, 0)  # type: ignore[arg-type]
 
 
+def test_tokens_that_do_not_count_say_nothing_by_any_vocabulary(model: nn.Module) -> None:
+    kept = kept_of(model)
+    kept[:, ::2] = np.nan
+    rows = [Partly(row, [index % 2 == 0 for index in range(len(row))]) for row in ROWS]
+    told = problem.retold(kept, rows, rows, np.arange(VOCABULARY))
+    np.testing.assert_equal(told, kept)
+
+
 def summary_of(nats: float, *, rows: int = 40) -> dict[str, Any]:
     """Of a model that loses so much at each token of texts in which two tokens alternate."""
     ids = [[3, 4] * 5] * rows
