@@ -116,9 +116,7 @@ def speeds(folder: Path) -> dict[str, float]:
                 f"decode, {context}": GENERATED / (written - read),
             }
             del asked
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    found["memory"] = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1e3  # type: ignore[index]
-    return found
+    return found | {"memory": llm_worker.peak_mb()}
 
 
 def num_bytes(folder: Path) -> int:
@@ -159,16 +157,8 @@ def rows(source: Path, packages: Path, split: str, count: int, file: Path) -> No
 
 
 def perplexity(folder: Path, file: Path) -> dict[str, float]:
-    """Nats that a graph, or a model in PyTorch, loses on rows, and their tokens."""
-    import torch
-    import torch.nn.functional as F
-
-    ask, nats, tokens = _answers(folder), 0.0, 0
-    for row in json.loads(file.read_text(encoding="ascii"))["rows"]:
-        logits = ask(row)[:-1].float()
-        nats += F.cross_entropy(logits, torch.tensor(row[1:]), reduction="sum").item()
-        tokens += len(row) - 1
-    return {"nats": nats, "tokens": tokens}
+    """Nats that a graph, or a model in PyTorch, loses on rows of a file, and their tokens."""
+    return llm_worker.lost(_answers(folder), llm_worker.rows_of(file))
 
 
 def _answers(folder: Path) -> Any:

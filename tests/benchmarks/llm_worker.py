@@ -210,18 +210,28 @@ CONFIGURATIONS: Mapping[str, Callable[[Path, Path, Sequence[list[int]]], None]] 
 }
 
 
-def perplexity(folder: Path, rows: Sequence[list[int]]) -> dict[str, float]:
-    """Nats that rows lose, and their tokens."""
+def lost(ask: Callable[[Sequence[int]], Any], rows: Sequence[list[int]]) -> dict[str, float]:
+    """Nats that rows lose by what gives their logits (S, V), and their tokens."""
     import numpy as np
 
-    ask = (llama_answers if (folder / GGUF).is_file() else openvino_answers)(folder)
-    lost, tokens = 0.0, 0
+    nats, tokens = 0.0, 0
     for row in rows:
         logits = np.asarray(ask(row)[:-1], dtype=np.float64)
         logits -= logits.max(axis=-1, keepdims=True)
         told = logits[np.arange(len(row) - 1), row[1:]] - np.log(np.exp(logits).sum(axis=-1))
-        lost, tokens = lost - float(told.sum()), tokens + len(row) - 1
-    return {"nats": lost, "tokens": tokens}
+        nats, tokens = nats - float(told.sum()), tokens + len(row) - 1
+    return {"nats": nats, "tokens": tokens}
+
+
+def perplexity(folder: Path, file: Path) -> dict[str, float]:
+    """Nats that rows of a file lose, and their tokens."""
+    return lost((llama_answers if (folder / GGUF).is_file() else openvino_answers)(folder), rows_of(file))
+
+
+def peak_mb() -> float:
+    """Highest resident set of this process, MB."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1e3  # type: ignore[index]
 
 
 def speeds(folder: Path) -> dict[str, float]:
@@ -234,13 +244,12 @@ def speeds(folder: Path) -> dict[str, float]:
         for _ in range(2):  # the first brings memory and threads; another text, since a text may be remembered
             read, written = ask(generator.integers(1000, 40_000, context).tolist())
         found |= {f"prefill, {context}": context / read, f"decode, {context}": 1 / written}
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    found["memory"] = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1e3  # type: ignore[index]
-    return found
+    return found | {"memory": peak_mb()}
 
 
-def _rows(path: str) -> list[list[int]]:
-    rows: list[list[int]] = json.loads(Path(path).read_text(encoding="ascii"))["rows"]
+def rows_of(file: Path) -> list[list[int]]:
+    """Rows of token ids, as a file has them."""
+    rows: list[list[int]] = json.loads(file.read_text(encoding="ascii"))["rows"]
     return rows
 
 
@@ -248,10 +257,10 @@ def main() -> None:
     what, *given = sys.argv[1:]
     if what == "make":
         name, source, folder, rows = given
-        CONFIGURATIONS[name](Path(source), Path(folder), _rows(rows))
+        CONFIGURATIONS[name](Path(source), Path(folder), rows_of(Path(rows)))
         print("{}")
     elif what == "perplexity":
-        print(json.dumps(perplexity(Path(given[0]), _rows(given[1]))))
+        print(json.dumps(perplexity(*map(Path, given))))
     else:
         print(json.dumps(speeds(Path(given[0]))))
 
