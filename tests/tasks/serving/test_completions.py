@@ -40,11 +40,6 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("scribe"))
 
 
-@pytest.fixture(scope="module")
-def predictor(serving: Path) -> Predictor:
-    return Predictor(serving, threads=1)
-
-
 @torch.no_grad()
 def generated(ids: list[int], new_tokens: int) -> list[int]:
     """The new tokens of transformers."""

@@ -80,11 +80,6 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return serving_of(tmp_path_factory.mktemp("assistant"))
 
 
-@pytest.fixture(scope="module")
-def predictor(serving: Path) -> Predictor:
-    return Predictor(serving, threads=1)
-
-
 def test_an_answer_continues_what_the_template_writes(predictor: Predictor) -> None:
     answers = predictor.predict(ASKED)
     for asked, answer in zip(ASKED, answers, strict=True):
